@@ -1,0 +1,97 @@
+//! `lockwatch check NODE_ID`
+
+use clap::Args;
+use serde_json::json;
+
+use super::{Failure, render};
+use crate::config::{GraphArgs, app_secrets};
+use crate::lockout::cause::{Cause, Evidence, Finding, derive, next_steps};
+use crate::meta::health::{Answer, verdict};
+use crate::store::checks::Check;
+
+/// Asks Meta for a node's health_status and prints entities, cause and next steps. Exit 0 whenever Meta
+/// answered, refusals included
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Needs META_APP_SECRET, and META_ACCESS_TOKEN or --meta-access-tokens-file (secrets: environment, or NAME_FILE).")]
+pub(super) struct CheckArgs {
+    /// A phone number id or an account (WABA) id
+    node_id: String,
+    /// The account whose token to use, where a file holds several
+    #[arg(long, value_name = "ID")]
+    waba_id: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    graph: GraphArgs,
+}
+
+pub(super) async fn run(args: CheckArgs) -> Result<(), Failure> {
+    let graph = args.graph.graph(&app_secrets()?)?;
+    if !graph.has_tokens() {
+        return Err(Failure::Usage("META_ACCESS_TOKEN is not set: a system user's token of your Meta business".into()));
+    }
+    if !args.node_id.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(Failure::Usage(format!("{:?} is not a node id: those have digits only", args.node_id)));
+    }
+    let waba_id = args.waba_id.as_deref().unwrap_or(&args.node_id);
+    let check = graph.look_up(waba_id, &args.node_id).await;
+    let (finding, error) = match &check.answer {
+        Answer::Health(entities) => (Some(Finding::Health(entities.clone())), None),
+        Answer::NoHealth => {
+            let why = "Meta answered without health_status; the token may not read it".to_owned();
+            (Some(Finding::Denied(why.clone())), Some(why))
+        }
+        Answer::Refused(error) => (Some(Finding::Denied(error.to_string())), Some(error.to_string())),
+        Answer::Throttled { error, .. } => (None, Some(error.to_string())),
+        Answer::NotAsked(why) | Answer::Unreachable(why) => (None, Some(why.clone())),
+    };
+    let cause = finding.and_then(|finding| derive(&[Evidence { check_id: 0, finding }]));
+    if args.json {
+        print_json(&args.node_id, &check, cause.as_ref(), error.as_deref());
+    } else {
+        print_text(&args.node_id, &check, cause.as_ref(), error.as_deref());
+    }
+    match check.answer {
+        Answer::NotAsked(_) | Answer::Unreachable(_) => Err(Failure::Told),
+        Answer::Health(_) | Answer::NoHealth | Answer::Refused(_) | Answer::Throttled { .. } => Ok(()),
+    }
+}
+
+fn print_text(node_id: &str, check: &Check, cause: Option<&Cause>, error: Option<&str>) {
+    if let Answer::Health(entities) = &check.answer {
+        anstream::println!("{}", render::entities(entities));
+    }
+    match cause {
+        Some(cause) => {
+            anstream::println!("{}", render::heading("Cause if locked"));
+            anstream::println!("  {}", cause.kind);
+            anstream::println!("{}", render::paragraph("  ", &cause.summary));
+            anstream::println!("{}", render::heading("Next steps if locked"));
+            for step in next_steps(cause.kind, cause.possible_solution.as_deref()) {
+                anstream::println!("{}", render::step("  ", &step));
+            }
+        }
+        None => anstream::eprintln!("lockwatch: no answer about {node_id}: {}", error.unwrap_or_default()),
+    }
+}
+
+fn print_json(node_id: &str, check: &Check, cause: Option<&Cause>, error: Option<&str>) {
+    let entities = match &check.answer {
+        Answer::Health(entities) => Some(entities),
+        _ => None,
+    };
+    let object = json!({
+        "node_id": node_id,
+        "can_send_message": entities.and_then(|entities| verdict(entities)),
+        "entities": entities,
+        "http_status": check.http_status,
+        "error": error,
+        "duration_ms": u64::try_from(check.duration.as_millis()).unwrap_or(u64::MAX),
+        "cause": cause.map(|cause| cause.kind.as_str()),
+        "cause_summary": cause.map(|cause| &cause.summary),
+        "next_steps": cause.map(|cause| next_steps(cause.kind, cause.possible_solution.as_deref())),
+    });
+    anstream::println!("{object:#}");
+}

@@ -1,0 +1,101 @@
+//! `lockwatch serve`
+
+use anyhow::Context;
+use clap::Args;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing::{info, warn};
+
+use super::{Failure, start_log};
+use crate::config::{DataArgs, GraphArgs, ListenArgs, LogArgs, app_secrets, verify_token};
+use crate::embedded::Embedded;
+use crate::service::{Service, Settings};
+use crate::store::Database;
+
+#[derive(Debug, Args)]
+#[command(after_help = SECRETS)]
+pub(super) struct ServeArgs {
+    #[command(flatten)]
+    listen: ListenArgs,
+    #[command(flatten)]
+    data: DataArgs,
+    #[command(flatten)]
+    graph: GraphArgs,
+    #[command(flatten)]
+    log: LogArgs,
+}
+
+const SECRETS: &str = "\
+Secrets (environment only; or NAME_FILE names a file that holds it):
+  META_APP_SECRET        required; the app's secret, several separated by commas
+  META_VERIFY_TOKEN      required; a word of your choice, the same as in Meta's App Dashboard
+  META_ACCESS_TOKEN      a system user's token; without it causes cannot be looked up
+  LOCKWATCH_ADMIN_TOKEN  required as soon as the admin address is not loopback";
+
+pub(super) async fn run(args: ServeArgs) -> Result<(), Failure> {
+    let app_secrets = app_secrets()?;
+    let verify_token = verify_token()?;
+    args.listen.check_admin()?;
+    let graph = args.graph.graph(&app_secrets)?;
+    let outside = args.data.database()?;
+    start_log(args.log.log_format, "info");
+    let mut stop = StopSignals::install()?;
+
+    if !graph.has_tokens() {
+        warn!("no META_ACCESS_TOKEN: lockouts are recorded, but their causes cannot be looked up");
+    }
+    let (database, embedded) = match outside {
+        Some(database) => (database, None),
+        None => {
+            let folder = args.data.postgres_folder()?;
+            let bin = args.data.pg_bin_dir.clone();
+            let started = tokio::task::spawn_blocking(move || Embedded::start(&folder, bin.as_deref()));
+            let embedded = started.await.context("the embedded PostgreSQL")?.context("the embedded PostgreSQL")?;
+            (Database::parse(&embedded.url()).context("the embedded PostgreSQL")?, Some(embedded))
+        }
+    };
+    match &embedded {
+        Some(embedded) => {
+            info!("data lives in {}, PostgreSQL {}", embedded.folder().join("data").display(), embedded.version());
+        }
+        None => info!("data lives at {}", database.location()),
+    }
+
+    let settings = Settings {
+        database,
+        listen: args.listen.listen,
+        admin_listen: args.listen.admin_listen,
+        app_secrets,
+        verify_token,
+        graph,
+    };
+    let service = Service::start(settings).await.map_err(anyhow::Error::new)?;
+    info!("listening: webhook http://{}/webhook, admin http://{}", service.address, service.admin_address);
+
+    let signal = stop.wait().await;
+    info!("{signal}: stopping");
+    service.stop().await;
+    // The server's own shutdown writes its checkpoint; dropping it waits for that.
+    let _ = tokio::task::spawn_blocking(move || drop(embedded)).await;
+    info!("stopped");
+    Ok(())
+}
+
+/// SIGTERM and Ctrl-C.
+pub(super) struct StopSignals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl StopSignals {
+    pub(super) fn install() -> Result<Self, Failure> {
+        let handle = |kind| signal(kind).context("cannot handle signals");
+        Ok(Self { terminate: handle(SignalKind::terminate())?, interrupt: handle(SignalKind::interrupt())? })
+    }
+
+    pub(super) async fn wait(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}

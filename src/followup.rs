@@ -1,0 +1,150 @@
+//! The follow-up: takes the checks that are due, asks Graph, and saves what it answers.
+//!
+//! No transaction is open while Graph is asked. A check is a row of state with a lease, so that any
+//! replica can take it, and one that dies leaves it to the next.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, info, warn};
+
+use crate::graph::Graph;
+use crate::lockout::cause::LockoutCause;
+use crate::meta::health::Answer;
+use crate::store::checks::{self, Check, Claim, Saved};
+use crate::store::{Pool, StoreError, incidents};
+
+/// Look-ups under way at once, per process.
+const IN_FLIGHT: usize = 32;
+/// How often due checks are looked for without being woken: other replicas' and those in the future.
+const IDLE: Duration = Duration::from_secs(1);
+const AFTER_ERROR: Duration = Duration::from_secs(2);
+/// How often quiet incidents are looked for.
+const SWEEP: Duration = Duration::from_secs(60);
+/// How often saving is tried while the claim's lease lasts.
+const SAVE_ATTEMPTS: u32 = 5;
+
+/// The worker.
+#[derive(Debug, Clone)]
+pub struct FollowUp {
+    db: Pool,
+    graph: Arc<Graph>,
+    checks_due: Arc<Notify>,
+}
+
+impl FollowUp {
+    /// A worker on this database, which `checks_due` wakes.
+    #[must_use]
+    pub fn new(db: Pool, graph: Arc<Graph>, checks_due: Arc<Notify>) -> Self {
+        Self { db, graph, checks_due }
+    }
+
+    /// Works until told to stop; the look-ups under way then finish.
+    pub async fn run(self, stop: CancellationToken) {
+        let mut under_way = JoinSet::new();
+        let mut next_sweep = Instant::now();
+        let mut failing = false;
+        if let Err(error) = checks::ask_denied_again(&self.db).await {
+            debug!(%error, "denied look-ups keep their time");
+        }
+        while !stop.is_cancelled() {
+            let free = i64::try_from(IN_FLIGHT - under_way.len()).expect("thirty-two fits");
+            let pause = match self.step(&mut next_sweep, free).await {
+                Ok(claims) => {
+                    failing = false;
+                    for claim in claims {
+                        let worker = self.clone();
+                        under_way.spawn(async move { worker.check(claim).await });
+                    }
+                    IDLE
+                }
+                Err(error) => {
+                    if !std::mem::replace(&mut failing, true) {
+                        error!(cause = error.cause(), "health checks wait for the database: {error}");
+                    }
+                    AFTER_ERROR
+                }
+            };
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = sleep(pause) => {}
+                () = self.checks_due.notified(), if under_way.len() < IN_FLIGHT => {}
+                Some(_) = under_way.join_next() => {}
+            }
+            while under_way.try_join_next().is_some() {}
+        }
+        while under_way.join_next().await.is_some() {}
+    }
+
+    /// Claims what is due, and now and then resolves what has been quiet.
+    async fn step(&self, next_sweep: &mut Instant, free: i64) -> Result<Vec<Claim>, StoreError> {
+        if *next_sweep <= Instant::now() {
+            self.sweep().await?;
+            *next_sweep = Instant::now() + SWEEP;
+        }
+        checks::claim_due(&self.db, free).await
+    }
+
+    /// Resolves the incidents that have been quiet.
+    async fn sweep(&self) -> Result<(), StoreError> {
+        for (id, waba_id) in incidents::resolve_quiet(&self.db).await? {
+            info!(incident.id = id, waba.id = waba_id, "incident {id} of {waba_id} is over: seven quiet days");
+        }
+        Ok(())
+    }
+
+    /// One look-up, from budget to row. What fails here is tried again when the lease runs out.
+    async fn check(&self, claim: Claim) {
+        match checks::take_from_budget(&self.db, &claim).await {
+            Ok(true) => {}
+            Ok(false) => return debug!(waba.id = claim.waba_id, "the account's look-ups of this hour are spent"),
+            Err(error) => return warn!(cause = error.cause(), "a health check waits for the database: {error}"),
+        }
+        let check = self.graph.look_up(&claim.waba_id, &claim.phone_number_id).await;
+        match self.save(&claim, check).await {
+            Ok(saved) => tell(&claim, &saved),
+            Err(error) => error!(
+                incident.id = claim.incident_id,
+                cause = error.cause(),
+                "a health check was not saved and will be done again: {error}"
+            ),
+        }
+    }
+
+    /// Saves an answer, patiently: it cost a look-up, and the lease still lasts.
+    async fn save(&self, claim: &Claim, mut check: Check) -> Result<Saved, StoreError> {
+        let mut attempt = 1;
+        loop {
+            match checks::save(&self.db, claim, &check, fastrand::f64()).await {
+                Err(StoreError::BadData(error)) if check.response.is_some() => {
+                    error!(incident.id = claim.incident_id, %error, "the database refuses an answer of Graph");
+                    check.response = None;
+                    check.answer = Answer::Unreachable("the answer cannot be stored".to_owned());
+                }
+                Err(_) if attempt < SAVE_ATTEMPTS => sleep(AFTER_ERROR).await,
+                saved => return saved,
+            }
+            attempt += 1;
+        }
+    }
+}
+
+fn tell(claim: &Claim, saved: &Saved) {
+    let Claim { incident_id, waba_id, .. } = claim;
+    match saved {
+        Saved::Caused(LockoutCause::LookupDenied) => {
+            warn!(incident.id = incident_id, waba.id = waba_id, "the cause of incident {incident_id} may not be looked up: see `lockwatch incidents show {incident_id}`");
+        }
+        Saved::Caused(cause) => {
+            warn!(incident.id = incident_id, waba.id = waba_id, "cause of incident {incident_id}: {cause}");
+        }
+        Saved::Recovered => {
+            info!(incident.id = incident_id, waba.id = waba_id, "incident {incident_id} of {waba_id} is over: recovered");
+        }
+        Saved::Kept | Saved::Late => debug!(incident.id = incident_id, waba.id = waba_id, ?saved, "health check saved"),
+    }
+}

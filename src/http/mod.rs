@@ -1,0 +1,102 @@
+//! HTTP in: the two listeners, their routes and the accept loop.
+//!
+//! `axum::serve` has no header timeout, so connections are served by hyper itself: a header must arrive
+//! in time, a body too, and there are never more connections than descriptors.
+
+pub mod ops;
+pub mod webhook;
+
+use std::io;
+use std::time::Duration;
+
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use std::sync::Arc;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tower_http::timeout::RequestBodyDeadlineLayer;
+use tracing::{debug, warn};
+
+/// A whole header must arrive within this time, also on a connection that was kept open.
+const HEADER: Duration = Duration::from_secs(10);
+/// And after it a whole body.
+const BODY: Duration = Duration::from_secs(10);
+/// How long requests under way may take once the listener closes.
+const DRAIN: Duration = Duration::from_secs(10);
+/// How long to wait when no connection can be accepted, mostly for want of descriptors.
+const AFTER_ACCEPT_ERROR: Duration = Duration::from_millis(100);
+
+/// Serves connections until told to stop, then lets the requests under way finish.
+pub async fn serve(listener: TcpListener, router: Router, connections: usize, stop: CancellationToken) {
+    let service = TowerToHyperService::new(router.layer(RequestBodyDeadlineLayer::new(BODY)));
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(HEADER);
+    let slots = Arc::new(Semaphore::new(connections));
+    let graceful = GracefulShutdown::new();
+
+    while let Some(Ok(slot)) = stop.run_until_cancelled(Arc::clone(&slots).acquire_owned()).await {
+        let stream = match stop.run_until_cancelled(listener.accept()).await {
+            None => break,
+            Some(Ok((stream, _))) => stream,
+            Some(Err(error)) => {
+                accept_failed(&error).await;
+                continue;
+            }
+        };
+        // Without it a small answer waits for the acknowledgement of the one before.
+        let _ = stream.set_nodelay(true);
+        let connection = graceful.watch(http.serve_connection(TokioIo::new(stream), service.clone()));
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                debug!(%error, "a connection ended early");
+            }
+            drop(slot);
+        });
+    }
+    drop(listener);
+    if timeout(DRAIN, graceful.shutdown()).await.is_err() {
+        warn!("requests were still under way after {} s", DRAIN.as_secs());
+    }
+}
+
+async fn accept_failed(error: &io::Error) {
+    // The peer may just have gone; anything else concerns us all.
+    if !matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) {
+        warn!(%error, "no connection can be accepted");
+        sleep(AFTER_ACCEPT_ERROR).await;
+    }
+}
+
+/// How many connections a listener may hold: ten thousand where the descriptors allow it. Raises the
+/// process's own limit as far as it may.
+#[must_use]
+pub fn connection_limit() -> usize {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    const WANTED: u64 = 10_000;
+    /// For the database, Graph, the other listener, files.
+    const RESERVED: u64 = 128;
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, ..limit };
+    let current = match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => limit.maximum,
+        Err(_) => limit.current,
+    };
+    let connections = current.map_or(WANTED, |descriptors| descriptors.saturating_sub(RESERVED).clamp(16, WANTED));
+    usize::try_from(connections).expect("ten thousand fits")
+}
+
+/// The public listener: Meta's webhook and a sign of life, nothing else.
+pub fn public_router(webhook: webhook::Webhook) -> Router {
+    webhook::router(webhook).merge(ops::liveness_router())
+}
+
+/// The admin listener.
+pub fn admin_router(db: crate::store::Pool) -> Router {
+    ops::readiness_router(db)
+}
+

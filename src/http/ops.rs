@@ -1,0 +1,36 @@
+//! For whoever operates the process: does it live, can it work.
+
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::routing::get;
+use tokio::time::timeout;
+use tracing::debug;
+
+use crate::store::{self, Pool};
+
+/// `GET /healthz`: 200 while the process lives. The database has no say in it: a receiver without one
+/// still answers every callback that is not about a lockout.
+pub(super) fn liveness_router() -> Router {
+    Router::new().route("/healthz", get(|| async { "alive\n" }))
+}
+
+/// `GET /readyz`: 200 when the database answers and has this version's tables, else 503.
+pub(super) fn readiness_router(db: Pool) -> Router {
+    Router::new().route("/readyz", get(ready)).with_state(db)
+}
+
+async fn ready(State(db): State<Pool>) -> (StatusCode, &'static str) {
+    const PATIENCE: Duration = Duration::from_secs(3);
+    match timeout(PATIENCE, store::is_migrated(&db)).await {
+        Ok(Ok(true)) => (StatusCode::OK, "ready\n"),
+        Ok(Ok(false)) => (StatusCode::SERVICE_UNAVAILABLE, "the database lacks this version's tables\n"),
+        Ok(Err(error)) => {
+            debug!(cause = error.cause(), "not ready: {error}");
+            (StatusCode::SERVICE_UNAVAILABLE, "the database cannot be reached\n")
+        }
+        Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "the database does not answer\n"),
+    }
+}

@@ -1,0 +1,254 @@
+//! Meta's webhook: the handshake, and the callbacks.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{FromRequest, RawQuery, Request, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use bytes::Bytes;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use secrecy::{ExposeSecret, SecretString};
+use subtle::ConstantTimeEq;
+use time::OffsetDateTime;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use crate::meta::callback::{Findings, may_hold_lockout};
+use crate::meta::signature::{self, Signature, Verifier};
+use crate::recorder::{Found, NotRecorded, Recorder};
+
+/// Meta sends up to 3 MB.
+const BODY_LIMIT: usize = 4 * 1024 * 1024;
+/// Bodies in memory at once, in KiB: 256 MiB.
+const BODIES_KIB: usize = 256 * 1024;
+
+/// What the webhook's handlers share.
+#[derive(Debug, Clone)]
+pub struct Webhook(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    verifier: Verifier,
+    verify_token: SecretString,
+    recorder: Recorder,
+    bodies: Arc<Semaphore>,
+    refusals: Refusals,
+}
+
+impl Webhook {
+    /// A webhook that takes what one of these secrets signed and hands it to the recorder.
+    #[must_use]
+    pub fn new(app_secrets: &[SecretString], verify_token: SecretString, recorder: Recorder) -> Self {
+        Self(Arc::new(Shared {
+            verifier: Verifier::new(app_secrets),
+            verify_token,
+            recorder,
+            bodies: Arc::new(Semaphore::new(BODIES_KIB)),
+            refusals: Refusals::default(),
+        }))
+    }
+
+    /// Says, at most once a minute, how many signatures were refused.
+    pub async fn report_refusals(self, stop: CancellationToken) {
+        stop.run_until_cancelled(self.0.refusals.report()).await;
+    }
+}
+
+pub(super) fn router(webhook: Webhook) -> Router {
+    Router::new().route("/webhook", get(verify_endpoint).post(receive)).with_state(webhook)
+}
+
+/// Takes one callback. 200 means every lockout in it is on disk; anything else asks Meta to resend.
+async fn receive(State(webhook): State<Webhook>, callback: SignedCallback) -> Result<StatusCode, WebhookError> {
+    if let Some(found) = callback.into_found() {
+        webhook.0.recorder.record(found).await?;
+    }
+    Ok(StatusCode::OK)
+}
+
+/// A callback whose signature was verified over its raw bytes: there is no other way to have one.
+struct SignedCallback {
+    body: Bytes,
+    arrived: Instant,
+    /// Its share of the memory for bodies.
+    held: OwnedSemaphorePermit,
+}
+
+impl SignedCallback {
+    /// What is in it for us, if anything.
+    fn into_found(self) -> Option<Found> {
+        if !may_hold_lockout(&self.body) {
+            return None;
+        }
+        let received_at = OffsetDateTime::now_utc();
+        let findings = Findings::read(&self.body, received_at);
+        (!findings.is_empty()).then(|| Found {
+            findings,
+            body: self.body,
+            arrived: self.arrived,
+            received_at,
+            held: Box::new(self.held),
+        })
+    }
+}
+
+impl FromRequest<Webhook> for SignedCallback {
+    type Rejection = WebhookError;
+
+    /// The header comes first: whoever cannot sign is not read any further.
+    async fn from_request(request: Request, webhook: &Webhook) -> Result<Self, WebhookError> {
+        let shared = &webhook.0;
+        let (parts, body) = request.into_parts();
+        let signature = the_signature(&parts.headers).ok_or_else(|| shared.refusals.count())?;
+        if parts.headers.contains_key(header::CONTENT_ENCODING) {
+            return Err(WebhookError::Encoded);
+        }
+        let declared = declared_length(&parts.headers).unwrap_or(BODY_LIMIT);
+        if declared > BODY_LIMIT {
+            return Err(WebhookError::TooLarge);
+        }
+        let kib = u32::try_from(declared.div_ceil(1024)).expect("at most 4096");
+        let held = Arc::clone(&shared.bodies).try_acquire_many_owned(kib).map_err(|_| WebhookError::Busy)?;
+        let body = read(body).await?;
+        let position = shared.verifier.verify(&body, &signature).ok_or_else(|| shared.refusals.count())?;
+        debug!(app_secret = position + 1, bytes = body.len(), "callback verified");
+        shared.refusals.matched(position);
+        Ok(Self { body, arrived: Instant::now(), held })
+    }
+}
+
+/// The one well-formed signature of a request.
+fn the_signature(headers: &HeaderMap) -> Option<Signature> {
+    let mut values = headers.get_all(signature::HEADER).iter();
+    match (values.next(), values.next()) {
+        (Some(value), None) => Signature::parse(value.as_bytes()).ok(),
+        _ => None,
+    }
+}
+
+/// hyper has seen to it that there is one length, and that it is a number.
+fn declared_length(headers: &HeaderMap) -> Option<usize> {
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+async fn read(body: Body) -> Result<Bytes, WebhookError> {
+    match Limited::new(body, BODY_LIMIT).collect().await {
+        Ok(whole) => Ok(whole.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => Err(WebhookError::TooLarge),
+        // Too slow, or the sender went away; who is still there may try again.
+        Err(_) => Err(WebhookError::Incomplete),
+    }
+}
+
+/// Why a callback is not answered with 200.
+#[derive(Debug, Clone, Copy)]
+enum WebhookError {
+    BadSignature,
+    Encoded,
+    TooLarge,
+    Incomplete,
+    Busy,
+    NotRecorded(NotRecorded),
+}
+
+impl From<NotRecorded> for WebhookError {
+    fn from(error: NotRecorded) -> Self {
+        Self::NotRecorded(error)
+    }
+}
+
+impl IntoResponse for WebhookError {
+    fn into_response(self) -> Response {
+        const RETRY: [(header::HeaderName, &str); 1] = [(header::RETRY_AFTER, "5")];
+        match self {
+            Self::BadSignature => (StatusCode::UNAUTHORIZED, "bad signature\n").into_response(),
+            Self::Encoded => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "encoded bodies are not taken\n").into_response(),
+            Self::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "the body is over 4 MiB\n").into_response(),
+            Self::Incomplete => (StatusCode::REQUEST_TIMEOUT, "the body did not arrive\n").into_response(),
+            Self::Busy => (StatusCode::SERVICE_UNAVAILABLE, RETRY, "too many bodies at once\n").into_response(),
+            Self::NotRecorded(error) => {
+                (StatusCode::SERVICE_UNAVAILABLE, RETRY, format!("not recorded: {error}\n")).into_response()
+            }
+        }
+    }
+}
+
+/// Meta's handshake when the URL is registered: echo the challenge to whoever knows the verify token.
+async fn verify_endpoint(State(webhook): State<Webhook>, RawQuery(query): RawQuery) -> Response {
+    let Some(handshake) = Handshake::parse(query.as_deref().unwrap_or_default()) else {
+        return (StatusCode::BAD_REQUEST, "expected hub.mode=subscribe, hub.verify_token and hub.challenge, once each\n")
+            .into_response();
+    };
+    let expected = webhook.0.verify_token.expose_secret();
+    if !bool::from(handshake.verify_token.as_bytes().ct_eq(expected.as_bytes())) {
+        warn!("a handshake with a wrong verify token was refused");
+        return (StatusCode::FORBIDDEN, "wrong verify token\n").into_response();
+    }
+    info!("Meta verified this URL");
+    // Plain text, and no guessing: the challenge is the caller's own text.
+    let headers =
+        [(header::CONTENT_TYPE, "text/plain; charset=utf-8"), (header::X_CONTENT_TYPE_OPTIONS, "nosniff")];
+    (headers, handshake.challenge).into_response()
+}
+
+struct Handshake {
+    verify_token: String,
+    challenge: String,
+}
+
+impl Handshake {
+    fn parse(query: &str) -> Option<Self> {
+        let the = |name| {
+            let mut values = form_urlencoded::parse(query.as_bytes()).filter(|(key, _)| key == name);
+            values.next().filter(|_| values.next().is_none()).map(|(_, value)| value.into_owned())
+        };
+        let (mode, verify_token, challenge) = (the("hub.mode")?, the("hub.verify_token")?, the("hub.challenge")?);
+        (mode == "subscribe" && !challenge.is_empty()).then_some(Self { verify_token, challenge })
+    }
+}
+
+/// Refused signatures since they were last reported, and which app secrets have matched.
+#[derive(Debug, Default)]
+struct Refusals {
+    count: AtomicU64,
+    any: Notify,
+    /// A bit for each position.
+    matched: AtomicU64,
+}
+
+impl Refusals {
+    fn count(&self) -> WebhookError {
+        self.count.fetch_add(1, Ordering::Relaxed);
+        self.any.notify_one();
+        WebhookError::BadSignature
+    }
+
+    /// Says which secret signs, by position, when it does so first: that is how a rotation is seen.
+    fn matched(&self, position: usize) {
+        let bit = 1 << (position % 64);
+        if self.matched.load(Ordering::Relaxed) & bit == 0 && self.matched.fetch_or(bit, Ordering::Relaxed) & bit == 0 {
+            info!("callbacks are signed with app secret number {}", position + 1);
+        }
+    }
+
+    async fn report(&self) {
+        const SETTLE: Duration = Duration::from_secs(1);
+        const MINUTE: Duration = Duration::from_secs(60);
+        loop {
+            self.any.notified().await;
+            sleep(SETTLE).await;
+            let refused = self.count.swap(0, Ordering::Relaxed);
+            if refused > 0 {
+                warn!(refused, "{refused} callbacks with a bad signature were refused: is META_APP_SECRET this app's?");
+                sleep(MINUTE).await;
+            }
+        }
+    }
+}

@@ -1,0 +1,430 @@
+//! Why an account is locked, by what Meta's health answers show, and what a person does next.
+
+use std::fmt;
+
+use crate::meta::health::{CanSend, Entity, EntityError};
+
+/// Why an account is locked. The order is that of the rules: among equally severe evidence the earlier
+/// cause is chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LockoutCause {
+    /// The account or its business broke a policy.
+    PolicyViolation,
+    /// A payment method is missing or failed.
+    Payment,
+    /// The business has not passed verification.
+    BusinessVerification,
+    /// The number is not registered, or its certificate does not fit.
+    PhoneRegistration,
+    /// The two-step verification PIN is missing or wrong.
+    TwoStepVerification,
+    /// Meta restricts something, with a code we do not know or with none.
+    OtherRestriction,
+    /// Meta reports everything AVAILABLE: it gives no reason.
+    Unreported,
+    /// Meta does not let us look, or we have no token to look with.
+    LookupDenied,
+    /// No answer yet.
+    Pending,
+}
+
+impl LockoutCause {
+    /// Every cause, in the order of the rules.
+    pub const ALL: [Self; 9] = [
+        Self::PolicyViolation,
+        Self::Payment,
+        Self::BusinessVerification,
+        Self::PhoneRegistration,
+        Self::TwoStepVerification,
+        Self::OtherRestriction,
+        Self::Unreported,
+        Self::LookupDenied,
+        Self::Pending,
+    ];
+
+    /// The word in the database.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::PolicyViolation => "policy_violation",
+            Self::Payment => "payment",
+            Self::BusinessVerification => "business_verification",
+            Self::PhoneRegistration => "phone_registration",
+            Self::TwoStepVerification => "two_step_verification",
+            Self::OtherRestriction => "other_restriction",
+            Self::Unreported => "unreported",
+            Self::LookupDenied => "lookup_denied",
+            Self::Pending => "pending",
+        }
+    }
+
+    /// The cause of a word in the database; `None` for a word of a later version.
+    #[must_use]
+    pub fn parse(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|cause| cause.as_str() == word)
+    }
+
+    /// Whether Meta named it: a found cause stays until another found one takes its place.
+    #[must_use]
+    pub fn is_found(self) -> bool {
+        match self {
+            Self::PolicyViolation
+            | Self::Payment
+            | Self::BusinessVerification
+            | Self::PhoneRegistration
+            | Self::TwoStepVerification
+            | Self::OtherRestriction => true,
+            Self::Unreported | Self::LookupDenied | Self::Pending => false,
+        }
+    }
+
+    fn of_code(code: Option<i64>) -> Self {
+        match code {
+            Some(141_005) => Self::PolicyViolation,
+            Some(141_006) => Self::Payment,
+            Some(141_010) => Self::BusinessVerification,
+            Some(141_000 | 131_045 | 133_010) => Self::PhoneRegistration,
+            Some(133_005 | 133_006 | 133_008 | 133_009) => Self::TwoStepVerification,
+            _ => Self::OtherRestriction,
+        }
+    }
+}
+
+impl fmt::Display for LockoutCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What the latest answered check of one number showed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Evidence {
+    /// The check.
+    pub check_id: i64,
+    /// What it showed.
+    pub finding: Finding,
+}
+
+/// What one answered check shows.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Finding {
+    /// These entities.
+    Health(Vec<Entity>),
+    /// No look, for this reason.
+    Denied(String),
+}
+
+/// A cause with what it rests on.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Cause {
+    /// Why.
+    pub kind: LockoutCause,
+    /// How badly the entity is hit, as Meta words it. `None` where no entity is.
+    pub severity: Option<CanSend>,
+    /// One sentence for a person.
+    pub summary: String,
+    /// The entity that carries the reason.
+    pub entity: Option<(String, String)>,
+    /// Meta's code.
+    pub error_code: Option<i64>,
+    /// Meta's own advice.
+    pub possible_solution: Option<String>,
+    /// The check that showed it.
+    pub check_id: Option<i64>,
+}
+
+/// Calling, not messaging: SIP is not set up (138024 on the number, 138025 on the app).
+const CALLING_NOISE: [i64; 2] = [138_024, 138_025];
+
+/// The cause that the evidence shows. `None` without evidence.
+#[must_use]
+pub fn derive(evidence: &[Evidence]) -> Option<Cause> {
+    evidence
+        .iter()
+        .map(|one| {
+            let restriction = match &one.finding {
+                Finding::Health(entities) => {
+                    worst_restriction(entities).map_or_else(unreported, Restriction::into_cause)
+                }
+                Finding::Denied(why) => denied(why),
+            };
+            Cause { check_id: Some(one.check_id), ..restriction }
+        })
+        .min_by(|a, b| {
+            let found = |cause: &Cause| !cause.kind.is_found();
+            (found(a), &b.severity, a.kind, entity_rank(a)).cmp(&(found(b), &a.severity, b.kind, entity_rank(b)))
+        })
+}
+
+/// Whether a newly derived cause takes the place of the recorded one. A found cause gives way only to
+/// another found one that is at least as severe: neither recovery, nor a token that expires, nor a
+/// limit that was there all along erases why an account was blocked.
+#[must_use]
+pub fn supersedes(new: &Cause, recorded: LockoutCause, recorded_severity: Option<&CanSend>) -> bool {
+    match (new.kind.is_found(), recorded.is_found()) {
+        (true, true) => new.severity.as_ref() >= recorded_severity,
+        (false, true) => false,
+        (_, false) => true,
+    }
+}
+
+/// Whether these entities no longer show a cause as severe as the recorded one.
+#[must_use]
+pub fn is_clear(entities: &[Entity], recorded_severity: Option<&CanSend>) -> bool {
+    worst_restriction(entities).is_none_or(|worst| Some(&worst.entity.can_send_message) < recorded_severity)
+}
+
+struct Restriction<'e> {
+    kind: LockoutCause,
+    entity: &'e Entity,
+    error: Option<&'e EntityError>,
+}
+
+/// By severity, then by cause, then by the entity's kind.
+fn worst_restriction(entities: &[Entity]) -> Option<Restriction<'_>> {
+    entities
+        .iter()
+        .flat_map(restrictions)
+        .min_by_key(|r| (std::cmp::Reverse(&r.entity.can_send_message), r.kind, type_rank(&r.entity.entity_type)))
+}
+
+/// Every reason on an entity. One that cannot send is restricted even without a reason; on one that can,
+/// only a code we know counts.
+fn restrictions(entity: &Entity) -> Vec<Restriction<'_>> {
+    let available = entity.can_send_message == CanSend::Available;
+    let reasons = entity.errors.iter().filter(|e| e.error_code.is_none_or(|code| !CALLING_NOISE.contains(&code)));
+    let mut found: Vec<_> = reasons
+        .map(|error| Restriction { kind: LockoutCause::of_code(error.error_code), entity, error: Some(error) })
+        .filter(|r| !available || r.kind != LockoutCause::OtherRestriction)
+        .collect();
+    if found.is_empty() && !available {
+        found.push(Restriction { kind: LockoutCause::OtherRestriction, entity, error: None });
+    }
+    found
+}
+
+impl Restriction<'_> {
+    fn into_cause(self) -> Cause {
+        let Entity { entity_type, id, can_send_message, additional_info, .. } = self.entity;
+        let code = self.error.and_then(|error| error.error_code);
+        let said = match self.error {
+            Some(error) if !error.error_description.is_empty() => error.error_description.clone(),
+            _ if additional_info.is_empty() => "Meta gives no further reason.".to_owned(),
+            _ => additional_info.join(" "),
+        };
+        let code_text = code.map(|code| format!(" ({code})")).unwrap_or_default();
+        Cause {
+            kind: self.kind,
+            severity: Some(can_send_message.clone()),
+            summary: format!("{entity_type} {id} is {can_send_message}{code_text}: {said}"),
+            entity: Some((entity_type.clone(), id.clone())),
+            error_code: code,
+            possible_solution: self.error.and_then(|error| error.possible_solution.clone()),
+            check_id: None,
+        }
+    }
+}
+
+fn unreported() -> Cause {
+    without_entity(
+        LockoutCause::Unreported,
+        "Meta reports every entity AVAILABLE and gives no reason for the lockout.".to_owned(),
+    )
+}
+
+fn denied(why: &str) -> Cause {
+    without_entity(LockoutCause::LookupDenied, format!("The reason could not be looked up: {why}"))
+}
+
+fn without_entity(kind: LockoutCause, summary: String) -> Cause {
+    Cause { kind, severity: None, summary, entity: None, error_code: None, possible_solution: None, check_id: None }
+}
+
+fn entity_rank(cause: &Cause) -> usize {
+    cause.entity.as_ref().map_or(usize::MAX, |(entity_type, _)| type_rank(entity_type))
+}
+
+fn type_rank(entity_type: &str) -> usize {
+    const ORDER: [&str; 4] = ["PHONE_NUMBER", "WABA", "BUSINESS", "APP"];
+    ORDER.iter().position(|known| *known == entity_type).unwrap_or(ORDER.len())
+}
+
+/// What a person does next: sentences in the order to act on them. `possible_solution` is Meta's own
+/// advice, if it gave any.
+#[must_use]
+pub fn next_steps(cause: LockoutCause, possible_solution: Option<&str>) -> Vec<String> {
+    const SUPPORT_HOME: &str = "Open Business Support Home (https://business.facebook.com/business-support-home)";
+    let steps: &[&str] = match cause {
+        LockoutCause::PolicyViolation => &[
+            "{home}, choose the account and read the violation.",
+            "Stop the messages that led to it, then press Request Review; Meta decides in 24 to 48 hours.",
+        ],
+        LockoutCause::Payment => &[
+            "Open Billing & payments in Meta Business Suite and add or repair the account's payment method.",
+            "Pay what is open there; sending works again within minutes to hours.",
+        ],
+        LockoutCause::BusinessVerification => &[
+            "Open Security Center in Meta Business settings and start the business verification, or resume it.",
+            "Have the business's legal documents at hand; until Meta has decided, the limit stays.",
+        ],
+        LockoutCause::PhoneRegistration => &[
+            "Open WhatsApp Manager > Phone numbers and check that the number is connected.",
+            "If it is not, register it again (POST /<PHONE_NUMBER_ID>/register with its two-step PIN).",
+        ],
+        LockoutCause::TwoStepVerification => &[
+            "Open WhatsApp Manager > Phone numbers > Two-step verification and set a new PIN.",
+            "Register the number again with that PIN; wait first if Meta says that there were too many guesses.",
+        ],
+        LockoutCause::OtherRestriction => {
+            &["{home}, choose the account and read the restriction.", "If nothing there explains it, request a review."]
+        }
+        LockoutCause::Unreported => &[
+            "{home} and look for a violation of the account: during spam locks Meta's health check shows nothing.",
+            "If there is one, stop what led to it and press Request Review; Meta decides in 24 to 48 hours.",
+            "If there is none, check that the two-step PIN and the account's details match what your software sends.",
+        ],
+        LockoutCause::LookupDenied => &[
+            "Give Lockwatch a system user's token (META_ACCESS_TOKEN) with whatsapp_business_management and \
+             whatsapp_business_messaging for this account.",
+            "Meanwhile: {home} and look for a violation of the account.",
+        ],
+        LockoutCause::Pending => &["Wait for Meta's answer: the look-up is on its way and is tried again until it comes."],
+    };
+    let advice = possible_solution.map(|solution| format!("Meta's advice: {solution}"));
+    let ours = steps.iter().map(|step| match step.strip_prefix("{home}") {
+        Some(rest) => format!("{SUPPORT_HOME}{rest}"),
+        None => step.replace("{home}", &SUPPORT_HOME.replacen('O', "o", 1)),
+    });
+    advice.into_iter().chain(ours).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entity(kind: &str, can_send: &str, codes: &[i64]) -> Entity {
+        Entity {
+            entity_type: kind.into(),
+            id: "1".into(),
+            can_send_message: can_send.to_owned().into(),
+            additional_info: vec![],
+            errors: codes
+                .iter()
+                .map(|code| EntityError {
+                    error_code: Some(*code),
+                    error_description: format!("because of {code}"),
+                    possible_solution: None,
+                })
+                .collect(),
+        }
+    }
+
+    fn seen(check_id: i64, entities: Vec<Entity>) -> Evidence {
+        Evidence { check_id, finding: Finding::Health(entities) }
+    }
+
+    fn kind_of(entities: Vec<Entity>) -> LockoutCause {
+        derive(&[seen(1, entities)]).unwrap().kind
+    }
+
+    #[test]
+    fn each_code_has_its_cause() {
+        for (code, cause) in [
+            (141_005, LockoutCause::PolicyViolation),
+            (141_006, LockoutCause::Payment),
+            (141_010, LockoutCause::BusinessVerification),
+            (141_000, LockoutCause::PhoneRegistration),
+            (131_045, LockoutCause::PhoneRegistration),
+            (133_010, LockoutCause::PhoneRegistration),
+            (133_005, LockoutCause::TwoStepVerification),
+            (133_009, LockoutCause::TwoStepVerification),
+            (999_999, LockoutCause::OtherRestriction),
+        ] {
+            assert_eq!(kind_of(vec![entity("WABA", "BLOCKED", &[code])]), cause, "{code}");
+        }
+    }
+
+    #[test]
+    fn severity_comes_first_then_the_cause_then_the_entity() {
+        let blocked_payment = entity("WABA", "BLOCKED", &[141_006]);
+        let limited_policy = entity("BUSINESS", "LIMITED", &[141_005]);
+        assert_eq!(kind_of(vec![limited_policy, blocked_payment.clone()]), LockoutCause::Payment);
+        let blocked_policy = entity("BUSINESS", "BLOCKED", &[141_005]);
+        assert_eq!(kind_of(vec![blocked_payment.clone(), blocked_policy]), LockoutCause::PolicyViolation);
+        let cause = derive(&[seen(1, vec![blocked_payment, entity("PHONE_NUMBER", "BLOCKED", &[141_006])])]).unwrap();
+        assert_eq!(cause.entity.unwrap().0, "PHONE_NUMBER");
+        assert_eq!(cause.summary, "PHONE_NUMBER 1 is BLOCKED (141006): because of 141006");
+    }
+
+    #[test]
+    fn calling_noise_is_no_cause() {
+        let noise = vec![
+            entity("PHONE_NUMBER", "AVAILABLE", &[138_024]),
+            entity("WABA", "AVAILABLE", &[]),
+            entity("APP", "AVAILABLE", &[138_025]),
+        ];
+        assert_eq!(kind_of(noise), LockoutCause::Unreported);
+        let blocked = derive(&[seen(1, vec![entity("PHONE_NUMBER", "BLOCKED", &[138_024])])]).unwrap();
+        assert_eq!((blocked.kind, blocked.error_code), (LockoutCause::OtherRestriction, None));
+    }
+
+    #[test]
+    fn limits_without_a_code_and_unknown_values_are_restrictions() {
+        let mut limited = entity("PHONE_NUMBER", "LIMITED", &[]);
+        limited.additional_info = vec!["Your display name has not been approved yet.".into()];
+        let cause = derive(&[seen(1, vec![limited])]).unwrap();
+        assert_eq!(cause.kind, LockoutCause::OtherRestriction);
+        assert!(cause.summary.ends_with("is LIMITED: Your display name has not been approved yet."));
+        assert_eq!(kind_of(vec![entity("WABA", "SLEEPING", &[])]), LockoutCause::OtherRestriction);
+    }
+
+    #[test]
+    fn on_an_available_entity_only_a_known_code_counts() {
+        assert_eq!(kind_of(vec![entity("WABA", "AVAILABLE", &[141_006])]), LockoutCause::Payment);
+        assert_eq!(kind_of(vec![entity("WABA", "AVAILABLE", &[131_000])]), LockoutCause::Unreported);
+    }
+
+    #[test]
+    fn the_worst_of_all_numbers_is_the_cause_and_names_its_check() {
+        let denied = Evidence { check_id: 1, finding: Finding::Denied("no token configured".into()) };
+        let available = seen(2, vec![entity("WABA", "AVAILABLE", &[])]);
+        let payment = seen(3, vec![entity("WABA", "BLOCKED", &[141_006])]);
+        let cause = |evidence: &[Evidence]| derive(evidence).map(|cause| (cause.kind, cause.check_id.unwrap()));
+        assert_eq!(cause(&[]), None);
+        assert_eq!(cause(std::slice::from_ref(&denied)), Some((LockoutCause::LookupDenied, 1)));
+        assert_eq!(cause(&[denied.clone(), available.clone()]), Some((LockoutCause::Unreported, 2)));
+        assert_eq!(cause(&[denied, available, payment]), Some((LockoutCause::Payment, 3)));
+    }
+
+    #[test]
+    fn only_a_found_cause_as_severe_takes_a_found_ones_place() {
+        let derived = |can_send, codes: &[i64]| derive(&[seen(1, vec![entity("WABA", can_send, codes)])]).unwrap();
+        let blocked = Some(&CanSend::Blocked);
+        let available = derived("AVAILABLE", &[]);
+        assert!(supersedes(&available, LockoutCause::Pending, None));
+        assert!(supersedes(&available, LockoutCause::LookupDenied, None));
+        assert!(!supersedes(&available, LockoutCause::Payment, blocked));
+        assert!(supersedes(&derived("BLOCKED", &[141_005]), LockoutCause::Payment, blocked));
+        assert!(!supersedes(&derived("LIMITED", &[141_010]), LockoutCause::Payment, blocked), "was there all along");
+        assert!(supersedes(&derived("LIMITED", &[141_010]), LockoutCause::Payment, Some(&CanSend::Limited)));
+    }
+
+    #[test]
+    fn a_check_is_clear_once_nothing_as_severe_shows() {
+        let limited = [entity("BUSINESS", "LIMITED", &[141_010])];
+        assert!(is_clear(&limited, Some(&CanSend::Blocked)));
+        assert!(!is_clear(&limited, Some(&CanSend::Limited)));
+        assert!(is_clear(&[entity("WABA", "AVAILABLE", &[138_024])], Some(&CanSend::Limited)));
+        assert!(!is_clear(&[entity("WABA", "AVAILABLE", &[141_006])], Some(&CanSend::Available)));
+    }
+
+    #[test]
+    fn every_cause_has_steps_and_metas_advice_comes_first() {
+        for cause in LockoutCause::ALL {
+            let steps = next_steps(cause, None);
+            assert!(!steps.is_empty() && steps.iter().all(|step| !step.contains('{') && step.ends_with('.')), "{cause}");
+            assert_eq!(LockoutCause::parse(cause.as_str()), Some(cause));
+        }
+        assert_eq!(next_steps(LockoutCause::Payment, Some("Pay."))[0], "Meta's advice: Pay.");
+    }
+}

@@ -1,0 +1,135 @@
+//! Meta's signature: `X-Hub-Signature-256: sha256=<hex>`, the HMAC-SHA256 of the raw body under the app
+//! secret ([Meta: create a webhook endpoint](https://developers.facebook.com/documentation/business-messaging/whatsapp/webhooks/create-webhook-endpoint)).
+//!
+//! The body on the wire is what was signed, escapes and white space included. Parsing and writing it
+//! again gives other bytes and another signature, so nothing here ever sees parsed JSON.
+
+use hmac::{Hmac, KeyInit, Mac};
+use secrecy::{ExposeSecret, SecretString};
+use sha2::Sha256;
+
+/// The header that carries the signature, in lower case.
+pub const HEADER: &str = "x-hub-signature-256";
+
+/// A well-formed signature that nobody has verified yet.
+#[derive(Debug, Clone, Copy)]
+pub struct Signature([u8; 32]);
+
+/// The header's value is not `sha256=` and 64 hexadecimal digits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the signature is not `sha256=` followed by 64 hexadecimal digits")]
+pub struct MalformedSignature;
+
+impl Signature {
+    /// Reads the header's value.
+    ///
+    /// # Errors
+    /// [`MalformedSignature`] for anything but `sha256=` and 64 hexadecimal digits.
+    pub fn parse(header: &[u8]) -> Result<Self, MalformedSignature> {
+        let digits = header.strip_prefix(b"sha256=").ok_or(MalformedSignature)?;
+        let mut mac = [0; 32];
+        hex::decode_to_slice(digits, &mut mac).map_err(|_| MalformedSignature)?;
+        Ok(Self(mac))
+    }
+}
+
+/// The app secrets a signature may have been made with: several while one is being rotated, or where
+/// several apps share the URL.
+#[derive(Debug, Clone)]
+pub struct Verifier {
+    keys: Vec<Hmac<Sha256>>,
+}
+
+impl Verifier {
+    /// Prepares the keys, in the order in which they are tried.
+    #[must_use]
+    pub fn new(app_secrets: &[SecretString]) -> Self {
+        Self { keys: app_secrets.iter().map(|secret| keyed(secret.expose_secret())).collect() }
+    }
+
+    /// The position of the secret that signed these bytes, or `None`. Each comparison takes constant time.
+    #[must_use]
+    pub fn verify(&self, body: &[u8], signature: &Signature) -> Option<usize> {
+        self.keys.iter().position(|key| key.clone().chain_update(body).verify_slice(&signature.0).is_ok())
+    }
+}
+
+/// Signs a body as Meta does: the whole value of [`HEADER`].
+///
+/// ```
+/// let body = br#"{"object":"whatsapp_business_account","entry":[]}"#;
+/// assert_eq!(
+///     lockwatch::meta::signature::sign("test_app_secret", body),
+///     "sha256=dec6a680679a968e7e0319355b23599cbfc54502c0784668e9618baa0c633756",
+/// );
+/// ```
+#[must_use]
+pub fn sign(app_secret: &str, body: &[u8]) -> String {
+    format!("sha256={}", hmac_hex(app_secret, body))
+}
+
+/// Meta's `appsecret_proof`: it shows that the sender of an access token knows the app secret too
+/// ([Meta: secure requests](https://developers.facebook.com/docs/graph-api/guides/secure-requests)).
+#[must_use]
+pub fn appsecret_proof(app_secret: &str, access_token: &str) -> String {
+    hmac_hex(app_secret, access_token.as_bytes())
+}
+
+fn hmac_hex(key: &str, message: &[u8]) -> String {
+    hex::encode(keyed(key).chain_update(message).finalize().into_bytes())
+}
+
+fn keyed(key: &str) -> Hmac<Sha256> {
+    Hmac::new_from_slice(key.as_bytes()).expect("HMAC takes a key of any length")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const COMPACT: &[u8] = br#"{"object":"whatsapp_business_account","entry":[]}"#;
+    const SPACED: &[u8] = br#"{"object": "whatsapp_business_account", "entry": []}"#;
+
+    fn verifier(secrets: &[&str]) -> Verifier {
+        Verifier::new(&secrets.iter().map(|s| SecretString::from(*s)).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn known_signatures_match() {
+        assert_eq!(
+            sign("test_app_secret", SPACED),
+            "sha256=56cbbaf4961c6cfdae48b7f116c047e5eb513d2c931baae63a2bc1afd26f803a"
+        );
+        let signature = Signature::parse(sign("test_app_secret", COMPACT).as_bytes()).unwrap();
+        assert_eq!(verifier(&["test_app_secret"]).verify(COMPACT, &signature), Some(0));
+        assert_eq!(verifier(&["test_app_secret"]).verify(SPACED, &signature), None);
+    }
+
+    #[test]
+    fn the_position_tells_which_secret_signed() {
+        let signature = Signature::parse(sign("second", COMPACT).as_bytes()).unwrap();
+        assert_eq!(verifier(&["first", "second"]).verify(COMPACT, &signature), Some(1));
+        assert_eq!(verifier(&["first", "third"]).verify(COMPACT, &signature), None);
+    }
+
+    #[test]
+    fn malformed_signatures_are_told_apart_from_wrong_ones() {
+        let hex64 = "a".repeat(64);
+        for header in [
+            String::new(),
+            "sha256=".into(),
+            hex64.clone(),
+            format!("sha1={hex64}"),
+            format!("SHA256={hex64}"),
+            format!("sha256={}", &hex64[1..]),
+            format!("sha256={hex64}a"),
+            format!("sha256= {hex64}"),
+            format!("sha256={hex64} "),
+            format!("sha256={}é", &hex64[2..]),
+            format!("sha256={}", "g".repeat(64)),
+        ] {
+            assert_eq!(Signature::parse(header.as_bytes()).err(), Some(MalformedSignature), "{header}");
+        }
+        assert!(Signature::parse(format!("sha256={}", "A".repeat(64)).as_bytes()).is_ok());
+    }
+}

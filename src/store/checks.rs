@@ -1,0 +1,367 @@
+//! Health checks: who looks up which number, within which budget, and what came of it.
+
+use std::time::Duration;
+
+use sqlx::PgPool;
+use sqlx::postgres::types::PgInterval;
+use sqlx::types::Json;
+use time::OffsetDateTime;
+
+use super::{StoreError, lock_account};
+use crate::lockout::cause::{self, Cause, Evidence, Finding, LockoutCause};
+use crate::lockout::incident::{ClearRun, Resolution, clear_run, recovered};
+use crate::lockout::schedule::{self, LEASE, LOOKUPS_PER_HOUR, Progress};
+use crate::meta::health::{Answer, CanSend, Entity, verdict};
+
+/// A number to look up, claimed for as long as the lease.
+#[derive(Debug, Clone)]
+pub struct Claim {
+    /// The incident.
+    pub incident_id: i64,
+    /// The account.
+    pub waba_id: String,
+    /// The node to look up.
+    pub phone_number_id: String,
+    attempt: i32,
+    progress: Progress,
+}
+
+/// One look-up, done.
+#[derive(Debug, Clone)]
+pub struct Check {
+    /// What it came to.
+    pub answer: Answer,
+    /// The answer's status, if there was one.
+    pub http_status: Option<u16>,
+    /// The answer's body, cut and cleaned.
+    pub response: Option<String>,
+    /// How long it took.
+    pub duration: Duration,
+}
+
+/// What saving a check changed about its incident.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Saved {
+    /// The check is kept, and the incident is as it was.
+    Kept,
+    /// The incident has this cause now.
+    Caused(LockoutCause),
+    /// The incident is over.
+    Recovered,
+    /// The check is kept and nothing else was touched: the incident was resolved meanwhile, or the claim
+    /// had run out and another has taken it.
+    Late,
+}
+
+/// Claims up to `limit` checks that are due, each under a lease and the next attempt number. First
+/// look-ups come first. Accounts that rest are left alone.
+///
+/// # Errors
+/// Nothing is claimed.
+pub async fn claim_due(db: &PgPool, limit: i64) -> Result<Vec<Claim>, StoreError> {
+    let rows = sqlx::query!(
+        "with due as materialized (
+           select n.incident_id, n.phone_number_id, n.waba_id
+             from affected_numbers n
+             join accounts a using (waba_id)
+            where n.check_due_at <= now()
+              and (n.check_lease_until is null or n.check_lease_until <= now())
+              and (a.lookups_paused_until is null or a.lookups_paused_until <= now())
+            order by n.check_answers > 0, n.check_due_at
+            limit $1
+              for update of n skip locked
+         )
+         update affected_numbers n
+            set check_attempt = n.check_attempt + 1, check_lease_until = now() + $2, check_started_at = null
+           from due
+          where n.incident_id = due.incident_id and n.phone_number_id = due.phone_number_id
+            and n.waba_id = due.waba_id
+         returning n.incident_id, n.waba_id, n.phone_number_id, n.check_attempt, n.check_answers, n.check_failures",
+        limit,
+        interval(LEASE),
+    )
+    .fetch_all(db)
+    .await?;
+    let claims = rows.into_iter().map(|row| Claim {
+        incident_id: row.incident_id,
+        waba_id: row.waba_id,
+        phone_number_id: row.phone_number_id,
+        attempt: row.check_attempt,
+        progress: Progress { answers: row.check_answers, failures: row.check_failures },
+    });
+    Ok(claims.collect())
+}
+
+/// Takes one look-up from the account's hourly budget. `false`: it is spent; the claim is given back, and
+/// the account rests until the oldest look-up of the last hour is an hour old.
+///
+/// # Errors
+/// Nothing is taken; the claim runs out with its lease.
+pub async fn take_from_budget(db: &PgPool, claim: &Claim) -> Result<bool, StoreError> {
+    let mut transaction = db.begin().await?;
+    lock_account(&mut transaction, &claim.waba_id).await?;
+    let granted = sqlx::query!(
+        "update affected_numbers
+            set check_started_at = now()
+          where incident_id = $1 and waba_id = $2 and phone_number_id = $3 and check_attempt = $4
+            and $5 > (select count(*) from health_checks where waba_id = $2 and checked_at > now() - interval '1 hour')
+                   + (select count(*) from affected_numbers
+                       where waba_id = $2 and check_started_at is not null and check_lease_until > now())",
+        claim.incident_id,
+        claim.waba_id,
+        claim.phone_number_id,
+        claim.attempt,
+        LOOKUPS_PER_HOUR,
+    )
+    .execute(&mut *transaction)
+    .await?
+    .rows_affected()
+        == 1;
+    // Nothing was granted: the budget is spent, or the claim is no longer ours and there is nothing to do.
+    let given_back = !granted
+        && sqlx::query!(
+            "update affected_numbers set check_lease_until = null
+              where incident_id = $1 and waba_id = $2 and phone_number_id = $3 and check_attempt = $4",
+            claim.incident_id,
+            claim.waba_id,
+            claim.phone_number_id,
+            claim.attempt,
+        )
+        .execute(&mut *transaction)
+        .await?
+        .rows_affected()
+            == 1;
+    if given_back {
+        sqlx::query!(
+            "update accounts
+                set lookups_paused_until = greatest(lookups_paused_until, now() + interval '10 seconds',
+                      (select min(checked_at) + interval '1 hour' from health_checks
+                        where waba_id = $1 and checked_at > now() - interval '1 hour'))
+              where waba_id = $1",
+            claim.waba_id
+        )
+        .execute(&mut *transaction)
+        .await?;
+    }
+    transaction.commit().await?;
+    Ok(granted)
+}
+
+/// Saves a look-up. The check is always kept; while its claim holds and the incident is open, the cause is
+/// derived anew, the next check gets its time, and the incident may turn out to be over. `chance` spreads
+/// the next check (0.0 … 1.0).
+///
+/// # Errors
+/// Nothing is saved; the claim runs out with its lease, and the number is looked up again.
+pub async fn save(db: &PgPool, claim: &Claim, check: &Check, chance: f64) -> Result<Saved, StoreError> {
+    let mut transaction = db.begin().await?;
+    lock_account(&mut transaction, &claim.waba_id).await?;
+    let entities = match &check.answer {
+        Answer::Health(entities) => Some(entities),
+        _ => None,
+    };
+    let inserted = sqlx::query!(
+        r#"insert into health_checks (incident_id, waba_id, phone_number_id, checked_at, outcome, http_status,
+                                      can_send_message, entities, response, error, duration_ms)
+           values ($1, $2, $3, clock_timestamp(), $4, $5, $6, $7, $8, $9, $10)
+           returning id, checked_at"#,
+        claim.incident_id,
+        claim.waba_id,
+        claim.phone_number_id,
+        outcome(&check.answer),
+        check.http_status.map(i32::from),
+        entities.and_then(|entities| verdict(entities)).map(ToString::to_string),
+        entities.map(Json) as _,
+        check.response,
+        error_text(&check.answer),
+        i32::try_from(check.duration.as_millis()).unwrap_or(i32::MAX),
+    )
+    .fetch_one(&mut *transaction)
+    .await?;
+
+    if let Answer::Throttled { rest, .. } = &check.answer {
+        sqlx::query!(
+            "update accounts set lookups_paused_until = greatest(lookups_paused_until, now() + $2) where waba_id = $1",
+            claim.waba_id,
+            interval(rest.unwrap_or(schedule::REST)),
+        )
+        .execute(&mut *transaction)
+        .await?;
+    }
+
+    let number = sqlx::query!(
+        r#"select i.last_failure_at, i.cause, i.cause_severity, n.clear_since
+             from affected_numbers n
+             join incidents i on i.id = n.incident_id and i.waba_id = n.waba_id
+            where n.incident_id = $1 and n.waba_id = $2 and n.phone_number_id = $3
+              and n.check_attempt = $4 and i.resolved_at is null"#,
+        claim.incident_id,
+        claim.waba_id,
+        claim.phone_number_id,
+        claim.attempt,
+    )
+    .fetch_optional(&mut *transaction)
+    .await?;
+    let Some(number) = number else {
+        transaction.commit().await?;
+        return Ok(Saved::Late);
+    };
+
+    // A cause of a later version counts as found: better kept than overwritten.
+    let recorded = LockoutCause::parse(&number.cause).unwrap_or(LockoutCause::OtherRestriction);
+    let severity = number.cause_severity.map(CanSend::from);
+    let clear = recorded.is_found() && entities.is_some_and(|entities| cause::is_clear(entities, severity.as_ref()));
+    let answered = !matches!(check.answer, Answer::Throttled { .. } | Answer::Unreachable(_));
+    let clear_since = match answered {
+        true => clear_run(number.clear_since, clear, inserted.checked_at, number.last_failure_at),
+        false => number.clear_since,
+    };
+    let progress = claim.progress.after(&check.answer);
+    let pause = schedule::pause(&check.answer, progress, clear, chance);
+    sqlx::query!(
+        "update affected_numbers
+            set check_due_at = now() + $5, check_lease_until = null, check_started_at = null, check_answers = $6, check_failures = $7,
+                clear_since = $8,
+                latest_check_id  = case when $9 then $10 else latest_check_id end,
+                latest_answer_at = case when $9 then $11 else latest_answer_at end
+          where incident_id = $1 and waba_id = $2 and phone_number_id = $3 and check_attempt = $4",
+        claim.incident_id,
+        claim.waba_id,
+        claim.phone_number_id,
+        claim.attempt,
+        interval(pause),
+        progress.answers,
+        progress.failures,
+        clear_since,
+        answered,
+        inserted.id,
+        inserted.checked_at,
+    )
+    .execute(&mut *transaction)
+    .await?;
+
+    let saved = if answered {
+        conclude(&mut transaction, claim, recorded, severity.as_ref(), number.last_failure_at).await?
+    } else {
+        Saved::Kept
+    };
+    transaction.commit().await?;
+    Ok(saved)
+}
+
+/// Derives the cause from every number's evidence, and sees whether the incident is over.
+async fn conclude(
+    db: &mut sqlx::PgConnection,
+    claim: &Claim,
+    recorded: LockoutCause,
+    severity: Option<&CanSend>,
+    last_failure_at: OffsetDateTime,
+) -> Result<Saved, StoreError> {
+    let numbers = sqlx::query!(
+        r#"select n.latest_answer_at, n.clear_since, c.id as "check_id?", c.error,
+                  c.entities as "entities: Json<Vec<Entity>>"
+             from affected_numbers n
+             left join health_checks c on c.id = n.latest_check_id and c.waba_id = n.waba_id
+            where n.incident_id = $1 and n.waba_id = $2"#,
+        claim.incident_id,
+        claim.waba_id,
+    )
+    .fetch_all(&mut *db)
+    .await?;
+    let mut evidence = Vec::new();
+    let mut runs = Vec::new();
+    for number in numbers {
+        runs.push(number.clear_since.zip(number.latest_answer_at).map(|(since, until)| ClearRun { since, until }));
+        if let Some(check_id) = number.check_id {
+            let finding = match number.entities {
+                Some(Json(entities)) => Finding::Health(entities),
+                None => Finding::Denied(number.error.unwrap_or_default()),
+            };
+            evidence.push(Evidence { check_id, finding });
+        }
+    }
+
+    let mut saved = Saved::Kept;
+    if let Some(cause) = cause::derive(&evidence).filter(|cause| cause::supersedes(cause, recorded, severity)) {
+        set_cause(db, claim, &cause).await?;
+        if cause.kind != recorded {
+            saved = Saved::Caused(cause.kind);
+        }
+    }
+    if recorded.is_found() && recovered(&runs, last_failure_at) {
+        super::incidents::close(db, claim.incident_id, &claim.waba_id, Resolution::Recovered, None).await?;
+        saved = Saved::Recovered;
+    }
+    Ok(saved)
+}
+
+async fn set_cause(db: &mut sqlx::PgConnection, claim: &Claim, cause: &Cause) -> Result<(), StoreError> {
+    let (entity_type, entity_id) = cause.entity.clone().unzip();
+    sqlx::query!(
+        "update incidents
+            set cause_recorded_at = case when cause = $3 then cause_recorded_at else clock_timestamp() end,
+                cause = $3, cause_severity = $4, cause_summary = $5, cause_entity_type = $6, cause_entity_id = $7,
+                cause_error_code = $8, possible_solution = $9, cause_check_id = $10
+          where id = $1 and waba_id = $2",
+        claim.incident_id,
+        claim.waba_id,
+        cause.kind.as_str(),
+        cause.severity.as_ref().map(ToString::to_string),
+        cause.summary,
+        entity_type,
+        entity_id,
+        cause.error_code,
+        cause.possible_solution,
+        cause.check_id,
+    )
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+/// Makes the numbers due whose look-up was denied: somebody may just have given us the token.
+///
+/// # Errors
+/// Nothing is changed.
+pub async fn ask_denied_again(db: &PgPool) -> Result<(), StoreError> {
+    sqlx::query!(
+        "with denied as (
+           select waba_id from accounts
+            where waba_id in (select waba_id from incidents where resolved_at is null and cause = 'lookup_denied')
+            order by waba_id
+              for update
+         )
+         update affected_numbers n
+            set check_due_at = now()
+           from denied
+          where n.waba_id = denied.waba_id and n.check_due_at > now()"
+    )
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+fn outcome(answer: &Answer) -> &'static str {
+    match answer {
+        Answer::Health(_) => "answered",
+        Answer::NoHealth => "no_health",
+        Answer::NotAsked(_) => "not_asked",
+        Answer::Refused(_) => "refused",
+        Answer::Throttled { .. } => "throttled",
+        Answer::Unreachable(_) => "unreachable",
+    }
+}
+
+fn error_text(answer: &Answer) -> Option<String> {
+    match answer {
+        Answer::Health(_) => None,
+        Answer::NoHealth => Some("Meta answered without health_status; the token may not read it".to_owned()),
+        Answer::Refused(error) | Answer::Throttled { error, .. } => Some(error.to_string()),
+        Answer::NotAsked(reason) | Answer::Unreachable(reason) => Some(reason.clone()),
+    }
+}
+
+pub(super) fn interval(duration: Duration) -> PgInterval {
+    let microseconds = i64::try_from(duration.as_micros()).unwrap_or(i64::MAX);
+    PgInterval { months: 0, days: 0, microseconds }
+}

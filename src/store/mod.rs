@@ -1,0 +1,219 @@
+//! The database: the only place that knows SQL.
+//!
+//! Transactions live in tasks that nobody cancels (the recorder, the follow-up, a command): dropping a
+//! future while its `BEGIN` is under way leaves sqlx 0.9 with a connection inside a transaction that
+//! nobody commits. Whoever changes an account's incidents first locks the account ([`lock_account`]).
+
+pub mod checks;
+pub mod incidents;
+pub mod record;
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+pub use sqlx::PgPool as Pool;
+use sqlx::{ConnectOptions, Connection, Executor, PgConnection, PgPool};
+use tokio::time::{Instant, timeout};
+
+use crate::MIGRATOR;
+
+/// Connections for everything but the recorder, which has its own.
+const POOL_SIZE: u32 = 8;
+
+/// How long a connection may take to say that it is alive.
+const PING: Duration = Duration::from_millis(300);
+
+/// What a caller does differently about a database error.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The data itself is refused (SQLSTATE classes 22, 23 and 54): trying again changes nothing.
+    #[error("the database refused a value")]
+    BadData(#[source] sqlx::Error),
+    /// Everything else: the database is away, locked, read-only, or lacks our tables.
+    #[error("the database did not do its work")]
+    Unavailable(#[source] sqlx::Error),
+    /// It did not answer in time.
+    #[error("the database did not answer in time")]
+    TimedOut,
+}
+
+impl StoreError {
+    /// What lies behind it, for a log.
+    #[must_use]
+    pub fn cause(&self) -> Option<String> {
+        std::error::Error::source(self).map(ToString::to_string)
+    }
+}
+
+impl From<sqlx::Error> for StoreError {
+    fn from(error: sqlx::Error) -> Self {
+        let code = error.as_database_error().and_then(|error| error.code());
+        match code.as_deref().and_then(|code| code.get(..2)) {
+            Some("22" | "23" | "54") => Self::BadData(error),
+            _ => Self::Unavailable(error),
+        }
+    }
+}
+
+/// A database URL that was understood.
+#[derive(Debug, Clone)]
+pub struct Database {
+    options: PgConnectOptions,
+}
+
+/// The URL is not one of Postgres.
+#[derive(Debug, thiserror::Error)]
+#[error("not a Postgres URL (postgresql://user:password@host:5432/database): {0}")]
+pub struct BadDatabaseUrl(String);
+
+impl Database {
+    /// Reads a Postgres URL. TLS is as it says in `sslmode`.
+    ///
+    /// # Errors
+    /// [`BadDatabaseUrl`], which never repeats the URL: it may hold a password.
+    pub fn parse(url: &str) -> Result<Self, BadDatabaseUrl> {
+        if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
+            return Err(BadDatabaseUrl("it does not start with postgresql://".to_owned()));
+        }
+        let options = PgConnectOptions::from_str(url)
+            .map_err(|error| BadDatabaseUrl(error.to_string()))?
+            .disable_statement_logging();
+        Ok(Self { options })
+    }
+
+    /// Where the data lives, without the password.
+    #[must_use]
+    pub fn location(&self) -> String {
+        let host = match self.options.get_socket() {
+            Some(socket) => socket.display().to_string(),
+            None => format!("{}:{}", self.options.get_host(), self.options.get_port()),
+        };
+        format!("{host}, database {}", self.options.get_database().unwrap_or(self.options.get_username()))
+    }
+
+    fn options(&self, name: &str, statement: Duration, lock: Duration) -> PgConnectOptions {
+        self.options.clone().application_name(name).options([
+            ("statement_timeout", statement.as_millis().to_string()),
+            ("lock_timeout", lock.as_millis().to_string()),
+            ("idle_in_transaction_session_timeout", "10000".to_owned()),
+            ("synchronous_commit", "on".to_owned()),
+        ])
+    }
+
+    /// The recorder's own connection. Its bounds are shorter than what Meta waits.
+    ///
+    /// # Errors
+    /// Where no connection comes about; the caller bounds the time.
+    pub async fn connect_recorder(&self) -> Result<RecorderConnection, StoreError> {
+        let options = self.options("lockwatch recorder", Duration::from_secs(2), Duration::from_secs(1));
+        Ok(RecorderConnection(options.connect().await?, Instant::now()))
+    }
+
+    /// The pool for everything else. It connects when it is first used.
+    #[must_use]
+    pub fn pool(&self) -> PgPool {
+        PgPoolOptions::new()
+            .max_connections(POOL_SIZE)
+            .acquire_timeout(Duration::from_secs(2))
+            .test_before_acquire(false)
+            // A silently dead connection would keep its permit for ever; a ping with a bound finds it.
+            .before_acquire(|connection, _| {
+                Box::pin(async move {
+                    Ok(matches!(timeout(PING, connection.ping()).await, Ok(Ok(()))))
+                })
+            })
+            // A cancelled `BEGIN` would leave the next borrower inside somebody else's transaction.
+            .after_release(|connection, _| {
+                Box::pin(async move {
+                    let rollback = connection.execute("rollback");
+                    Ok(matches!(timeout(Duration::from_millis(500), rollback).await, Ok(Ok(_))))
+                })
+            })
+            .connect_lazy_with(self.options("lockwatch", Duration::from_secs(10), Duration::from_secs(2)))
+    }
+
+    /// Creates or updates the tables. Several processes may do so at once: an advisory lock lets one go
+    /// first. Tables of a newer version are left alone, so that an old replica can start beside a new one.
+    ///
+    /// # Errors
+    /// The database is away, or a migration failed.
+    pub async fn migrate(&self) -> Result<(), MigrateError> {
+        let minutes = Duration::from_secs(600);
+        let options = self.options("lockwatch migrate", minutes, minutes);
+        let mut connection = timeout(Duration::from_secs(5), options.connect())
+            .await
+            .map_err(|_| MigrateError::Away(StoreError::TimedOut))?
+            .map_err(|error| MigrateError::Away(error.into()))?;
+        // Not `run`: its future is not `Send` enough to be spawned.
+        let migrated = MIGRATOR.run_direct(None, &mut connection, false).await;
+        // Closing releases the advisory lock at once, whatever happened.
+        let _ = connection.close().await;
+        Ok(migrated?)
+    }
+}
+
+/// The recorder's connection: never pooled, and closed by dropping it wherever its state is in doubt.
+#[derive(Debug)]
+pub struct RecorderConnection(PgConnection, Instant);
+
+impl RecorderConnection {
+    /// The same connection, or a new one where it has been idle and does not answer: a database that
+    /// restarted meanwhile should not cost the next callback.
+    ///
+    /// # Errors
+    /// Where no new connection comes about.
+    pub async fn refreshed(mut self, database: &Database) -> Result<Self, StoreError> {
+        const IDLE: Duration = Duration::from_secs(1);
+        let idle = self.1.elapsed() > IDLE;
+        self.1 = Instant::now();
+        if !idle || matches!(timeout(PING, self.0.ping()).await, Ok(Ok(()))) {
+            return Ok(self);
+        }
+        database.connect_recorder().await
+    }
+}
+
+/// Why the tables could not be brought up to date.
+#[derive(Debug, thiserror::Error)]
+pub enum MigrateError {
+    /// No connection.
+    #[error("the database cannot be reached")]
+    Away(#[source] StoreError),
+    /// The database is there and a migration failed.
+    #[error("a migration failed")]
+    Failed(#[from] sqlx::migrate::MigrateError),
+}
+
+/// Whether the database answers and has the tables of this version.
+///
+/// # Errors
+/// It does not answer.
+pub async fn is_migrated(db: &PgPool) -> Result<bool, StoreError> {
+    let newest = MIGRATOR.iter().map(|migration| migration.version).max().unwrap_or_default();
+    // Not `query!`: the table is sqlx's own and comes with the first migration.
+    let applied = sqlx::query_scalar::<_, bool>("select exists (select from _sqlx_migrations where version = $1 and success)")
+        .bind(newest)
+        .fetch_one(db)
+        .await;
+    match applied {
+        Err(error) if error.as_database_error().is_some_and(|e| e.code().as_deref() == Some("42P01")) => Ok(false),
+        applied => Ok(applied?),
+    }
+}
+
+/// Whether the server syncs its log to disk. Without, a crash of its machine loses what was acknowledged.
+///
+/// # Errors
+/// The database does not answer.
+pub async fn is_durable(db: &PgPool) -> Result<bool, StoreError> {
+    let fsync: String = sqlx::query_scalar("select current_setting('fsync')").fetch_one(db).await?;
+    Ok(fsync == "on")
+}
+
+/// Locks an account until the end of the transaction: the one lock that orders all changes to its
+/// incidents. What is read after it, in later statements, is what the holder before it left.
+async fn lock_account(transaction: &mut PgConnection, waba_id: &str) -> Result<(), StoreError> {
+    sqlx::query!("select from accounts where waba_id = $1 for update", waba_id).execute(transaction).await?;
+    Ok(())
+}
