@@ -135,7 +135,7 @@ impl Demo {
             }
         }
         let mut watch = Watch::default();
-        self.post_callbacks().await?;
+        self.post_callbacks(&mut watch).await?;
         let deadline = Instant::now() + PATIENCE;
         while !watch.tell(self).await?.iter().all(|incident| incident.cause != "pending") {
             if Instant::now() > deadline {
@@ -157,7 +157,7 @@ impl Demo {
     }
 
     /// One callback per account, but two accounts share one, and one callback comes twice.
-    async fn post_callbacks(&self) -> anyhow::Result<()> {
+    async fn post_callbacks(&self, watch: &mut Watch) -> anyhow::Result<()> {
         let client = reqwest::Client::builder().no_proxy().build()?;
         let now = OffsetDateTime::now_utc();
         let compose = |accounts: &[&Account]| {
@@ -187,6 +187,7 @@ impl Demo {
             let status = answer.status().as_u16();
             let note = if note.is_empty() { String::new() } else { format!("  {DIM}{note}{DIM:#}") };
             self.line("callback", &format!("{GREEN}{status}{GREEN:#}  {}{note}", count(failures.into(), "failed delivery", "failed deliveries")));
+            watch.tell(self).await?;
         }
         Ok(())
     }

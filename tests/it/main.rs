@@ -1,0 +1,16 @@
+//! The integration tests: real router, real Postgres, real signatures, real processes.
+//!
+//! Without a DATABASE_URL one Postgres is started for the run and gone with it; every test has a
+//! database of its own.
+
+#![allow(unreachable_pub, clippy::unwrap_used, reason = "a test may fail, and is no library")]
+
+mod architecture;
+mod cli;
+mod embedded;
+mod faults;
+mod followup;
+mod lifecycle;
+mod recording;
+mod support;
+mod webhook;

@@ -1,0 +1,191 @@
+//! What every test needs: a service on a database of its own, with a simulated Meta.
+
+pub mod database;
+pub mod process;
+
+use std::time::Duration;
+
+use lockwatch::graph::{Graph, GraphSettings, Tokens};
+use lockwatch::meta::compose::StatusCallback;
+use lockwatch::meta::signature::{HEADER, sign};
+use lockwatch::service::{Service, Settings};
+use lockwatch::simulator::{Scenario, Simulator};
+use lockwatch::store::incidents::{self, HealthCheck, Incident, State};
+use lockwatch::store::{Database, Pool};
+use reqwest::{Client, RequestBuilder, Response, StatusCode};
+use secrecy::SecretString;
+use sqlx::AssertSqlSafe;
+use time::OffsetDateTime;
+use tokio::time::{Instant, sleep};
+
+use database::TestDatabase;
+
+pub const APP_SECRET: &str = "an-app-secret-of-the-tests";
+pub const VERIFY_TOKEN: &str = "a-verify-token";
+pub const ACCESS_TOKEN: &str = "EAAtestsAccessToken1234567890";
+
+pub const WABA: &str = "102290129340398";
+pub const NUMBER: &str = "106540352242922";
+pub const OTHER_NUMBER: &str = "106540352242923";
+
+/// How long a test waits for what must happen by itself.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A service under test. Several may share a database.
+pub struct TestApp {
+    pub service: Service,
+    pub simulator: Simulator,
+    pub db: Pool,
+    pub client: Client,
+    // Last, so that it goes last.
+    pub database: TestDatabase,
+}
+
+impl TestApp {
+    /// On a database of its own, with a Meta that says AVAILABLE for the two usual numbers.
+    pub async fn start() -> Self {
+        let simulator = Simulator::start(ACCESS_TOKEN, APP_SECRET).await.unwrap();
+        for number in [NUMBER, OTHER_NUMBER] {
+            simulator.script(number, [Scenario::Available]);
+        }
+        Self::start_on(TestDatabase::create().await, simulator).await
+    }
+
+    pub async fn start_on(database: TestDatabase, simulator: Simulator) -> Self {
+        let service = service(database.database(), &simulator, &[APP_SECRET]).await;
+        let db = database.database().pool();
+        Self { service, simulator, db, client: client(), database }
+    }
+
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.service.address)
+    }
+
+    pub fn unsigned(&self, body: &[u8]) -> RequestBuilder {
+        self.client.post(self.url("/webhook")).body(body.to_vec())
+    }
+
+    pub async fn post(&self, body: &[u8]) -> Response {
+        self.unsigned(body).header(HEADER, sign(APP_SECRET, body)).send().await.unwrap()
+    }
+
+    /// Posts a signed body that must be taken.
+    pub async fn deliver(&self, body: &[u8]) {
+        let response = self.post(body).await;
+        let status = response.status();
+        assert_eq!(status, StatusCode::OK, "{}", response.text().await.unwrap());
+    }
+
+    /// A message of the usual number fails now.
+    pub async fn fail(&self, message_id: &str) {
+        self.fail_at(message_id, OffsetDateTime::now_utc()).await;
+    }
+
+    pub async fn fail_at(&self, message_id: &str, at: OffsetDateTime) {
+        self.deliver(&StatusCallback::new().at(at).failed(WABA, NUMBER, message_id).into_body()).await;
+    }
+
+    pub async fn incidents(&self) -> Vec<Incident> {
+        let mut incidents = incidents::list(&self.db, State::All, 1000).await.unwrap();
+        incidents.reverse();
+        incidents
+    }
+
+    pub async fn incident(&self) -> Incident {
+        let mut incidents = self.incidents().await;
+        assert_eq!(incidents.len(), 1, "{incidents:#?}");
+        incidents.remove(0)
+    }
+
+    pub async fn checks(&self) -> Vec<HealthCheck> {
+        let mut checks = incidents::latest_checks(&self.db, self.incident().await.id, 1000).await.unwrap();
+        checks.reverse();
+        checks
+    }
+
+    /// Waits until the only incident has this cause.
+    pub async fn caused(&self, cause: &str) -> Incident {
+        self.eventually(cause, async || self.incident().await.cause == cause).await;
+        self.incident().await
+    }
+
+    /// Waits until a condition holds.
+    pub async fn eventually(&self, what: &str, condition: impl AsyncFn() -> bool) {
+        eventually(what, condition).await;
+    }
+
+    pub async fn count(&self, sql: &'static str) -> i64 {
+        sqlx::query_scalar(sql).fetch_one(&self.db).await.unwrap()
+    }
+
+    pub async fn execute(&self, sql: &'static str) {
+        sqlx::query(sql).execute(&self.db).await.unwrap();
+    }
+
+    pub async fn text(&self, sql: &'static str) -> Option<String> {
+        sqlx::query_scalar(sql).fetch_one(&self.db).await.unwrap()
+    }
+
+    /// Moves everything in the database into the past, as if time had passed.
+    pub async fn let_time_pass(&self, time: time::Duration) {
+        let columns: Vec<(String, String)> = sqlx::query_as(
+            "select table_name::text, column_name::text from information_schema.columns
+              where table_schema = 'public' and data_type = 'timestamp with time zone' and table_name <> '_sqlx_migrations'",
+        )
+        .fetch_all(&self.db)
+        .await
+        .unwrap();
+        let mut transaction = self.db.begin().await.unwrap();
+        for (table, column) in columns {
+            let seconds = time.whole_seconds();
+            let sql = format!("update {table} set {column} = {column} - interval '{seconds} seconds' where {column} is not null");
+            sqlx::query(AssertSqlSafe(sql)).execute(&mut *transaction).await.unwrap();
+        }
+        transaction.commit().await.unwrap();
+    }
+
+    /// Lets time pass until the next check is due, and waits for its answer.
+    pub async fn next_check(&self, after: time::Duration) {
+        let before = self.count("select count(*) from health_checks").await;
+        self.let_time_pass(after).await;
+        self.eventually("another check", async || self.count("select count(*) from health_checks").await > before).await;
+    }
+}
+
+pub async fn eventually(what: &str, condition: impl AsyncFn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition().await {
+        assert!(Instant::now() < deadline, "did not happen: {what}");
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Starts a service; the first secret also makes the proof for the simulator.
+pub async fn service(database: Database, simulator: &Simulator, app_secrets: &[&str]) -> Service {
+    let app_secrets: Vec<SecretString> = app_secrets.iter().map(|secret| SecretString::from(*secret)).collect();
+    let graph = Graph::new(GraphSettings {
+        url: simulator.url(),
+        version: "v25.0".to_owned(),
+        app_secrets: app_secrets.clone(),
+        tokens: Tokens::new(Some(ACCESS_TOKEN.into()), None).unwrap(),
+    });
+    let loopback = "127.0.0.1:0".parse().unwrap();
+    let settings = Settings {
+        database,
+        listen: loopback,
+        admin_listen: loopback,
+        app_secrets,
+        verify_token: VERIFY_TOKEN.into(),
+        graph: graph.unwrap(),
+    };
+    Service::start(settings).await.unwrap()
+}
+
+pub fn client() -> Client {
+    Client::builder().no_proxy().timeout(Duration::from_secs(30)).build().unwrap()
+}
+
+/// A callback with one failure of the usual number.
+pub fn one_failure(message_id: &str) -> Vec<u8> {
+    StatusCallback::new().at(OffsetDateTime::now_utc()).failed(WABA, NUMBER, message_id).into_body()
+}

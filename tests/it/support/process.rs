@@ -1,0 +1,110 @@
+//! The real program as a real process.
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::{APP_SECRET, VERIFY_TOKEN};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The program with nothing of our own environment that could change what it does.
+pub fn lockwatch(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lockwatch"));
+    let ours = ["LOCKWATCH_", "META_", "DATABASE_URL", "PG", "RUST_LOG", "XDG_"];
+    for (name, _) in std::env::vars_os() {
+        if ours.iter().any(|prefix| name.to_string_lossy().starts_with(prefix)) {
+            command.env_remove(name);
+        }
+    }
+    command.args(arguments).stdin(Stdio::null());
+    command
+}
+
+/// A running `serve`, killed when dropped.
+pub struct Serve {
+    pub child: Child,
+    pub webhook: String,
+    pub admin: String,
+    log: Receiver<String>,
+}
+
+impl Serve {
+    /// Starts it on an outside database.
+    pub fn on_database(url: &str, settings: &[(&str, &str)]) -> Self {
+        Self::start(&[&[("DATABASE_URL", url)], settings].concat())
+    }
+
+    /// Starts it with an embedded one.
+    pub fn on_folder(folder: &Path, settings: &[(&str, &str)]) -> Self {
+        Self::start(&[&[("LOCKWATCH_DATA_DIR", folder.to_str().unwrap())], settings].concat())
+    }
+
+    fn start(settings: &[(&str, &str)]) -> Self {
+        let mut child = lockwatch(&["serve", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"])
+            .env("META_APP_SECRET", APP_SECRET)
+            .env("META_VERIFY_TOKEN", VERIFY_TOKEN)
+            .envs(settings.iter().copied())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let stderr = child.stderr.take().unwrap();
+        let (sender, log) = channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                let _ = sender.send(line);
+            }
+        });
+        let mut serve = Self { child, webhook: String::new(), admin: String::new(), log };
+        let line = serve.logged("listening: ");
+        let word = |after: &str| line.split(after).nth(1).unwrap().split([' ', ',']).next().unwrap().to_owned();
+        (serve.webhook, serve.admin) = (word("webhook "), word("admin "));
+        serve
+    }
+
+    /// Waits for a line of the log.
+    pub fn logged(&self, part: &str) -> String {
+        let deadline = Instant::now() + PATIENCE;
+        let mut seen = Vec::new();
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.log.recv_timeout(left) {
+                Ok(line) if line.contains(part) => return line,
+                Ok(line) => seen.push(line),
+                Err(error) => panic!("{part:?} was not logged ({error}): {seen:#?}"),
+            }
+        }
+    }
+
+    /// What was logged since the last look.
+    pub fn rest_of_log(&self) -> String {
+        self.log.try_iter().collect::<Vec<_>>().join("\n")
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    pub fn wait(&mut self) -> ExitStatus {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "serve does not end");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+impl Drop for Serve {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
