@@ -1,1 +1,248 @@
-//! x
+//! The program from outside: its words, exit codes and streams.
+
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use lockwatch::lockout::cause::LockoutCause;
+use lockwatch::meta::signature::{HEADER, sign};
+use lockwatch::simulator::{Scenario, Simulator};
+use reqwest::StatusCode;
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::support::process::{Serve, lockwatch};
+use crate::support::{ACCESS_TOKEN, APP_SECRET, NUMBER, TestApp, VERIFY_TOKEN, client, eventually, one_failure};
+
+fn output(command: &mut Command) -> (i32, String, String) {
+    let Output { status, stdout, stderr } = command.output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (status.code().unwrap(), text(stdout), text(stderr))
+}
+
+#[test]
+fn every_command_explains_itself() {
+    for arguments in [
+        vec!["--help"],
+        vec!["serve", "--help"],
+        vec!["demo", "--help"],
+        vec!["migrate", "--help"],
+        vec!["healthcheck", "--help"],
+        vec!["incidents", "list", "--help"],
+        vec!["incidents", "show", "--help"],
+        vec!["incidents", "resolve", "--help"],
+        vec!["check", "--help"],
+    ] {
+        let (code, stdout, stderr) = output(&mut lockwatch(&arguments));
+        assert_eq!((code, stderr.as_str()), (0, ""), "{arguments:?}");
+        assert!(stdout.contains("Usage: lockwatch"), "{arguments:?}");
+        assert!(stdout.lines().all(|line| line.chars().count() <= 100), "{arguments:?}");
+    }
+}
+
+#[test]
+fn wrong_usage_and_configuration_is_one_clear_line_and_exit_2() {
+    let secrets = [("META_APP_SECRET", APP_SECRET), ("META_VERIFY_TOKEN", VERIFY_TOKEN)];
+    let unset = |name: &str| secrets.into_iter().filter(|(n, _)| *n != name).collect::<Vec<_>>();
+    let with = |name, value| [&secrets[..], &[(name, value)]].concat();
+    for (settings, says) in [
+        (unset("META_APP_SECRET"), "META_APP_SECRET is not set"),
+        (unset("META_VERIFY_TOKEN"), "META_VERIFY_TOKEN is not set"),
+        (with("META_APP_SECRET", ""), "META_APP_SECRET is set, but empty"),
+        (with("META_APP_SECRET", "short"), "META_APP_SECRET number 1 has fewer than 16"),
+        (with("META_APP_SECRET", "long-enough-for-a-secret,"), "META_APP_SECRET number 2 has fewer than 16"),
+        (with("META_APP_SECRET_FILE", "/nonexistent"), "META_APP_SECRET and META_APP_SECRET_FILE are both set"),
+        (with("META_ACCESS_TOKEN", ""), "META_ACCESS_TOKEN is set, but empty"),
+        (with("META_ACCESS_TOKEN_FILE", "/nonexistent"), "META_ACCESS_TOKEN_FILE /nonexistent"),
+        (with("META_ACCESS_TOKENS_FILE", "/nonexistent"), "META_ACCESS_TOKENS_FILE /nonexistent"),
+        (with("META_GRAPH_URL", "http://graph.facebook.com"), "META_GRAPH_URL must be https"),
+        (with("META_GRAPH_VERSION", "25"), "META_GRAPH_VERSION must look like"),
+        (with("LOCKWATCH_LISTEN", "nowhere"), "invalid value 'nowhere' for '--listen"),
+        (with("LOCKWATCH_LISTEN", ""), "invalid value '' for '--listen"),
+        (with("LOCKWATCH_ADMIN_LISTEN", "0.0.0.0:0"), "set LOCKWATCH_ADMIN_TOKEN as well"),
+        (with("LOCKWATCH_LOG_FORMAT", "xml"), "invalid value 'xml' for '--log-format"),
+        (with("DATABASE_URL", "mysql://root:hunter2@localhost"), "not a Postgres URL"),
+        (with("DATABASE_URL", ""), "--database-url"),
+    ] {
+        let (code, stdout, stderr) = output(lockwatch(&["serve"]).envs(settings.clone()));
+        assert_eq!((code, stdout.as_str()), (2, ""), "{settings:?}: {stderr}");
+        assert!(stderr.contains(says), "{settings:?}: {stderr}");
+        assert_eq!(stderr.lines().count(), 1, "{stderr}");
+        assert!(!stderr.contains("hunter2"), "{stderr}");
+    }
+    assert_eq!(output(&mut lockwatch(&["incidents", "show", "x"])).0, 2);
+    assert_eq!(output(&mut lockwatch(&["serves"])).0, 2);
+    assert_eq!(output(&mut lockwatch(&[])).0, 2);
+}
+
+#[test]
+fn without_a_database_a_command_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    for arguments in [vec!["incidents", "list"], vec!["migrate"]] {
+        let (code, _, stderr) = output(lockwatch(&arguments).env("LOCKWATCH_DATA_DIR", folder.path()));
+        assert_eq!(code, 1);
+        assert!(stderr.contains("DATABASE_URL is not set, and no lockwatch serve runs on"), "{stderr}");
+    }
+    let away = lockwatch(&["incidents", "list"]).env("DATABASE_URL", "postgresql://u:hunter2@127.0.0.1:1/x").output().unwrap();
+    let stderr = String::from_utf8(away.stderr).unwrap();
+    assert!(away.status.code() == Some(1) && stderr.contains("cannot use the database") && !stderr.contains("hunter2"), "{stderr}");
+}
+
+#[tokio::test]
+async fn incidents_are_listed_shown_and_resolved() {
+    let app = TestApp::start().await;
+    app.simulator.script(NUMBER, [Scenario::Payment]);
+    app.fail("wamid.\u{1b}[31m").await;
+    app.caused("payment").await;
+    let id = app.incident().await.id.to_string();
+    let run = |arguments: &[&str]| output(lockwatch(arguments).env("DATABASE_URL", &app.database.url));
+
+    let (code, table, _) = run(&["incidents", "list"]);
+    assert_eq!(code, 0);
+    assert!(table.contains("102290129340398") && table.contains("payment") && table.contains("open"), "{table}");
+    let (_, json, _) = run(&["incidents", "list", "--json", "--state", "open"]);
+    let listed: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((&listed[0]["cause"], &listed[0]["failure_count"]), (&"payment".into(), &1.into()));
+
+    let (_, shown, _) = run(&["incidents", "show", &id]);
+    for part in ["WABA 102290129340398 is BLOCKED (141006)", "Next steps", NUMBER, "15550783881", "answered"] {
+        assert!(shown.contains(part), "{part}: {shown}");
+    }
+    let (_, json, _) = run(&["incidents", "show", &id, "--json"]);
+    let shown: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(shown["affected_numbers"][0]["phone_number_id"], NUMBER);
+    assert_eq!(shown["health_checks"][0]["can_send_message"], "BLOCKED");
+    assert!(shown["next_steps"].as_array().unwrap().len() > 1);
+
+    assert_eq!(run(&["incidents", "resolve", &id, "--note", "paid"]).0, 0);
+    let incident = app.incident().await;
+    assert_eq!((incident.resolution.as_deref(), incident.resolution_note.as_deref()), (Some("manual"), Some("paid")));
+    let (code, _, stderr) = run(&["incidents", "resolve", &id]);
+    assert_eq!((code, stderr), (1, format!("lockwatch: incident {id} was resolved before\n")));
+    assert_eq!(run(&["incidents", "show", "999999"]).0, 1);
+    assert_eq!(run(&["incidents", "list", "--state", "open", "--json"]).1.trim(), "[]");
+    assert_eq!(run(&["migrate"]).0, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_asks_meta_now() {
+    let simulator = Simulator::start(ACCESS_TOKEN, APP_SECRET).await.unwrap();
+    let check = |scenario, arguments: &[&str]| {
+        simulator.script(NUMBER, [scenario]);
+        let mut command = lockwatch(&[&["check", NUMBER], arguments].concat());
+        let settings = [("META_GRAPH_URL", simulator.url()), ("META_APP_SECRET", APP_SECRET.into()), ("META_ACCESS_TOKEN", ACCESS_TOKEN.into())];
+        output(command.envs(settings))
+    };
+    let (code, stdout, _) = check(Scenario::Payment, &[]);
+    assert_eq!(code, 0);
+    for part in ["WABA", "BLOCKED", "(141006)", "payment", "Meta's advice"] {
+        assert!(stdout.contains(part), "{part}: {stdout}");
+    }
+    let (code, stdout, _) = check(Scenario::Payment, &["--json"]);
+    let json: Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!((code, &json["cause"], &json["can_send_message"]), (0, &"payment".into(), &"BLOCKED".into()));
+    let (code, stdout, _) = check(Scenario::ExpiredToken, &[]);
+    assert_eq!(code, 0, "a refusal is an answer");
+    assert!(stdout.contains(LockoutCause::LookupDenied.as_str()), "{stdout}");
+    let (code, stdout, stderr) = check(Scenario::Garbage, &[]);
+    assert_eq!((code, stdout.as_str()), (1, ""));
+    assert!(stderr.contains("not a JSON object"), "{stderr}");
+    let unset = output(lockwatch(&["check", NUMBER]).env("META_APP_SECRET", APP_SECRET));
+    assert!(unset.0 == 2 && unset.2.contains("META_ACCESS_TOKEN is not set"), "{unset:?}");
+}
+
+#[test]
+fn the_demo_finds_six_causes() {
+    let (code, stdout, stderr) = output(&mut lockwatch(&["demo", "--exit"]));
+    assert_eq!((code, stderr.as_str()), (0, ""), "{stdout}");
+    let causes = ["payment", "policy_violation", "business_verification", "other_restriction", "unreported", "lookup_denied"];
+    for cause in causes {
+        assert!(stdout.contains(cause), "{cause}: {stdout}");
+    }
+    assert!(stdout.lines().all(|line| line.chars().count() <= 120), "{stdout}");
+    assert!(!stdout.contains('\u{1b}'), "no colours without a terminal");
+}
+
+#[tokio::test]
+async fn serve_starts_with_two_secrets_tells_where_data_lives_and_stops_politely() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut serve = Serve::on_folder(folder.path(), &[]);
+    serve.logged("the database is ready");
+    let address = serve.webhook.trim_start_matches("http://").trim_end_matches("/webhook").to_owned();
+    let admin = serve.admin.trim_start_matches("http://").to_owned();
+    for arguments in [vec!["healthcheck", "--listen", &address], vec!["healthcheck", "--ready", "--admin-listen", &admin]] {
+        assert_eq!(output(&mut lockwatch(&arguments)).0, 0, "{arguments:?}");
+    }
+    let data = [("LOCKWATCH_DATA_DIR", folder.path())];
+    assert_eq!(output(lockwatch(&["incidents", "list"]).envs(data)).0, 0);
+    let second = lockwatch(&["serve", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"])
+        .envs([("META_APP_SECRET", APP_SECRET), ("META_VERIFY_TOKEN", VERIFY_TOKEN)])
+        .envs(data)
+        .output()
+        .unwrap();
+    assert_eq!(second.status.code(), Some(1));
+    assert!(String::from_utf8(second.stderr).unwrap().contains("another lockwatch is running on"));
+
+    serve.signal(Signal::INT);
+    assert_eq!(serve.wait().code(), Some(0));
+    assert_ne!(output(&mut lockwatch(&["healthcheck", "--listen", &address])).0, 0);
+}
+
+#[tokio::test]
+async fn a_request_under_way_is_answered_before_the_end() {
+    let app = TestApp::start().await;
+    let mut serve = Serve::on_database(&app.database.url, &[]);
+    serve.logged("the database is ready");
+    let body = one_failure("wamid.1");
+    let (head, tail) = body.split_at(40);
+    let (sender, receiver) = tokio::sync::mpsc::unbounded_channel::<Result<Vec<u8>, std::io::Error>>();
+    let stream = futures_util::stream::unfold(receiver, async |mut receiver| Some((receiver.recv().await?, receiver)));
+    let signature = sign(APP_SECRET, &body);
+    let request = client().post(&serve.webhook).header(HEADER, signature).body(reqwest::Body::wrap_stream(stream));
+    let request = tokio::spawn(request.send());
+    sender.send(Ok(head.to_vec())).unwrap();
+    // Connected, once the limit's first connection is taken: the accept loop has it.
+    let webhook = serve.webhook.clone();
+    eventually("a connection", async || client().get(&webhook).send().await.is_ok()).await;
+    serve.signal(Signal::TERM);
+    serve.logged("stopping");
+    sender.send(Ok(tail.to_vec())).unwrap();
+    drop(sender);
+    assert_eq!(request.await.unwrap().unwrap().status(), StatusCode::OK);
+    let started = std::time::Instant::now();
+    assert_eq!(serve.wait().code(), Some(0));
+    assert!(started.elapsed() < Duration::from_secs(20));
+    assert_eq!(app.incident().await.failure_count, 1);
+}
+
+#[tokio::test]
+async fn the_log_is_json_if_asked_for_and_holds_no_secret_and_no_recipient() {
+    let app = TestApp::start().await;
+    app.simulator.script(NUMBER, [Scenario::RepeatsToken]);
+    let url = app.simulator.url();
+    let settings = [
+        ("LOCKWATCH_LOG_FORMAT", "json"),
+        ("RUST_LOG", "lockwatch=trace,info"),
+        ("META_GRAPH_URL", url.as_str()),
+        ("META_ACCESS_TOKEN", ACCESS_TOKEN),
+    ];
+    app.service.stop().await;
+    let mut serve = Serve::on_database(&app.database.url, &settings);
+    serve.logged("the database is ready");
+    let body = one_failure("wamid.canary");
+    let post = client().post(&serve.webhook).header(HEADER, sign(APP_SECRET, &body)).body(body);
+    assert_eq!(post.send().await.unwrap().status(), StatusCode::OK);
+    let bad = client().post(&serve.webhook).header(HEADER, sign("not-this-secret", b"x")).body("x");
+    assert_eq!(bad.send().await.unwrap().status(), StatusCode::UNAUTHORIZED);
+    let mut log = vec![serve.logged("may not be looked up")];
+    log.push(serve.logged("is META_APP_SECRET this app's?"));
+    serve.signal(Signal::TERM);
+    serve.wait();
+    log.extend(serve.rest_of_log().lines().map(str::to_owned));
+    for line in log {
+        let object: Value = serde_json::from_str(&line).unwrap();
+        assert!(object["message"].is_string(), "{line}");
+        for canary in [APP_SECRET, VERIFY_TOKEN, ACCESS_TOKEN, "wamid.canary", "16505551234"] {
+            assert!(!line.contains(canary), "{line}");
+        }
+    }
+}

@@ -43,19 +43,10 @@ static CREATING: Mutex<()> = Mutex::const_new(());
 impl TestDatabase {
     /// Copied from a template with the tables of this version.
     pub async fn create() -> Self {
-        Self::create_from(Some(&template().await)).await
-    }
-
-    /// Without any tables.
-    pub async fn create_empty() -> Self {
-        Self::create_from(None).await
-    }
-
-    async fn create_from(template: Option<&str>) -> Self {
+        let template = template().await;
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let name = format!("lockwatch_test_{}_{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let _one_at_a_time = CREATING.lock().await;
-        let template = template.unwrap_or("template1");
         execute(format!("create database {name} template {template}")).await.unwrap();
         Self { url: url_of(&name), outside: is_outside().then_some(name) }
     }
