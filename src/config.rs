@@ -142,7 +142,7 @@ impl ListenArgs {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Meta")]
 pub struct GraphArgs {
-    /// TOML with an access token per account: "<waba id>" = "<token>"
+    /// TOML with an access token per account: "102290129340398" = "EAA…"
     #[arg(long, env = "META_ACCESS_TOKENS_FILE", value_name = "FILE")]
     pub meta_access_tokens_file: Option<PathBuf>,
     /// The Graph API

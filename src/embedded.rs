@@ -262,6 +262,10 @@ impl Drop for Embedded {
         if let Some(supervisor) = self.supervisor.take() {
             let _ = supervisor.join();
         }
+        let Cluster { folder, socket_folder, .. } = &self.shared.cluster;
+        if socket_folder != folder {
+            let _ = fs::remove_dir(socket_folder);
+        }
     }
 }
 

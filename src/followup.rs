@@ -16,7 +16,7 @@ use crate::graph::Graph;
 use crate::lockout::cause::LockoutCause;
 use crate::meta::health::Answer;
 use crate::store::checks::{self, Check, Claim, Saved};
-use crate::store::{Pool, StoreError, incidents};
+use crate::store::{Pool, StoreError, bounded, incidents};
 
 /// Look-ups under way at once, per process.
 const IN_FLIGHT: usize = 32;
@@ -25,8 +25,8 @@ const IDLE: Duration = Duration::from_secs(1);
 const AFTER_ERROR: Duration = Duration::from_secs(2);
 /// How often quiet incidents are looked for.
 const SWEEP: Duration = Duration::from_secs(60);
-/// How often saving is tried while the claim's lease lasts.
-const SAVE_ATTEMPTS: u32 = 5;
+/// How often saving is tried; the claim's lease is over then.
+const SAVE_ATTEMPTS: u32 = 3;
 
 /// The worker.
 #[derive(Debug, Clone)]
@@ -48,7 +48,7 @@ impl FollowUp {
         let mut under_way = JoinSet::new();
         let mut next_sweep = Instant::now();
         let mut failing = false;
-        if let Err(error) = checks::ask_denied_again(&self.db).await {
+        if let Err(error) = bounded(checks::ask_denied_again(&self.db)).await {
             debug!(%error, "denied look-ups keep their time");
         }
         while !stop.is_cancelled() {
@@ -86,12 +86,12 @@ impl FollowUp {
             self.sweep().await?;
             *next_sweep = Instant::now() + SWEEP;
         }
-        checks::claim_due(&self.db, free).await
+        bounded(checks::claim_due(&self.db, free)).await
     }
 
     /// Resolves the incidents that have been quiet.
     async fn sweep(&self) -> Result<(), StoreError> {
-        for (id, waba_id) in incidents::resolve_quiet(&self.db).await? {
+        for (id, waba_id) in bounded(incidents::resolve_quiet(&self.db)).await? {
             info!(incident.id = id, waba.id = waba_id, "incident {id} of {waba_id} is over: seven quiet days");
         }
         Ok(())
@@ -99,7 +99,7 @@ impl FollowUp {
 
     /// One look-up, from budget to row. What fails here is tried again when the lease runs out.
     async fn check(&self, claim: Claim) {
-        match checks::take_from_budget(&self.db, &claim).await {
+        match bounded(checks::take_from_budget(&self.db, &claim)).await {
             Ok(true) => {}
             Ok(false) => return debug!(waba.id = claim.waba_id, "the account's look-ups of this hour are spent"),
             Err(error) => return warn!(cause = error.cause(), "a health check waits for the database: {error}"),
@@ -119,7 +119,7 @@ impl FollowUp {
     async fn save(&self, claim: &Claim, mut check: Check) -> Result<Saved, StoreError> {
         let mut attempt = 1;
         loop {
-            match checks::save(&self.db, claim, &check, fastrand::f64()).await {
+            match bounded(checks::save(&self.db, claim, &check, fastrand::f64())).await {
                 Err(StoreError::BadData(error)) if check.response.is_some() => {
                     error!(incident.id = claim.incident_id, %error, "the database refuses an answer of Graph");
                     check.response = None;
@@ -137,13 +137,21 @@ fn tell(claim: &Claim, saved: &Saved) {
     let Claim { incident_id, waba_id, .. } = claim;
     match saved {
         Saved::Caused(LockoutCause::LookupDenied) => {
-            warn!(incident.id = incident_id, waba.id = waba_id, "the cause of incident {incident_id} may not be looked up: see `lockwatch incidents show {incident_id}`");
+            warn!(
+                incident.id = incident_id,
+                waba.id = waba_id,
+                "the cause of incident {incident_id} may not be looked up: see `lockwatch incidents show {incident_id}`"
+            );
         }
         Saved::Caused(cause) => {
             warn!(incident.id = incident_id, waba.id = waba_id, "cause of incident {incident_id}: {cause}");
         }
         Saved::Recovered => {
-            info!(incident.id = incident_id, waba.id = waba_id, "incident {incident_id} of {waba_id} is over: recovered");
+            info!(
+                incident.id = incident_id,
+                waba.id = waba_id,
+                "incident {incident_id} of {waba_id} is over: recovered"
+            );
         }
         Saved::Kept | Saved::Late => debug!(incident.id = incident_id, waba.id = waba_id, ?saved, "health check saved"),
     }

@@ -227,8 +227,10 @@ struct Token {
 
 struct TokensFile {
     path: PathBuf,
-    read: Mutex<(Option<Stamp>, HashMap<String, Arc<Token>>)>,
+    read: Mutex<(Option<Stamp>, TokensByAccount)>,
 }
+
+type TokensByAccount = HashMap<String, Arc<Token>>;
 
 /// What tells that a file changed.
 type Stamp = (SystemTime, u64);
@@ -303,9 +305,8 @@ fn stamp(path: &PathBuf) -> Option<Stamp> {
     Some((metadata.modified().ok()?, metadata.len()))
 }
 
-fn read_file(path: &PathBuf) -> Result<HashMap<String, Arc<Token>>, BadTokens> {
-    let text =
-        std::fs::read_to_string(path).map_err(|source| BadTokens::Unreadable { path: path.clone(), source })?;
+fn read_file(path: &PathBuf) -> Result<TokensByAccount, BadTokens> {
+    let text = std::fs::read_to_string(path).map_err(|source| BadTokens::Unreadable { path: path.clone(), source })?;
     // The parser's own error would repeat the line, token and all.
     let tokens: HashMap<String, String> =
         toml::from_str(&text).map_err(|_| BadTokens::NotToml { path: path.clone() })?;

@@ -1,4 +1,36 @@
-//! Lockwatch.
+//! Lockwatch receives WhatsApp status callbacks, records the deliveries that failed because Meta locked
+//! the account (error 131031), and looks up why.
+//!
+//! # One callback, from byte to row
+//!
+//! 1. [`http::webhook`] wants one well-formed signature header before it reads a body, verifies it over
+//!    the raw bytes ([`meta::signature`]), and stops there with 200 unless the bytes contain `131031`.
+//! 2. [`meta::callback`] reads the callback element by element: [failed deliveries](meta::failure), and
+//!    what could not be read.
+//! 3. The [`recorder`] writes everything that waits in one transaction ([`store::record`]) and then answers
+//!    every waiter. 200 means committed.
+//! 4. A failure belongs to the account's [incident](lockout::incident). A number that is new to an open
+//!    incident makes a health check due, and wakes the follow-up.
+//! 5. The [`followup`] claims due checks ([`store::checks`]), asks Meta ([`graph`]) with no transaction open,
+//!    and saves the answer: the [cause](lockout::cause) is derived anew, the [next look](lockout::schedule)
+//!    gets its time, and the incident may turn out to be over.
+//! 6. People read the same rows: by SQL, or with the commands in [`cli`].
+//!
+//! # The house
+//!
+//! Arrows point downwards only.
+//!
+//! | layer | module |
+//! | --- | --- |
+//! | rim | [`cli`] (one file a command), [`config`], [`service`] (wires what runs), [`simulator`] (a small fake Graph) |
+//! | doing | [`http`], [`recorder`], [`followup`], [`graph`], [`embedded`] (the embedded Postgres) |
+//! | rows | [`store`]: the only place that knows SQL |
+//! | rules | [`lockout`]: pure functions; time and chance are arguments |
+//! | words | [`meta`]: wire formats, as Meta writes them |
+//!
+//! `http` and `followup` do not know each other: they meet in rows. The database is the only coordinator,
+//! so any number of replicas may run.
+
 pub mod cli;
 pub mod config;
 pub mod embedded;
@@ -12,5 +44,5 @@ pub mod service;
 pub mod simulator;
 pub mod store;
 
-/// The database's tables, as migrations.
+/// The database's tables. A newer version's are left alone.
 pub static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate::Migrator { ignore_missing: true, ..sqlx::migrate!() };

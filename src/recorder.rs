@@ -170,7 +170,11 @@ impl Writer {
                 self.connection = None;
                 if self.failing.is_none_or(|said| said.elapsed() > REPEAT_ERROR) {
                     self.failing = Some(Instant::now());
-                    error!(callbacks = batch.len(), cause = error.cause(), "nothing can be recorded, Meta is asked to resend: {error}");
+                    error!(
+                        callbacks = batch.len(),
+                        cause = error.cause(),
+                        "nothing can be recorded, Meta is asked to resend: {error}"
+                    );
                 }
                 Err(NotRecorded::Failed)
             }
@@ -214,7 +218,10 @@ impl Writer {
             record::quarantine(&mut connection, &unreadable).await?;
             for (_, unreadable) in &unreadable {
                 let waba_id = unreadable.waba_id.as_ref().map(tracing::field::display);
-                warn!(waba.id = waba_id, "something in a callback could not be read and is quarantined: {}", unreadable.reason);
+                warn!(
+                    waba.id = waba_id,
+                    "something in a callback could not be read and is quarantined: {}", unreadable.reason
+                );
             }
         }
         self.connection = Some(connection);

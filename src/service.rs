@@ -120,7 +120,7 @@ async fn follow_up_when_migrated(database: Database, db: Pool, follow_up: Follow
         () = stop.cancelled() => return,
         () = migrate_patiently(&database) => {}
     }
-    if let Ok(false) = store::is_durable(&db).await {
+    if let Ok(false) = store::bounded(store::is_durable(&db)).await {
         warn!("the database runs with fsync off: a crash of its machine loses what was acknowledged");
     }
     follow_up.run(stop).await;

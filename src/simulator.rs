@@ -112,8 +112,7 @@ impl Simulator {
             app_secret: app_secret.to_owned(),
             state: Mutex::default(),
         });
-        let router =
-            Router::new().route("/{version}/{node}", get(answer)).with_state(Arc::clone(&shared));
+        let router = Router::new().route("/{version}/{node}", get(answer)).with_state(Arc::clone(&shared));
         let stop = CancellationToken::new();
         let stopped = stop.clone().cancelled_owned();
         tokio::spawn(axum::serve(listener, router).with_graceful_shutdown(stopped).into_future());
@@ -264,7 +263,10 @@ async fn play(mut scenario: Scenario, node_id: &str, token: &str) -> Response {
                 node_id,
                 "BLOCKED",
                 &[
-                    ("PHONE_NUMBER", sip(138_024, "WhatsApp Business calling cannot use SIP because it is not enabled")),
+                    (
+                        "PHONE_NUMBER",
+                        sip(138_024, "WhatsApp Business calling cannot use SIP because it is not enabled"),
+                    ),
                     ("APP", sip(138_025, "This app cannot use SIP for WhatsApp Business calling")),
                 ],
             )
@@ -273,7 +275,8 @@ async fn play(mut scenario: Scenario, node_id: &str, token: &str) -> Response {
         Scenario::Throttled(minutes) => {
             let usage = json!({"102290129340398": [{"type": "whatsapp", "call_count": 100, "total_cputime": 25,
                 "total_time": 25, "estimated_time_to_regain_access": minutes}]});
-            let message = "(#80008) There have been too many calls to this WhatsApp Business account. Wait a bit and try again.";
+            let message =
+                "(#80008) There have been too many calls to this WhatsApp Business account. Wait a bit and try again.";
             ([("x-business-use-case-usage", usage.to_string())], error(400, 80008, message)).into_response()
         }
         Scenario::ExpiredToken => {
@@ -298,7 +301,8 @@ async fn play(mut scenario: Scenario, node_id: &str, token: &str) -> Response {
         }
         Scenario::Endless => {
             const CHUNK: usize = 64 * 1024;
-            let chunks = stream::iter((0..(1 << 30) / CHUNK).map(|_| Ok::<_, Infallible>(Bytes::from_static(&[b' '; CHUNK]))));
+            let chunks =
+                stream::iter((0..(1 << 30) / CHUNK).map(|_| Ok::<_, Infallible>(Bytes::from_static(&[b' '; CHUNK]))));
             Body::from_stream(chunks).into_response()
         }
         Scenario::Drip => {
@@ -314,7 +318,12 @@ async fn play(mut scenario: Scenario, node_id: &str, token: &str) -> Response {
 
 /// An answer with the usual four entities, of which some say more than AVAILABLE.
 fn health(node_id: &str, root: &str, said: &[(&str, Value)]) -> Response {
-    let ids = [("PHONE_NUMBER", node_id), ("WABA", "102290129340398"), ("BUSINESS", "506914307656634"), ("APP", "634974688087057")];
+    let ids = [
+        ("PHONE_NUMBER", node_id),
+        ("WABA", "102290129340398"),
+        ("BUSINESS", "506914307656634"),
+        ("APP", "634974688087057"),
+    ];
     let entities = ids.map(|(entity_type, id)| {
         let mut entity = json!({"entity_type": entity_type, "id": id, "can_send_message": "AVAILABLE"});
         for (_, more) in said.iter().filter(|(which, _)| *which == entity_type) {

@@ -51,7 +51,12 @@ struct Account {
 fn accounts() -> [Account; 6] {
     let account = |waba_id, numbers, meta_says, expected| Account { waba_id, numbers, meta_says, expected };
     [
-        account("102290129340398", &[("106540352242922", 3), ("106540352242923", 2)], Scenario::Payment, LockoutCause::Payment),
+        account(
+            "102290129340398",
+            &[("106540352242922", 3), ("106540352242923", 2)],
+            Scenario::Payment,
+            LockoutCause::Payment,
+        ),
         account("104996122399160", &[("110200345501442", 4)], Scenario::Policy, LockoutCause::PolicyViolation),
         account("113045678901234", &[("118620431337001", 1)], Scenario::Unverified, LockoutCause::BusinessVerification),
         account("509467322246054", &[("520516084470925", 2)], Scenario::DisplayName, LockoutCause::OtherRestriction),
@@ -186,7 +191,13 @@ impl Demo {
             let answer = client.post(self.webhook()).header(signature::HEADER, signed).body(body).send().await?;
             let status = answer.status().as_u16();
             let note = if note.is_empty() { String::new() } else { format!("  {DIM}{note}{DIM:#}") };
-            self.line("callback", &format!("{GREEN}{status}{GREEN:#}  {}{note}", count(failures.into(), "failed delivery", "failed deliveries")));
+            self.line(
+                "callback",
+                &format!(
+                    "{GREEN}{status}{GREEN:#}  {}{note}",
+                    count(failures.into(), "failed delivery", "failed deliveries")
+                ),
+            );
             watch.tell(self).await?;
         }
         Ok(())
@@ -205,7 +216,10 @@ impl Demo {
             if incident.cause != account.expected.as_str() || incident.failure_count != i64::from(failures) {
                 bail!(
                     "account {}: expected {failures} failures by {}, found {} by {}",
-                    account.waba_id, account.expected, incident.failure_count, incident.cause
+                    account.waba_id,
+                    account.expected,
+                    incident.failure_count,
+                    incident.cause
                 );
             }
         }
@@ -249,7 +263,10 @@ impl Watch {
                 let numbers = count(affected as i64, "number", "numbers");
                 demo.line("locked", &format!("{RED}{account}{RED:#}  incident {}: {failed} on {numbers}", incident.id));
             } else if told_failures != failures {
-                demo.line("locked", &format!("{RED}{account}{RED:#}  incident {}: {failures} failures now", incident.id));
+                demo.line(
+                    "locked",
+                    &format!("{RED}{account}{RED:#}  incident {}: {failures} failures now", incident.id),
+                );
             }
             if told_cause != incident.cause {
                 demo.line("cause", &format!("{YELLOW}{account}{YELLOW:#}  {BOLD}{}{BOLD:#}", incident.cause));

@@ -153,9 +153,13 @@ fn database(args: &DataArgs) -> Result<Database, Failure> {
 async fn connect(args: &DataArgs) -> Result<Pool, Failure> {
     let database = database(args)?;
     let db = database.pool();
-    let migrated = is_migrated(&db).await.with_context(|| format!("cannot use the database at {}", database.location()))?;
+    let migrated =
+        is_migrated(&db).await.with_context(|| format!("cannot use the database at {}", database.location()))?;
     if !migrated {
-        let error = anyhow::anyhow!("the database at {} lacks this version's tables: run lockwatch migrate", database.location());
+        let error = anyhow::anyhow!(
+            "the database at {} lacks this version's tables: run lockwatch migrate",
+            database.location()
+        );
         return Err(Failure::Failed(error));
     }
     Ok(db)

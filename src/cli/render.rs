@@ -140,11 +140,7 @@ pub(super) fn entities(entities: &[Entity]) -> String {
 }
 
 /// A table without lines, which fits the width; the numbered columns are flush right.
-pub(super) fn table(
-    header: &[&str],
-    right: &[usize],
-    rows: impl IntoIterator<Item = Vec<String>>,
-) -> String {
+pub(super) fn table(header: &[&str], right: &[usize], rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();
     table.load_style(comfy_table::presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
     table.set_width(u16::try_from(width()).unwrap_or(u16::MAX)).set_header(header.iter().copied());

@@ -7,14 +7,17 @@ pub mod ops;
 pub mod webhook;
 
 use std::io;
-use std::time::Duration;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use axum::Router;
+use hyper::rt::{Sleep, Timer};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
-use std::sync::Arc;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
@@ -22,8 +25,10 @@ use tokio_util::sync::CancellationToken;
 use tower_http::timeout::RequestBodyDeadlineLayer;
 use tracing::{debug, warn};
 
-/// A whole header must arrive within this time, also on a connection that was kept open.
+/// A whole header must arrive within this time.
 const HEADER: Duration = Duration::from_secs(10);
+/// On a connection that was kept open the next one has this long, from the last answer on.
+const IDLE: Duration = Duration::from_secs(30);
 /// And after it a whole body.
 const BODY: Duration = Duration::from_secs(10);
 /// How long requests under way may take once the listener closes.
@@ -34,8 +39,6 @@ const AFTER_ACCEPT_ERROR: Duration = Duration::from_millis(100);
 /// Serves connections until told to stop, then lets the requests under way finish.
 pub async fn serve(listener: TcpListener, router: Router, connections: usize, stop: CancellationToken) {
     let service = TowerToHyperService::new(router.layer(RequestBodyDeadlineLayer::new(BODY)));
-    let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(HEADER);
     let slots = Arc::new(Semaphore::new(connections));
     let graceful = GracefulShutdown::new();
 
@@ -50,6 +53,8 @@ pub async fn serve(listener: TcpListener, router: Router, connections: usize, st
         };
         // Without it a small answer waits for the acknowledgement of the one before.
         let _ = stream.set_nodelay(true);
+        let mut http = http1::Builder::new();
+        http.timer(PatientTimer::default()).header_read_timeout(HEADER);
         let connection = graceful.watch(http.serve_connection(TokioIo::new(stream), service.clone()));
         tokio::spawn(async move {
             if let Err(error) = connection.await {
@@ -61,6 +66,33 @@ pub async fn serve(listener: TcpListener, router: Router, connections: usize, st
     drop(listener);
     if timeout(DRAIN, graceful.shutdown()).await.is_err() {
         warn!("requests were still under way after {} s", DRAIN.as_secs());
+    }
+}
+
+/// One connection's timer. hyper has a single timeout for a header and the idle time before it, and asks
+/// for a new deadline whenever it starts to wait: the first is the header's, later ones get the idle time.
+#[derive(Default)]
+struct PatientTimer {
+    timer: TokioTimer,
+    kept_open: AtomicBool,
+}
+
+impl Timer for PatientTimer {
+    fn sleep(&self, duration: Duration) -> Pin<Box<dyn Sleep>> {
+        self.timer.sleep(duration)
+    }
+
+    fn sleep_until(&self, deadline: Instant) -> Pin<Box<dyn Sleep>> {
+        let idle = if self.kept_open.swap(true, Ordering::Relaxed) { IDLE - HEADER } else { Duration::ZERO };
+        self.timer.sleep_until(deadline + idle)
+    }
+
+    fn reset(&self, sleep: &mut Pin<Box<dyn Sleep>>, deadline: Instant) {
+        self.timer.reset(sleep, deadline + (IDLE - HEADER));
+    }
+
+    fn now(&self) -> Instant {
+        self.timer.now()
     }
 }
 
@@ -99,4 +131,3 @@ pub fn public_router(webhook: webhook::Webhook) -> Router {
 pub fn admin_router(db: crate::store::Pool) -> Router {
     ops::readiness_router(db)
 }
-

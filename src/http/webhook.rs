@@ -183,7 +183,10 @@ impl IntoResponse for WebhookError {
 /// Meta's handshake when the URL is registered: echo the challenge to whoever knows the verify token.
 async fn verify_endpoint(State(webhook): State<Webhook>, RawQuery(query): RawQuery) -> Response {
     let Some(handshake) = Handshake::parse(query.as_deref().unwrap_or_default()) else {
-        return (StatusCode::BAD_REQUEST, "expected hub.mode=subscribe, hub.verify_token and hub.challenge, once each\n")
+        return (
+            StatusCode::BAD_REQUEST,
+            "expected hub.mode=subscribe, hub.verify_token and hub.challenge, once each\n",
+        )
             .into_response();
     };
     let expected = webhook.0.verify_token.expose_secret();
@@ -193,8 +196,7 @@ async fn verify_endpoint(State(webhook): State<Webhook>, RawQuery(query): RawQue
     }
     info!("Meta verified this URL");
     // Plain text, and no guessing: the challenge is the caller's own text.
-    let headers =
-        [(header::CONTENT_TYPE, "text/plain; charset=utf-8"), (header::X_CONTENT_TYPE_OPTIONS, "nosniff")];
+    let headers = [(header::CONTENT_TYPE, "text/plain; charset=utf-8"), (header::X_CONTENT_TYPE_OPTIONS, "nosniff")];
     (headers, handshake.challenge).into_response()
 }
 

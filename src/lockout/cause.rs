@@ -288,7 +288,9 @@ pub fn next_steps(cause: LockoutCause, possible_solution: Option<&str>) -> Vec<S
              whatsapp_business_messaging for this account.",
             "Meanwhile: {home} and look for a violation of the account.",
         ],
-        LockoutCause::Pending => &["Wait for Meta's answer: the look-up is on its way and is tried again until it comes."],
+        LockoutCause::Pending => {
+            &["Wait for Meta's answer: the look-up is on its way and is tried again until it comes."]
+        }
     };
     let advice = possible_solution.map(|solution| format!("Meta's advice: {solution}"));
     let ours = steps.iter().map(|step| match step.strip_prefix("{home}") {
@@ -422,7 +424,10 @@ mod tests {
     fn every_cause_has_steps_and_metas_advice_comes_first() {
         for cause in LockoutCause::ALL {
             let steps = next_steps(cause, None);
-            assert!(!steps.is_empty() && steps.iter().all(|step| !step.contains('{') && step.ends_with('.')), "{cause}");
+            assert!(
+                !steps.is_empty() && steps.iter().all(|step| !step.contains('{') && step.ends_with('.')),
+                "{cause}"
+            );
             assert_eq!(LockoutCause::parse(cause.as_str()), Some(cause));
         }
         assert_eq!(next_steps(LockoutCause::Payment, Some("Pay."))[0], "Meta's advice: Pay.");

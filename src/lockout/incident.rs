@@ -88,9 +88,9 @@ pub fn clear_run(
 #[must_use]
 pub fn recovered(numbers: &[Option<ClearRun>], last_failure_at: OffsetDateTime) -> bool {
     !numbers.is_empty()
-        && numbers.iter().all(|run| {
-            run.is_some_and(|run| run.since > last_failure_at && run.until - run.since >= RECOVERY_APART)
-        })
+        && numbers
+            .iter()
+            .all(|run| run.is_some_and(|run| run.since > last_failure_at && run.until - run.since >= RECOVERY_APART))
 }
 
 #[cfg(test)]

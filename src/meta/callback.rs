@@ -341,7 +341,8 @@ mod tests {
 
     #[test]
     fn a_body_that_cannot_be_read_is_kept_whole_if_it_may_be_about_a_lockout() {
-        for body in ["131031", "[131031]", "{\"code\":131031", "{\"entry\":131031}", "{\"x\":131031}", "\u{feff}{}131031"]
+        for body in
+            ["131031", "[131031]", "{\"code\":131031", "{\"entry\":131031}", "{\"x\":131031}", "\u{feff}{}131031"]
         {
             let findings = read(body.as_bytes());
             assert_eq!(findings.unreadable.len(), 1, "{body}");

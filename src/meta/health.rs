@@ -155,8 +155,7 @@ pub fn read(http_status: u16, usage: Option<&str>, body: &[u8]) -> Answer {
         return Answer::Unreachable(format!("HTTP {http_status} without an error in the body"));
     }
     let entities = health.and_then(|health| fields(health.get(), ["entities"])).and_then(|[list]| elements(list?));
-    let entities: Vec<Entity> =
-        entities.into_iter().flatten().take(MAX_ENTITIES).filter_map(|raw| entity(raw)).collect();
+    let entities: Vec<Entity> = entities.into_iter().flatten().take(MAX_ENTITIES).filter_map(entity).collect();
     if entities.is_empty() { Answer::NoHealth } else { Answer::Health(entities) }
 }
 
@@ -190,22 +189,17 @@ fn entity(raw: &RawValue) -> Option<Entity> {
     let short = |raw: Option<&RawValue>| {
         raw.and_then(scalar).map(|text| Text::cut(&text, Text::SHORT).into_string()).unwrap_or_default()
     };
-    let list = |raw: Option<&RawValue>, read: fn(&RawValue) -> Option<EntityError>| {
-        raw.and_then(elements).into_iter().flatten().take(MAX_NOTES).filter_map(read).collect()
-    };
     Some(Entity {
         entity_type: short(entity_type),
         id: short(id),
         can_send_message: short(can_send).into(),
-        additional_info: info
-            .and_then(elements)
-            .into_iter()
-            .flatten()
-            .take(MAX_NOTES)
-            .filter_map(|note| long(note))
-            .collect(),
-        errors: list(errors, entity_error),
+        additional_info: notes(info).filter_map(long).collect(),
+        errors: notes(errors).filter_map(entity_error).collect(),
     })
+}
+
+fn notes(list: Option<&RawValue>) -> impl Iterator<Item = &RawValue> {
+    list.and_then(elements).into_iter().flatten().take(MAX_NOTES)
 }
 
 fn entity_error(raw: &RawValue) -> Option<EntityError> {
@@ -290,7 +284,9 @@ mod tests {
         let usage = json!({"102290129340398": [{"type": "whatsapp", "estimated_time_to_regain_access": 19}],
                            "7": [{"estimated_time_to_regain_access": 3}], "8": "odd"});
         let throttled = read(400, Some(&usage.to_string()), error(80008).to_string().as_bytes());
-        assert!(matches!(throttled, Answer::Throttled { rest: Some(rest), .. } if rest == Duration::from_secs(19 * 60)));
+        assert!(
+            matches!(throttled, Answer::Throttled { rest: Some(rest), .. } if rest == Duration::from_secs(19 * 60))
+        );
         for odd in ["", "{}", "[1]", "{\"1\":[{\"estimated_time_to_regain_access\":0}]}"] {
             let throttled = read(400, Some(odd), error(80008).to_string().as_bytes());
             assert!(matches!(throttled, Answer::Throttled { rest: None, .. }), "{odd}");

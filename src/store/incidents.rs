@@ -252,8 +252,12 @@ pub(super) async fn close(
     )
     .execute(&mut *db)
     .await?;
-    sqlx::query!("update affected_numbers set check_due_at = null where incident_id = $1 and waba_id = $2", id, waba_id)
-        .execute(db)
-        .await?;
+    sqlx::query!(
+        "update affected_numbers set check_due_at = null where incident_id = $1 and waba_id = $2",
+        id,
+        waba_id
+    )
+    .execute(db)
+    .await?;
     Ok(closed.rows_affected() == 1)
 }

@@ -2,17 +2,18 @@
 //!
 //! Transactions live in tasks that nobody cancels (the recorder, the follow-up, a command): dropping a
 //! future while its `BEGIN` is under way leaves sqlx 0.9 with a connection inside a transaction that
-//! nobody commits. Whoever changes an account's incidents first locks the account ([`lock_account`]).
+//! nobody commits. Whoever changes an account's incidents first locks the account (`lock_account`).
 
 pub mod checks;
 pub mod incidents;
 pub mod record;
 
+use std::io;
 use std::str::FromStr;
 use std::time::Duration;
 
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 pub use sqlx::PgPool as Pool;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions, Connection, Executor, PgConnection, PgPool};
 use tokio::time::{Instant, timeout};
 
@@ -20,6 +21,13 @@ use crate::MIGRATOR;
 
 /// Connections for everything but the recorder, which has its own.
 const POOL_SIZE: u32 = 8;
+
+/// How long a connection may take to roll back what its borrower left open.
+const ROLLBACK: Duration = Duration::from_millis(500);
+/// How long the server may be at a statement of the pool's.
+const STATEMENT: Duration = Duration::from_secs(5);
+/// How long the pool's users wait for the server, connecting included: it may be silent altogether.
+const SILENCE: Duration = Duration::from_secs(8);
 
 /// How long a connection may take to say that it is alive.
 const PING: Duration = Duration::from_millis(300);
@@ -117,20 +125,22 @@ impl Database {
             .max_connections(POOL_SIZE)
             .acquire_timeout(Duration::from_secs(2))
             .test_before_acquire(false)
-            // A silently dead connection would keep its permit for ever; a ping with a bound finds it.
+            // A silently dead connection would keep its permit for ever; a ping with a bound finds it. An error
+            // closes it outright, where `false` would say goodbye and wait for the answer.
             .before_acquire(|connection, _| {
                 Box::pin(async move {
-                    Ok(matches!(timeout(PING, connection.ping()).await, Ok(Ok(()))))
+                    timeout(PING, connection.ping()).await.unwrap_or(Err(silent()))?;
+                    Ok(true)
                 })
             })
             // A cancelled `BEGIN` would leave the next borrower inside somebody else's transaction.
             .after_release(|connection, _| {
                 Box::pin(async move {
-                    let rollback = connection.execute("rollback");
-                    Ok(matches!(timeout(Duration::from_millis(500), rollback).await, Ok(Ok(_))))
+                    timeout(ROLLBACK, connection.execute("rollback")).await.unwrap_or(Err(silent()))?;
+                    Ok(true)
                 })
             })
-            .connect_lazy_with(self.options("lockwatch", Duration::from_secs(10), Duration::from_secs(2)))
+            .connect_lazy_with(self.options("lockwatch", STATEMENT, Duration::from_secs(2)))
     }
 
     /// Creates or updates the tables. Several processes may do so at once: an advisory lock lets one go
@@ -139,17 +149,17 @@ impl Database {
     /// # Errors
     /// The database is away, or a migration failed.
     pub async fn migrate(&self) -> Result<(), MigrateError> {
-        let minutes = Duration::from_secs(600);
-        let options = self.options("lockwatch migrate", minutes, minutes);
+        const LONGEST: Duration = Duration::from_secs(600);
+        let options = self.options("lockwatch migrate", LONGEST, LONGEST);
         let mut connection = timeout(Duration::from_secs(5), options.connect())
             .await
             .map_err(|_| MigrateError::Away(StoreError::TimedOut))?
             .map_err(|error| MigrateError::Away(error.into()))?;
         // Not `run`: its future is not `Send` enough to be spawned.
-        let migrated = MIGRATOR.run_direct(None, &mut connection, false).await;
+        let migrated = timeout(LONGEST, MIGRATOR.run_direct(None, &mut connection, false)).await;
         // Closing releases the advisory lock at once, whatever happened.
-        let _ = connection.close().await;
-        Ok(migrated?)
+        let _ = timeout(PING, connection.close()).await;
+        Ok(migrated.map_err(|_| MigrateError::Away(StoreError::TimedOut))??)
     }
 }
 
@@ -185,6 +195,19 @@ pub enum MigrateError {
     Failed(#[from] sqlx::migrate::MigrateError),
 }
 
+fn silent() -> sqlx::Error {
+    sqlx::Error::Io(io::ErrorKind::TimedOut.into())
+}
+
+/// Bounds some work on the pool. What is cut off is rolled back when its connection comes back, or the
+/// connection is closed; so its outcome is unknown, as after any lost answer.
+///
+/// # Errors
+/// [`StoreError::TimedOut`], or the work's own.
+pub async fn bounded<T>(work: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+    timeout(SILENCE, work).await.unwrap_or(Err(StoreError::TimedOut))
+}
+
 /// Whether the database answers and has the tables of this version.
 ///
 /// # Errors
@@ -192,10 +215,11 @@ pub enum MigrateError {
 pub async fn is_migrated(db: &PgPool) -> Result<bool, StoreError> {
     let newest = MIGRATOR.iter().map(|migration| migration.version).max().unwrap_or_default();
     // Not `query!`: the table is sqlx's own and comes with the first migration.
-    let applied = sqlx::query_scalar::<_, bool>("select exists (select from _sqlx_migrations where version = $1 and success)")
-        .bind(newest)
-        .fetch_one(db)
-        .await;
+    let applied =
+        sqlx::query_scalar::<_, bool>("select exists (select from _sqlx_migrations where version = $1 and success)")
+            .bind(newest)
+            .fetch_one(db)
+            .await;
     match applied {
         Err(error) if error.as_database_error().is_some_and(|e| e.code().as_deref() == Some("42P01")) => Ok(false),
         applied => Ok(applied?),

@@ -36,18 +36,19 @@ impl Recorded {
 ///
 /// # Errors
 /// Nothing is recorded. [`StoreError::BadData`] means that one of these failures is to blame.
-pub async fn failures(connection: &mut RecorderConnection, failures: &[&FailedDelivery]) -> Result<Recorded, StoreError> {
+pub async fn failures(
+    connection: &mut RecorderConnection,
+    failures: &[&FailedDelivery],
+) -> Result<Recorded, StoreError> {
     let db = &mut connection.0;
     let accounts: Vec<String> =
         failures.iter().map(|f| &f.waba_id).collect::<BTreeSet<_>>().into_iter().map(ToString::to_string).collect();
     loop {
         let mut transaction = db.begin().await?;
-        let locked = sqlx::query!(
-            "select waba_id from accounts where waba_id = any($1) order by waba_id for update",
-            &accounts
-        )
-        .fetch_all(&mut *transaction)
-        .await?;
+        let locked =
+            sqlx::query!("select waba_id from accounts where waba_id = any($1) order by waba_id for update", &accounts)
+                .fetch_all(&mut *transaction)
+                .await?;
         if locked.len() == accounts.len() {
             let recorded = write(&mut transaction, failures).await?;
             transaction.commit().await?;

@@ -82,9 +82,13 @@ fn without_a_database_a_command_says_so() {
         assert_eq!(code, 1);
         assert!(stderr.contains("DATABASE_URL is not set, and no lockwatch serve runs on"), "{stderr}");
     }
-    let away = lockwatch(&["incidents", "list"]).env("DATABASE_URL", "postgresql://u:hunter2@127.0.0.1:1/x").output().unwrap();
+    let away =
+        lockwatch(&["incidents", "list"]).env("DATABASE_URL", "postgresql://u:hunter2@127.0.0.1:1/x").output().unwrap();
     let stderr = String::from_utf8(away.stderr).unwrap();
-    assert!(away.status.code() == Some(1) && stderr.contains("cannot use the database") && !stderr.contains("hunter2"), "{stderr}");
+    assert!(
+        away.status.code() == Some(1) && stderr.contains("cannot use the database") && !stderr.contains("hunter2"),
+        "{stderr}"
+    );
 }
 
 #[tokio::test]
@@ -129,7 +133,11 @@ async fn check_asks_meta_now() {
     let check = |scenario, arguments: &[&str]| {
         simulator.script(NUMBER, [scenario]);
         let mut command = lockwatch(&[&["check", NUMBER], arguments].concat());
-        let settings = [("META_GRAPH_URL", simulator.url()), ("META_APP_SECRET", APP_SECRET.into()), ("META_ACCESS_TOKEN", ACCESS_TOKEN.into())];
+        let settings = [
+            ("META_GRAPH_URL", simulator.url()),
+            ("META_APP_SECRET", APP_SECRET.into()),
+            ("META_ACCESS_TOKEN", ACCESS_TOKEN.into()),
+        ];
         output(command.envs(settings))
     };
     let (code, stdout, _) = check(Scenario::Payment, &[]);
@@ -154,7 +162,8 @@ async fn check_asks_meta_now() {
 fn the_demo_finds_six_causes() {
     let (code, stdout, stderr) = output(&mut lockwatch(&["demo", "--exit"]));
     assert_eq!((code, stderr.as_str()), (0, ""), "{stdout}");
-    let causes = ["payment", "policy_violation", "business_verification", "other_restriction", "unreported", "lookup_denied"];
+    let causes =
+        ["payment", "policy_violation", "business_verification", "other_restriction", "unreported", "lookup_denied"];
     for cause in causes {
         assert!(stdout.contains(cause), "{cause}: {stdout}");
     }
@@ -169,7 +178,9 @@ async fn serve_starts_with_two_secrets_tells_where_data_lives_and_stops_politely
     serve.logged("the database is ready");
     let address = serve.webhook.trim_start_matches("http://").trim_end_matches("/webhook").to_owned();
     let admin = serve.admin.trim_start_matches("http://").to_owned();
-    for arguments in [vec!["healthcheck", "--listen", &address], vec!["healthcheck", "--ready", "--admin-listen", &admin]] {
+    for arguments in
+        [vec!["healthcheck", "--listen", &address], vec!["healthcheck", "--ready", "--admin-listen", &admin]]
+    {
         assert_eq!(output(&mut lockwatch(&arguments)).0, 0, "{arguments:?}");
     }
     let data = [("LOCKWATCH_DATA_DIR", folder.path())];

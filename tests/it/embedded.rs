@@ -85,7 +85,8 @@ async fn an_orphan_is_stopped_and_its_data_taken_over() {
     let server = postmaster(folder.path());
     // Nobody is left to stop the server: as if lockwatch and the shell beside it had been killed at once.
     kill_process(parent(server), Signal::KILL).unwrap();
-    eventually("the supervisor takes over", async || is_gone(server) && Embedded::running(folder.path()).is_some()).await;
+    eventually("the supervisor takes over", async || is_gone(server) && Embedded::running(folder.path()).is_some())
+        .await;
     assert!(answers(&embedded).await);
 }
 
@@ -94,7 +95,8 @@ async fn a_recycled_process_number_is_nobodys_server() {
     let folder = tempdir().unwrap();
     drop(Embedded::start(folder.path(), None).unwrap());
     let data = folder.path().join("data");
-    let stale = format!("{}\n{}\n1\n5432\n{}\n\n\nready\n", std::process::id(), data.display(), folder.path().display());
+    let stale =
+        format!("{}\n{}\n1\n5432\n{}\n\n\nready\n", std::process::id(), data.display(), folder.path().display());
     fs::write(data.join("postmaster.pid"), stale).unwrap();
     fs::write(folder.path().join(".s.PGSQL.5432.lock"), format!("{}\n", std::process::id())).unwrap();
     assert_eq!(Embedded::running(folder.path()), None);
@@ -134,7 +136,9 @@ fn data_of_another_version_is_left_alone() {
 fn without_a_postgresql_it_says_how_to_get_one() {
     let folder = tempdir().unwrap();
     let error = Embedded::start(folder.path(), Some(Path::new("/nonexistent"))).unwrap_err().to_string();
-    for part in ["PG_BIN_DIR=/nonexistent", "apt install", "dnf install", "brew install", "docker compose", "DATABASE_URL"] {
+    for part in
+        ["PG_BIN_DIR=/nonexistent", "apt install", "dnf install", "brew install", "docker compose", "DATABASE_URL"]
+    {
         assert!(error.contains(part), "{part}: {error}");
     }
     assert_eq!(error.lines().count(), 1);

@@ -9,7 +9,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use lockwatch::embedded::Embedded;
 use lockwatch::meta::signature::{HEADER, sign};
-use lockwatch::simulator::Simulator;
+use lockwatch::simulator::{Scenario, Simulator};
 use lockwatch::store::Database;
 use reqwest::{Client, StatusCode};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
@@ -17,7 +17,7 @@ use sqlx::{Connection, PgConnection};
 use tokio::time::Instant;
 
 use crate::support::process::Serve;
-use crate::support::{ACCESS_TOKEN, APP_SECRET, client, eventually, one_failure, service};
+use crate::support::{ACCESS_TOKEN, APP_SECRET, NUMBER, client, eventually, one_failure, service};
 
 /// Meta counts on an answer within seconds.
 const SLOWEST: Duration = Duration::from_millis(3500);
@@ -105,10 +105,11 @@ impl Load {
             .await
             .unwrap();
         assert_eq!(open, 1);
-        let left_open: i64 = sqlx::query_scalar("select count(*) from pg_stat_activity where state like 'idle in transaction%'")
-            .fetch_one(&mut connection)
-            .await
-            .unwrap();
+        let left_open: i64 =
+            sqlx::query_scalar("select count(*) from pg_stat_activity where state like 'idle in transaction%'")
+                .fetch_one(&mut connection)
+                .await
+                .unwrap();
         assert_eq!(left_open, 0, "a backend is left in a transaction");
     }
 }
@@ -206,7 +207,10 @@ async fn a_locked_table() {
     let (locker, unlock) = (tokio::sync::Mutex::new(None), "rollback");
     let lock = async |embedded: &Embedded| {
         let mut connection = PgConnection::connect(&embedded.url()).await.unwrap();
-        sqlx::raw_sql("begin; lock table failed_deliveries in access exclusive mode").execute(&mut connection).await.unwrap();
+        sqlx::raw_sql("begin; lock table failed_deliveries in access exclusive mode")
+            .execute(&mut connection)
+            .await
+            .unwrap();
         *locker.lock().await = Some(connection);
     };
     let release = async |_: &Embedded| {
@@ -249,6 +253,34 @@ async fn one_silent_backend_in_a_transaction() {
         kill_process(pid, Signal::CONT).unwrap();
     };
     survives(postgres(), 1, stop, go_on).await;
+}
+
+#[tokio::test]
+async fn a_backend_that_never_speaks_again_costs_no_look_up() {
+    // Every pooled connection at once, for ever: the follow-up has to notice and connect anew.
+    let embedded = postgres();
+    let simulator = Simulator::start(ACCESS_TOKEN, APP_SECRET).await.unwrap();
+    simulator.script(NUMBER, [Scenario::Payment]);
+    let database = Database::parse(&embedded.url()).unwrap();
+    database.migrate().await.unwrap();
+    let service = service(database, &simulator, &[APP_SECRET]).await;
+    let mut connection = PgConnection::connect(&embedded.url()).await.unwrap();
+    let pooled = "select pid from pg_stat_activity where application_name = 'lockwatch'";
+    let pids: Vec<i32> = loop {
+        let pids: Vec<i32> = sqlx::query_scalar(pooled).fetch_all(&mut connection).await.unwrap();
+        if !pids.is_empty() {
+            break pids;
+        }
+    };
+    for pid in &pids {
+        kill_process(Pid::from_raw(*pid).unwrap(), Signal::STOP).unwrap();
+    }
+    let load = Load::new(format!("http://{}/webhook", service.address));
+    eventually("a callback is recorded", async || load.send("wamid.1").await == Some(StatusCode::OK)).await;
+    eventually("its number is looked up", async || !simulator.requests().is_empty()).await;
+    for pid in pids {
+        let _ = kill_process(Pid::from_raw(pid).unwrap(), Signal::CONT);
+    }
 }
 
 #[tokio::test]

@@ -257,7 +257,10 @@ async fn what_a_lost_claim_saves_is_kept_and_changes_nothing() {
     .unwrap();
     let lost = checks::claim_due(&app.db, 10).await.unwrap().remove(0);
     assert!(checks::claim_due(&app.db, 10).await.unwrap().is_empty(), "under a lease");
-    sqlx::query("update affected_numbers set check_lease_until = now() - interval '1 second'").execute(&app.db).await.unwrap();
+    sqlx::query("update affected_numbers set check_lease_until = now() - interval '1 second'")
+        .execute(&app.db)
+        .await
+        .unwrap();
     let newer = checks::claim_due(&app.db, 10).await.unwrap().remove(0);
 
     let check = Check { answer: Answer::NoHealth, http_status: Some(200), response: None, duration: StdDuration::ZERO };
@@ -275,8 +278,14 @@ async fn an_account_is_looked_up_at_most_150_times_an_hour() {
         callback = callback.failed(WABA, &format!("20{n:03}"), "x");
     }
     app.deliver(&callback.failed("4055", "99", "y").into_body()).await;
-    app.eventually("150 look-ups", async || app.count("select count(*) from health_checks where waba_id <> '4055'").await == 150).await;
-    app.eventually("the other account's", async || app.count("select count(*) from health_checks where waba_id = '4055'").await == 1).await;
+    app.eventually("150 look-ups", async || {
+        app.count("select count(*) from health_checks where waba_id <> '4055'").await == 150
+    })
+    .await;
+    app.eventually("the other account's", async || {
+        app.count("select count(*) from health_checks where waba_id = '4055'").await == 1
+    })
+    .await;
     let resting = "select count(*) from accounts where lookups_paused_until > now() + interval '50 minutes'";
     app.eventually("rest", async || app.count(resting).await == 1).await;
     assert_eq!(app.simulator.requests().len(), 151);

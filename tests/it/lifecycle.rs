@@ -104,7 +104,8 @@ async fn resolving_while_failures_stream_in_loses_and_misplaces_none() {
     assert_eq!(app.count(misplaced).await, 0, "a failure that came after the end of its incident");
     assert!(app.count("select count(*) from incidents").await > 1, "some were resolved on the way");
     assert!(app.count("select count(*) from incidents where resolved_at is null").await <= 1);
-    let unlinked = "select count(*) from incidents i where id > (select min(id) from incidents) and previous_incident_id is null";
+    let unlinked =
+        "select count(*) from incidents i where id > (select min(id) from incidents) and previous_incident_id is null";
     assert_eq!(app.count(unlinked).await, 0);
 }
 

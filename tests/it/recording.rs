@@ -53,11 +53,15 @@ async fn a_repeated_callback_changes_nothing() {
     for _ in 0..3 {
         app.deliver(&body).await;
     }
-    let other_batch = StatusCallback::new().at(now()).failed(WABA, NUMBER, "b").failed(WABA, OTHER_NUMBER, "b").into_body();
+    let other_batch =
+        StatusCallback::new().at(now()).failed(WABA, NUMBER, "b").failed(WABA, OTHER_NUMBER, "b").into_body();
     app.deliver(&other_batch).await;
     assert_eq!(app.count("select count(*) from failed_deliveries").await, 3);
     assert_eq!(app.incident().await.failure_count, 3);
-    assert_eq!(app.count("select failure_count from affected_numbers where phone_number_id = '106540352242922'").await, 2);
+    assert_eq!(
+        app.count("select failure_count from affected_numbers where phone_number_id = '106540352242922'").await,
+        2
+    );
 }
 
 #[tokio::test]
@@ -100,7 +104,8 @@ async fn hostile_elements_cost_no_neighbour_and_are_never_a_503() {
     }
     let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
     let text = String::from_utf8(callback.into_body()).unwrap();
-    let text = text.replace("\"HERE\"", &format!("\"\\ud800 lone\",\"deep\":{deep},\"huge\":1e999999,\"raw\":\"\u{1}\""));
+    let text =
+        text.replace("\"HERE\"", &format!("\"\\ud800 lone\",\"deep\":{deep},\"huge\":1e999999,\"raw\":\"\u{1}\""));
     let mut body = text.into_bytes();
     let last = body.windows(4).position(|four| four == b"last").unwrap();
     body[last] = 0xff;

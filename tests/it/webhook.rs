@@ -1,5 +1,7 @@
 //! The public listener: the handshake, the signature, and every answer of the contract.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use futures_util::stream;
 use lockwatch::meta::signature::{HEADER, sign};
@@ -8,6 +10,7 @@ use lockwatch::store::Database;
 use reqwest::{Body, StatusCode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::time::{sleep, timeout};
 
 use crate::support::{ACCESS_TOKEN, APP_SECRET, TestApp, VERIFY_TOKEN, client, one_failure, service};
 
@@ -99,8 +102,11 @@ async fn bodies_over_4_mib_are_too_large_whether_declared_or_not() {
     let over = vec![b' '; limit + 1];
     assert_eq!(app.post(&over).await.status(), StatusCode::PAYLOAD_TOO_LARGE);
 
-    let chunks = stream::iter(over.chunks(65536).map(|c| Ok::<_, std::io::Error>(Bytes::copy_from_slice(c))).collect::<Vec<_>>());
-    let chunked = app.client.post(app.url("/webhook")).header(HEADER, sign(APP_SECRET, &over)).body(Body::wrap_stream(chunks));
+    let chunks = stream::iter(
+        over.chunks(65536).map(|c| Ok::<_, std::io::Error>(Bytes::copy_from_slice(c))).collect::<Vec<_>>(),
+    );
+    let chunked =
+        app.client.post(app.url("/webhook")).header(HEADER, sign(APP_SECRET, &over)).body(Body::wrap_stream(chunks));
     assert_eq!(chunked.send().await.unwrap().status(), StatusCode::PAYLOAD_TOO_LARGE);
 }
 
@@ -120,7 +126,9 @@ async fn the_public_listener_has_the_webhook_and_a_sign_of_life_and_nothing_else
     for path in ["/", "/readyz", "/metrics", "/api/v1/incidents", "/webhook/", "/openapi.json"] {
         assert_eq!(get(path).await, StatusCode::NOT_FOUND, "{path}");
     }
-    let admin = async |path: &str| app.client.get(format!("http://{}{path}", app.service.admin_address)).send().await.unwrap().status();
+    let admin = async |path: &str| {
+        app.client.get(format!("http://{}{path}", app.service.admin_address)).send().await.unwrap().status()
+    };
     app.eventually("readiness", async || admin("/readyz").await == StatusCode::OK).await;
     assert_eq!(admin("/webhook").await, StatusCode::NOT_FOUND);
 }
@@ -131,7 +139,8 @@ async fn without_a_database_only_lockouts_are_turned_away() {
     let nowhere = Database::parse("postgresql://nobody@127.0.0.1:1/nothing").unwrap();
     let service = service(nowhere, &simulator, &[APP_SECRET]).await;
     let post = async |body: &[u8]| {
-        let request = client().post(format!("http://{}/webhook", service.address)).header(HEADER, sign(APP_SECRET, body));
+        let request =
+            client().post(format!("http://{}/webhook", service.address)).header(HEADER, sign(APP_SECRET, body));
         request.body(body.to_vec()).send().await.unwrap()
     };
     assert_eq!(post(b"{\"entry\":[]}").await.status(), StatusCode::OK);
@@ -152,4 +161,57 @@ async fn a_bad_signature_is_refused_before_the_body_is_sent() {
     let mut answer = vec![0; 12];
     stream.read_exact(&mut answer).await.unwrap();
     assert_eq!(answer, b"HTTP/1.1 401");
+}
+
+/// Whether the other side closes the connection within this time.
+async fn is_closed_within(stream: &mut TcpStream, seconds: u64) -> bool {
+    let read = async { while !matches!(stream.read(&mut [0; 512]).await, Ok(0) | Err(_)) {} };
+    timeout(Duration::from_secs(seconds), read).await.is_ok()
+}
+
+#[tokio::test]
+#[ignore = "takes half a minute; .ci/run runs it"]
+async fn slow_and_silent_connections_are_closed_in_time() {
+    let app = TestApp::start().await;
+    let connect = async || TcpStream::connect(app.service.address).await.unwrap();
+
+    let silent = async { assert!(is_closed_within(&mut connect().await, 12).await, "says nothing") };
+    let partial = async {
+        let mut stream = connect().await;
+        stream.write_all(b"POST /webhook HTTP/1.1\r\nhost").await.unwrap();
+        assert!(is_closed_within(&mut stream, 12).await, "half a header");
+    };
+    let trickled = async {
+        let (mut read, mut write) = connect().await.into_split();
+        let trickle = async {
+            while write.write_all(b"a").await.is_ok() {
+                sleep(Duration::from_millis(500)).await;
+            }
+        };
+        let closed = async { while !matches!(read.read(&mut [0; 64]).await, Ok(0) | Err(_)) {} };
+        let closed = timeout(Duration::from_secs(12), closed);
+        tokio::select! {
+            closed = closed => assert!(closed.is_ok(), "a header byte by byte"),
+            () = trickle => {}
+        }
+    };
+    let stalled = async {
+        let mut stream = connect().await;
+        let head = format!(
+            "POST /webhook HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n{HEADER}: {}\r\n\r\n{{",
+            sign(APP_SECRET, b"x")
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut answer = [0; 12];
+        timeout(Duration::from_secs(12), stream.read_exact(&mut answer)).await.unwrap().unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 408", "a body that stops");
+    };
+    let idle = async {
+        let mut stream = connect().await;
+        stream.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        assert!(!is_closed_within(&mut stream, 20).await, "kept open for the next request");
+        stream.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        assert!(is_closed_within(&mut stream, 35).await, "idle for too long");
+    };
+    tokio::join!(silent, partial, trickled, stalled, idle);
 }

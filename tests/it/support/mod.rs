@@ -138,7 +138,9 @@ impl TestApp {
         let mut transaction = self.db.begin().await.unwrap();
         for (table, column) in columns {
             let seconds = time.whole_seconds();
-            let sql = format!("update {table} set {column} = {column} - interval '{seconds} seconds' where {column} is not null");
+            let sql = format!(
+                "update {table} set {column} = {column} - interval '{seconds} seconds' where {column} is not null"
+            );
             sqlx::query(AssertSqlSafe(sql)).execute(&mut *transaction).await.unwrap();
         }
         transaction.commit().await.unwrap();
@@ -148,7 +150,8 @@ impl TestApp {
     pub async fn next_check(&self, after: time::Duration) {
         let before = self.count("select count(*) from health_checks").await;
         self.let_time_pass(after).await;
-        self.eventually("another check", async || self.count("select count(*) from health_checks").await > before).await;
+        self.eventually("another check", async || self.count("select count(*) from health_checks").await > before)
+            .await;
     }
 }
 

@@ -1,0 +1,23 @@
+# Build
+FROM rust:1.95-slim-bookworm AS build
+WORKDIR /build
+COPY Cargo.toml Cargo.lock ./
+COPY .cargo .cargo
+COPY .sqlx .sqlx
+COPY migrations migrations
+COPY src src
+RUN cargo build --release --locked --bin lockwatch
+
+# Run: the program and the certificates it trusts. The database is outside: give a DATABASE_URL.
+FROM debian:bookworm-slim
+RUN apt-get update \
+ && apt-get install -y --no-install-recommends ca-certificates \
+ && rm -rf /var/lib/apt/lists/* \
+ && useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin lockwatch
+COPY --from=build /build/target/release/lockwatch /usr/local/bin/lockwatch
+USER 10001
+EXPOSE 8080
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=6s --start-period=10s CMD ["lockwatch", "healthcheck"]
+ENTRYPOINT ["lockwatch"]
+CMD ["serve"]
