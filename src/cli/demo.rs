@@ -237,7 +237,8 @@ impl Demo {
         anstream::println!("-H 'X-Hub-Signature-256: {}' \\", sign(APP_SECRET, body.as_bytes()));
         anstream::println!("--data-binary '{body}'");
         anstream::println!("{}", render::heading("Or look at the tables (admin: readiness at /readyz):"));
-        anstream::println!("\npsql '{}' -c 'select * from incidents'", self.embedded.url());
+        anstream::println!("\npsql '{}' \\", self.embedded.url());
+        anstream::println!("-c 'select id, waba_id, failure_count, cause from incidents'");
         anstream::println!("curl http://{}/readyz\n", self.service.admin_address);
     }
 }

@@ -106,6 +106,8 @@ impl Database {
             ("lock_timeout", lock.as_millis().to_string()),
             ("idle_in_transaction_session_timeout", "10000".to_owned()),
             ("synchronous_commit", "on".to_owned()),
+            // A rollback of nothing is what most connections come back with; the server would warn each time.
+            ("client_min_messages", "error".to_owned()),
         ])
     }
 

@@ -1,5 +1,6 @@
 //! The real program as a real process.
 
+use std::cell::RefCell;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -31,6 +32,7 @@ pub struct Serve {
     pub webhook: String,
     pub admin: String,
     log: Receiver<String>,
+    seen: RefCell<Vec<String>>,
 }
 
 impl Serve {
@@ -60,7 +62,7 @@ impl Serve {
                 let _ = sender.send(line);
             }
         });
-        let mut serve = Self { child, webhook: String::new(), admin: String::new(), log };
+        let mut serve = Self { child, webhook: String::new(), admin: String::new(), log, seen: RefCell::default() };
         let line = serve.logged("listening: ");
         let word = |after: &str| line.split(after).nth(1).unwrap().split([' ', ',']).next().unwrap().to_owned();
         (serve.webhook, serve.admin) = (word("webhook "), word("admin "));
@@ -70,20 +72,24 @@ impl Serve {
     /// Waits for a line of the log.
     pub fn logged(&self, part: &str) -> String {
         let deadline = Instant::now() + PATIENCE;
-        let mut seen = Vec::new();
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             match self.log.recv_timeout(left) {
-                Ok(line) if line.contains(part) => return line,
-                Ok(line) => seen.push(line),
-                Err(error) => panic!("{part:?} was not logged ({error}): {seen:#?}"),
+                Ok(line) => {
+                    self.seen.borrow_mut().push(line.clone());
+                    if line.contains(part) {
+                        return line;
+                    }
+                }
+                Err(error) => panic!("{part:?} was not logged ({error}): {:#?}", self.seen),
             }
         }
     }
 
-    /// What was logged since the last look.
-    pub fn rest_of_log(&self) -> String {
-        self.log.try_iter().collect::<Vec<_>>().join("\n")
+    /// Everything it logged, once it has ended.
+    pub fn whole_log(&self) -> Vec<String> {
+        self.seen.borrow_mut().extend(self.log.iter());
+        self.seen.borrow().clone()
     }
 
     pub fn signal(&self, signal: Signal) {

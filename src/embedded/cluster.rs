@@ -1,0 +1,233 @@
+//! One cluster: its data, its server under a wrapper that outlives nobody, and what an earlier server left.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use tracing::{info, warn};
+
+use super::host::{Installation, SOCKET, ServerUser};
+use super::{EmbeddedError, ROLE, io_error};
+
+/// How long a server that is on its way out may take before it is told to go.
+const ORPHAN_PATIENCE: Duration = Duration::from_secs(5);
+/// And before we give up on it.
+const ORPHAN_LIMIT: Duration = Duration::from_secs(30);
+/// Recovery after a crash takes as long as there is log to replay.
+const START_LIMIT: Duration = Duration::from_secs(600);
+const POLL: Duration = Duration::from_millis(20);
+
+/// Runs the server (`"$@"`) until it ends, or until standard input does: then lockwatch is gone.
+/// `$0` is a folder to remove in the end, or empty.
+const WRAPPER: &str = r#"
+exec 3<&0 </dev/null
+"$@" 3<&- &
+server=$!
+gone=
+trap 'gone=1; kill -INT $server' USR1
+(
+  trap - USR1
+  read -r _ <&3
+  kill -USR1 $$
+  n=0
+  while [ $n -lt 15 ]; do sleep 1; n=$((n + 1)); done
+  kill -QUIT $server
+) &
+watcher=$!
+exec 3<&-
+wait $server
+status=$?
+if [ -n "$gone" ]; then wait $server; status=$?; fi
+kill $watcher 2>/dev/null
+if [ -n "$gone" ] && [ -n "$0" ]; then rm -rf "$0"; fi
+exit $status
+"#;
+
+/// Where and how the server runs.
+#[derive(Debug)]
+pub(super) struct Cluster {
+    pub(super) folder: PathBuf,
+    pub(super) socket_folder: PathBuf,
+    pub(super) installation: Installation,
+    pub(super) server_user: Option<ServerUser>,
+    pub(super) fsync: bool,
+    /// Removed when the server has stopped.
+    pub(super) temporary: Option<PathBuf>,
+}
+
+impl Cluster {
+    fn data(&self) -> PathBuf {
+        self.folder.join("data")
+    }
+
+    pub(super) fn log(&self) -> PathBuf {
+        self.folder.join("postgres.log")
+    }
+
+    fn program(&self, name: &str) -> Command {
+        self.as_server_user(Command::new(self.installation.bin.join(name)))
+    }
+
+    fn as_server_user(&self, mut command: Command) -> Command {
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("PG")) {
+            command.env_remove(name);
+        }
+        command.env("LC_ALL", "C").current_dir(&self.folder).stdin(Stdio::null());
+        if let Some(user) = &self.server_user {
+            command.uid(user.uid).gid(user.gid);
+        }
+        command
+    }
+
+    /// Creates the data, beside its place first: a half-made one is never mistaken for a whole.
+    pub(super) fn initialise(&self) -> Result<(), EmbeddedError> {
+        if self.data().exists() {
+            return Ok(());
+        }
+        let unfinished = self.folder.join("data.new");
+        if unfinished.exists() {
+            fs::remove_dir_all(&unfinished).map_err(io_error("cannot remove", &unfinished))?;
+        }
+        let mut initdb = self.program("initdb");
+        initdb.arg("-D").arg(&unfinished).args(["-U", ROLE, "--auth=trust", "--encoding=UTF8", "--locale=C"]);
+        if !self.fsync {
+            initdb.arg("--no-sync");
+        }
+        let output = initdb.output().map_err(io_error("cannot run", &self.installation.bin.join("initdb")))?;
+        if !output.status.success() {
+            return Err(EmbeddedError::Failed { program: "initdb", said: last_lines(&output.stderr) });
+        }
+        fs::rename(&unfinished, self.data()).map_err(io_error("cannot rename", &unfinished))
+    }
+
+    /// Starts the server under its wrapper and waits until it takes connections.
+    pub(super) fn run(&self) -> Result<(Child, ChildStdin), EmbeddedError> {
+        self.clear_the_way()?;
+        let before = PidFile::read(&self.data());
+        let log_path = self.log();
+        let log = File::create(&log_path).map_err(io_error("cannot create", &log_path))?;
+        let log_too = log.try_clone().map_err(io_error("cannot open", &log_path))?;
+        let mut wrapper = self.as_server_user(Command::new("/bin/sh"));
+        let mut sockets = OsString::from("unix_socket_directories=");
+        sockets.push(&self.socket_folder);
+        let removed: OsString = self.temporary.clone().map(PathBuf::into_os_string).unwrap_or_default();
+        wrapper
+            .args(["-c", WRAPPER])
+            .arg(removed)
+            .arg(self.installation.bin.join("postgres"))
+            .arg("-D")
+            .arg(self.data())
+            .arg("-c")
+            .arg(sockets)
+            .args(["-c", "listen_addresses=", "-c", "port=5432", "-c", "unix_socket_permissions=0700"])
+            .args(["-c", if self.fsync { "fsync=on" } else { "fsync=off" }])
+            .args(["-c", "log_min_messages=warning", "-c", "cluster_name=lockwatch"])
+            .stdin(Stdio::piped())
+            .stdout(log)
+            .stderr(log_too)
+            .process_group(0);
+        let mut server = wrapper.spawn().map_err(io_error("cannot run", Path::new("/bin/sh")))?;
+        let leash = server.stdin.take().expect("the pipe was asked for");
+        let started = Instant::now();
+        let mut said_at = started;
+        loop {
+            let state = PidFile::read(&self.data());
+            if state.as_ref().is_some_and(PidFile::is_ready) && state != before {
+                return Ok((server, leash));
+            }
+            let ended = server.try_wait().map_err(io_error("cannot wait for", Path::new("/bin/sh")))?.is_some();
+            if ended || started.elapsed() > START_LIMIT {
+                let said = fs::read(&log_path).map(|log| last_lines(&log)).unwrap_or_default();
+                return Err(EmbeddedError::Failed { program: "postgres", said });
+            }
+            if said_at.elapsed() > Duration::from_secs(10) {
+                said_at = Instant::now();
+                info!("PostgreSQL is still starting, perhaps recovering from a crash");
+            }
+            sleep(POLL);
+        }
+    }
+
+    /// A server that still runs on our data, though we hold the lock, is an orphan: its lockwatch was
+    /// killed. It is mostly on its way out; if not, it is told to go.
+    fn clear_the_way(&self) -> Result<(), EmbeddedError> {
+        let Some(state) = PidFile::read(&self.data()) else {
+            return Ok(());
+        };
+        let started = Instant::now();
+        let mut told = 0;
+        while is_alive(state.pid) {
+            if !self.is_server(&state) {
+                // The number belongs to somebody else now, and PostgreSQL would refuse to start for it.
+                for stale in [self.data().join("postmaster.pid"), self.socket_folder.join(format!("{SOCKET}.lock"))] {
+                    let _ = fs::remove_file(stale);
+                }
+                break;
+            }
+            if started.elapsed() > ORPHAN_LIMIT {
+                return Err(EmbeddedError::Orphan { pid: state.pid.as_raw_nonzero().get(), folder: self.data() });
+            }
+            let tell = started.elapsed().as_secs() / ORPHAN_PATIENCE.as_secs();
+            if tell > told {
+                told = tell;
+                warn!("a PostgreSQL of an earlier lockwatch still runs on {} and is stopped", self.data().display());
+                // Twice the gentle way, which lets it finish its checkpoint.
+                let _ = kill_process(state.pid, if told <= 2 { Signal::INT } else { Signal::QUIT });
+            }
+            sleep(POLL);
+        }
+        Ok(())
+    }
+
+    /// Whether the process in the pid file is a server on our data: it works in that folder. Where the
+    /// system does not tell, its socket does.
+    fn is_server(&self, state: &PidFile) -> bool {
+        match fs::read_link(format!("/proc/{}/cwd", state.pid)) {
+            Ok(folder) => folder == self.data(),
+            Err(_) => UnixStream::connect(state.socket_folder.join(SOCKET)).is_ok(),
+        }
+    }
+}
+
+/// Alive, or a zombie that its parent has not buried, or somebody else's.
+fn is_alive(pid: Pid) -> bool {
+    !matches!(test_kill_process(pid), Err(rustix::io::Errno::SRCH))
+}
+
+/// `postmaster.pid`: pid, data, start time, port, socket folder, addresses, shared memory, state.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct PidFile {
+    pid: Pid,
+    started: String,
+    pub(super) socket_folder: PathBuf,
+    state: String,
+}
+
+impl PidFile {
+    pub(super) fn read(data: &Path) -> Option<Self> {
+        let text = fs::read_to_string(data.join("postmaster.pid")).ok()?;
+        let line = |n| text.lines().nth(n).map(str::trim).unwrap_or_default().to_owned();
+        Some(Self {
+            pid: Pid::from_raw(line(0).parse().ok()?)?,
+            started: line(2),
+            socket_folder: PathBuf::from(line(4)),
+            state: line(7),
+        })
+    }
+
+    pub(super) fn is_ready(&self) -> bool {
+        self.state == "ready"
+    }
+}
+
+fn last_lines(output: &[u8]) -> String {
+    let text = String::from_utf8_lossy(output);
+    let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+    lines[lines.len().saturating_sub(5)..].join("; ")
+}
