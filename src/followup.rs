@@ -83,18 +83,22 @@ impl FollowUp {
     /// Claims what is due, and now and then resolves what has been quiet.
     async fn step(&self, next_sweep: &mut Instant, free: i64) -> Result<Vec<Claim>, StoreError> {
         if *next_sweep <= Instant::now() {
-            self.sweep().await?;
             *next_sweep = Instant::now() + SWEEP;
+            self.sweep().await;
         }
         bounded(checks::claim_due(&self.db, free)).await
     }
 
-    /// Resolves the incidents that have been quiet.
-    async fn sweep(&self) -> Result<(), StoreError> {
-        for (id, waba_id) in bounded(incidents::resolve_quiet(&self.db)).await? {
-            info!(incident.id = id, waba.id = waba_id, "incident {id} of {waba_id} is over: seven quiet days");
+    /// Resolves the incidents that have been quiet. What fails here is tried again with the next sweep.
+    async fn sweep(&self) {
+        match bounded(incidents::resolve_quiet(&self.db)).await {
+            Ok(resolved) => {
+                for (id, waba_id) in resolved {
+                    info!(incident.id = id, waba.id = waba_id, "incident {id} of {waba_id} is over: seven quiet days");
+                }
+            }
+            Err(error) => debug!(cause = error.cause(), "quiet incidents stay open for now: {error}"),
         }
-        Ok(())
     }
 
     /// One look-up, from budget to row. What fails here is tried again when the lease runs out.

@@ -8,8 +8,8 @@ use std::time::Duration;
 use secrecy::SecretString;
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
-use tokio::task::JoinHandle;
-use tokio::time::{sleep, timeout};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -20,12 +20,14 @@ use crate::http::{self, admin_router, connection_limit, public_router};
 use crate::recorder::recorder;
 use crate::store::{self, Database, Pool};
 
-/// How long stopping may take in all.
-const STOP: Duration = Duration::from_secs(18);
+/// How long stopping may take; an embedded database stops after it, and both within 20 s.
+const STOP: Duration = Duration::from_secs(12);
 /// Connections to the admin listener: people and probes.
 const ADMIN_CONNECTIONS: usize = 64;
 /// How often an absent database is tried.
 const RETRY: Duration = Duration::from_secs(1);
+/// And how often it is said again that it is absent.
+const REPEAT_ERROR: Duration = Duration::from_secs(60);
 
 /// What the service needs.
 #[derive(Debug)]
@@ -53,7 +55,7 @@ pub struct Service {
     pub admin_address: SocketAddr,
     db: Pool,
     stop: CancellationToken,
-    tasks: Vec<JoinHandle<()>>,
+    tasks: JoinSet<()>,
 }
 
 /// An address cannot be listened on.
@@ -84,22 +86,28 @@ impl Service {
         let webhook = Webhook::new(&app_secrets, verify_token, recorder);
         let follow_up = FollowUp::new(db.clone(), Arc::new(graph), checks_due);
 
-        let tasks = vec![
-            tokio::spawn(webhook.clone().report_refusals(stop.clone())),
-            tokio::spawn(http::serve(public, public_router(webhook), connection_limit(), stop.clone())),
-            tokio::spawn(http::serve(admin, admin_router(db.clone()), ADMIN_CONNECTIONS, stop.clone())),
-            tokio::spawn(recorder_task.run()),
-            tokio::spawn(follow_up_when_migrated(database, db.clone(), follow_up, stop.clone())),
-        ];
+        let mut tasks = JoinSet::new();
+        tasks.spawn(webhook.clone().report_refusals(stop.clone()));
+        tasks.spawn(http::serve(public, public_router(webhook), connection_limit(), stop.clone()));
+        tasks.spawn(http::serve(admin, admin_router(db.clone()), ADMIN_CONNECTIONS, stop.clone()));
+        tasks.spawn(recorder_task.run());
+        tasks.spawn(follow_up_when_migrated(database, db.clone(), follow_up, stop.clone()));
         Ok(Self { address, admin_address, db, stop, tasks })
     }
 
+    /// Waits until a part of the service ends that should not: half a service is worse than none, since
+    /// whoever watches it would not notice.
+    pub async fn broken(&mut self) {
+        let ended = self.tasks.join_next().await;
+        error!(?ended, "a part of the service ended by itself");
+    }
+
     /// Stops listening, lets requests and look-ups under way finish, and closes the database.
-    pub async fn stop(self) {
+    pub async fn stop(mut self) {
         self.stop.cancel();
         let finish = async {
-            for task in self.tasks {
-                if let Err(error) = task.await {
+            while let Some(ended) = self.tasks.join_next().await {
+                if let Err(error) = ended {
                     error!(%error, "a part of the service ended badly");
                 }
             }
@@ -127,16 +135,12 @@ async fn follow_up_when_migrated(database: Database, db: Pool, follow_up: Follow
 }
 
 async fn migrate_patiently(database: &Database) {
-    let mut said = false;
+    let mut said: Option<(String, Instant)> = None;
     while let Err(error) = database.migrate().await {
-        if !std::mem::replace(&mut said, true) {
-            let mut causes = error.to_string();
-            let mut source = std::error::Error::source(&error);
-            while let Some(cause) = source {
-                causes = format!("{causes}: {cause}");
-                source = cause.source();
-            }
-            error!("waiting for the database, lockouts are answered with 503 until then: {causes}");
+        let error = format!("{:#}", anyhow::Error::from(error));
+        if said.as_ref().is_none_or(|(before, at)| *before != error || at.elapsed() > REPEAT_ERROR) {
+            error!("waiting for the database, lockouts are answered with 503 until then: {error}");
+            said = Some((error, Instant::now()));
         }
         sleep(RETRY).await;
     }

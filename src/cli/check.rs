@@ -1,9 +1,11 @@
 //! `lockwatch check NODE_ID`
 
+use std::io;
+
 use clap::Args;
 use serde_json::json;
 
-use super::{Failure, render};
+use super::{Failure, render, say};
 use crate::config::{GraphArgs, app_secrets};
 use crate::lockout::cause::{Cause, Evidence, Finding, derive, next_steps};
 use crate::meta::health::{Answer, verdict};
@@ -37,21 +39,17 @@ pub(super) async fn run(args: CheckArgs) -> Result<(), Failure> {
     }
     let waba_id = args.waba_id.as_deref().unwrap_or(&args.node_id);
     let check = graph.look_up(waba_id, &args.node_id).await;
-    let (finding, error) = match &check.answer {
-        Answer::Health(entities) => (Some(Finding::Health(entities.clone())), None),
-        Answer::NoHealth => {
-            let why = "Meta answered without health_status; the token may not read it".to_owned();
-            (Some(Finding::Denied(why.clone())), Some(why))
-        }
-        Answer::Refused(error) => (Some(Finding::Denied(error.to_string())), Some(error.to_string())),
-        Answer::Throttled { error, .. } => (None, Some(error.to_string())),
-        Answer::NotAsked(why) | Answer::Unreachable(why) => (None, Some(why.clone())),
+    let trouble = check.answer.trouble();
+    let finding = match &check.answer {
+        Answer::Health(entities) => Some(Finding::Health(entities.clone())),
+        Answer::NoHealth | Answer::Refused(_) => trouble.clone().map(Finding::Denied),
+        Answer::Throttled { .. } | Answer::NotAsked(_) | Answer::Unreachable(_) => None,
     };
     let cause = finding.and_then(|finding| derive(&[Evidence { check_id: 0, finding }]));
     if args.json {
-        print_json(&args.node_id, &check, cause.as_ref(), error.as_deref());
+        print_json(&args.node_id, &check, cause.as_ref(), trouble.as_deref())?;
     } else {
-        print_text(&args.node_id, &check, cause.as_ref(), error.as_deref());
+        print_text(&args.node_id, &check, cause.as_ref(), trouble.as_deref())?;
     }
     match check.answer {
         Answer::NotAsked(_) | Answer::Unreachable(_) => Err(Failure::Told),
@@ -59,25 +57,26 @@ pub(super) async fn run(args: CheckArgs) -> Result<(), Failure> {
     }
 }
 
-fn print_text(node_id: &str, check: &Check, cause: Option<&Cause>, error: Option<&str>) {
+fn print_text(node_id: &str, check: &Check, cause: Option<&Cause>, error: Option<&str>) -> io::Result<()> {
     if let Answer::Health(entities) = &check.answer {
-        anstream::println!("{}", render::entities(entities));
+        say(format_args!("{}", render::entities(entities)))?;
     }
     match cause {
         Some(cause) => {
-            anstream::println!("{}", render::heading("Cause if locked"));
-            anstream::println!("  {}", cause.kind);
-            anstream::println!("{}", render::paragraph("  ", &cause.summary));
-            anstream::println!("{}", render::heading("Next steps if locked"));
+            say(format_args!("{}", render::heading("Cause if locked")))?;
+            say(format_args!("  {}", cause.kind))?;
+            say(format_args!("{}", render::paragraph("  ", &cause.summary)))?;
+            say(format_args!("{}", render::heading("Next steps if locked")))?;
             for step in next_steps(cause.kind, cause.possible_solution.as_deref()) {
-                anstream::println!("{}", render::step("  ", &step));
+                say(format_args!("{}", render::step("  ", &step)))?;
             }
         }
         None => anstream::eprintln!("lockwatch: no answer about {node_id}: {}", error.unwrap_or_default()),
     }
+    Ok(())
 }
 
-fn print_json(node_id: &str, check: &Check, cause: Option<&Cause>, error: Option<&str>) {
+fn print_json(node_id: &str, check: &Check, cause: Option<&Cause>, error: Option<&str>) -> io::Result<()> {
     let entities = match &check.answer {
         Answer::Health(entities) => Some(entities),
         _ => None,
@@ -93,5 +92,5 @@ fn print_json(node_id: &str, check: &Check, cause: Option<&Cause>, error: Option
         "cause_summary": cause.map(|cause| &cause.summary),
         "next_steps": cause.map(|cause| next_steps(cause.kind, cause.possible_solution.as_deref())),
     });
-    anstream::println!("{object:#}");
+    say(format_args!("{object:#}"))
 }

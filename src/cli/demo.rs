@@ -1,6 +1,8 @@
 //! `lockwatch demo`: the whole product in ten seconds, on a real PostgreSQL and a simulated Meta.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::io;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -8,10 +10,11 @@ use clap::Args;
 use secrecy::SecretString;
 use time::OffsetDateTime;
 use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
 
 use super::render::{self, BOLD, DIM, GREEN, RED, YELLOW};
 use super::serve::StopSignals;
-use super::{Failure, start_log};
+use super::{Failure, say, start_log};
 use crate::config::LogFormat;
 use crate::embedded::Embedded;
 use crate::graph::{Graph, GraphSettings, Tokens};
@@ -68,10 +71,13 @@ fn accounts() -> [Account; 6] {
 pub(super) async fn run(args: DemoArgs) -> Result<(), Failure> {
     start_log(LogFormat::Text, "error");
     let mut stop = StopSignals::install()?;
-    let demo = tokio::select! {
-        demo = Demo::start(args.pg_bin_dir) => demo?,
-        _ = stop.wait() => return Ok(()),
+    say(format_args!("{BOLD}Lockwatch demo{BOLD:#}: Meta locks six WhatsApp accounts, and you learn why.\n"))?;
+    let started = Instant::now();
+    let start = move |stop: &CancellationToken| Embedded::start_temporary(args.pg_bin_dir.as_deref(), true, stop);
+    let Some(embedded) = stop.start_postgres(start).await? else {
+        return Ok(());
     };
+    let demo = Demo::start(started, embedded).await?;
     let outcome = tokio::select! {
         outcome = demo.play(!args.exit) => outcome,
         _ = stop.wait() => Ok(()),
@@ -90,11 +96,7 @@ struct Demo {
 }
 
 impl Demo {
-    async fn start(bin: Option<std::path::PathBuf>) -> anyhow::Result<Self> {
-        let started = Instant::now();
-        anstream::println!("{BOLD}Lockwatch demo{BOLD:#}: Meta locks six WhatsApp accounts, and you learn why.\n");
-        let embedded = tokio::task::spawn_blocking(move || Embedded::start_temporary(bin.as_deref(), true));
-        let embedded = embedded.await?.context("the embedded PostgreSQL")?;
+    async fn start(started: Instant, embedded: Embedded) -> anyhow::Result<Self> {
         let simulator = Simulator::start(ACCESS_TOKEN, APP_SECRET).await.context("the simulated Meta")?;
         let database = Database::parse(&embedded.url())?;
         database.migrate().await?;
@@ -122,9 +124,9 @@ impl Demo {
             ("Meta", format!("simulated on {}", demo.simulator.url())),
             ("webhook", demo.webhook()),
         ] {
-            anstream::println!("  {DIM}{what:<10}{DIM:#}{is}");
+            say(format_args!("  {DIM}{what:<10}{DIM:#}{is}"))?;
         }
-        anstream::println!();
+        say("")?;
         Ok(demo)
     }
 
@@ -149,10 +151,10 @@ impl Demo {
             sleep(POLL).await;
         }
         let incidents = watch.tell(self).await?;
-        print_table(&incidents);
+        print_table(&incidents)?;
         let verdict = self.verify(&incidents);
         if stay {
-            self.invite();
+            self.invite()?;
             loop {
                 watch.tell(self).await?;
                 sleep(POLL).await;
@@ -191,21 +193,16 @@ impl Demo {
             let answer = client.post(self.webhook()).header(signature::HEADER, signed).body(body).send().await?;
             let status = answer.status().as_u16();
             let note = if note.is_empty() { String::new() } else { format!("  {DIM}{note}{DIM:#}") };
-            self.line(
-                "callback",
-                &format!(
-                    "{GREEN}{status}{GREEN:#}  {}{note}",
-                    count(failures.into(), "failed delivery", "failed deliveries")
-                ),
-            );
+            let failed = count(failures.into(), "failed delivery", "failed deliveries");
+            self.line("callback", format_args!("{GREEN}{status}{GREEN:#}  {failed}{note}"))?;
             watch.tell(self).await?;
         }
         Ok(())
     }
 
-    fn line(&self, what: &str, text: &str) {
+    fn line(&self, what: &str, text: impl Display) -> io::Result<()> {
         let at = self.started.elapsed().as_secs_f32();
-        anstream::println!("  {DIM}{at:5.2} s{DIM:#}  {what:<9} {text}");
+        say(format_args!("  {DIM}{at:5.2} s{DIM:#}  {what:<9} {text}"))
     }
 
     fn verify(&self, found: &[Incident]) -> anyhow::Result<()> {
@@ -223,23 +220,23 @@ impl Demo {
                 );
             }
         }
-        anstream::println!("{GREEN}Six accounts, six incidents, each with its cause.{GREEN:#}");
+        say(format_args!("{GREEN}Six accounts, six incidents, each with its cause.{GREEN:#}"))?;
         Ok(())
     }
 
     /// What to try while it runs.
-    fn invite(&self) {
+    fn invite(&self) -> io::Result<()> {
         let body = r#"{"entry": [{"id": "102290129340398", "changes": [{"value": {
   "metadata": {"phone_number_id": "106540352242922"},
   "statuses": [{"id": "wamid.mine", "status": "failed", "errors": [{"code": 131031}]}]}}]}]}"#;
-        anstream::println!("{}", render::heading("It stays up until Ctrl-C. Send a failure yourself:"));
-        anstream::println!("\ncurl {} \\", self.webhook());
-        anstream::println!("-H 'X-Hub-Signature-256: {}' \\", sign(APP_SECRET, body.as_bytes()));
-        anstream::println!("--data-binary '{body}'");
-        anstream::println!("{}", render::heading("Or look at the tables (admin: readiness at /readyz):"));
-        anstream::println!("\npsql '{}' \\", self.embedded.url());
-        anstream::println!("-c 'select id, waba_id, failure_count, cause from incidents'");
-        anstream::println!("curl http://{}/readyz\n", self.service.admin_address);
+        say(format_args!("{}", render::heading("It stays up until Ctrl-C. Send a failure yourself:")))?;
+        say(format_args!("\ncurl {} \\", self.webhook()))?;
+        say(format_args!("-H 'X-Hub-Signature-256: {}' \\", sign(APP_SECRET, body.as_bytes())))?;
+        say(format_args!("--data-binary '{body}'"))?;
+        say(format_args!("{}", render::heading("Or look at the tables (admin: readiness at /readyz):")))?;
+        say(format_args!("\npsql '{}' \\", self.embedded.url()))?;
+        say(format_args!("-c 'select id, waba_id, failure_count, cause from incidents'"))?;
+        say(format_args!("curl http://{}/readyz\n", self.service.admin_address))
     }
 }
 
@@ -254,42 +251,40 @@ impl Watch {
         let mut incidents = incidents::list(&demo.db, State::All, 100).await?;
         incidents.reverse();
         for incident in &incidents {
-            let account = &incident.waba_id;
+            let (id, account) = (incident.id, &incident.waba_id);
             let failures = incident.failure_count;
             let (told_failures, told_cause) =
-                self.told.insert(incident.id, (failures, incident.cause.clone())).unwrap_or((0, "pending".to_owned()));
+                self.told.insert(id, (failures, incident.cause.clone())).unwrap_or((0, "pending".to_owned()));
             if told_failures == 0 {
-                let affected = incidents::numbers(&demo.db, incident.id, 100).await?.len();
+                let affected = incidents::numbers(&demo.db, id, 100).await?.len();
                 let failed = count(failures, "failure", "failures");
                 let numbers = count(affected as i64, "number", "numbers");
-                demo.line("locked", &format!("{RED}{account}{RED:#}  incident {}: {failed} on {numbers}", incident.id));
+                demo.line("locked", format_args!("{RED}{account}{RED:#}  incident {id}: {failed} on {numbers}"))?;
             } else if told_failures != failures {
-                demo.line(
-                    "locked",
-                    &format!("{RED}{account}{RED:#}  incident {}: {failures} failures now", incident.id),
-                );
+                demo.line("locked", format_args!("{RED}{account}{RED:#}  incident {id}: {failures} failures now"))?;
             }
             if told_cause != incident.cause {
-                demo.line("cause", &format!("{YELLOW}{account}{YELLOW:#}  {BOLD}{}{BOLD:#}", incident.cause));
+                demo.line("cause", format_args!("{YELLOW}{account}{YELLOW:#}  {BOLD}{}{BOLD:#}", incident.cause))?;
             }
         }
         Ok(incidents)
     }
 }
 
-fn print_table(incidents: &[Incident]) {
-    anstream::println!("\n{BOLD} ID  ACCOUNT          STATE  FAILURES  CAUSE{BOLD:#}");
+fn print_table(incidents: &[Incident]) -> io::Result<()> {
+    say(format_args!("\n{BOLD} ID  ACCOUNT          STATE  FAILURES  CAUSE{BOLD:#}"))?;
     for incident in incidents {
         let Incident { id, waba_id, failure_count, cause, .. } = incident;
         let state = render::state(incident);
-        anstream::println!("{id:>3}  {waba_id:<15}  {RED}{state:<5}{RED:#}  {failure_count:>8}  {BOLD}{cause}{BOLD:#}");
+        say(format_args!("{id:>3}  {waba_id:<15}  {RED}{state:<5}{RED:#}  {failure_count:>8}  {BOLD}{cause}{BOLD:#}"))?;
         let summary = incident.cause_summary.as_deref().unwrap_or_default();
-        anstream::println!("{DIM}{}{DIM:#}", render::paragraph("     ", summary));
+        say(format_args!("{DIM}{}{DIM:#}", render::paragraph("     ", summary)))?;
         for step in incident.next_steps() {
-            anstream::println!("{}", render::step("     ", &step));
+            say(format_args!("{}", render::step("     ", &step)))?;
         }
-        anstream::println!();
+        say("")?;
     }
+    Ok(())
 }
 
 fn count(n: i64, one: &str, many: &str) -> String {

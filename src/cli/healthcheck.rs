@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::Args;
 
-use super::Failure;
+use super::{Failure, say};
 use crate::config::ListenArgs;
 
 /// Asks /healthz of the public listener: is the process alive
@@ -36,7 +36,7 @@ async fn ask(url: &str) -> anyhow::Result<()> {
     if !status.is_success() {
         bail!("{url} answers {status}: {}", text.trim());
     }
-    anstream::println!("{}", text.trim());
+    say(format_args!("{}", text.trim()))?;
     Ok(())
 }
 

@@ -4,8 +4,9 @@ use anyhow::{Context, anyhow};
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value, json};
 
-use super::{Failure, connect, render};
+use super::{Failure, connect, render, say};
 use crate::config::DataArgs;
+use crate::store::bounded;
 use crate::store::incidents::{self, Incident, Resolved, State};
 
 #[derive(Debug, Subcommand)]
@@ -80,42 +81,43 @@ async fn list(args: ListArgs) -> Result<(), Failure> {
         StateArg::Resolved => State::Resolved,
         StateArg::All => State::All,
     };
-    let incidents = incidents::list(&db, state, args.limit).await.context("cannot list incidents")?;
+    let incidents = bounded(incidents::list(&db, state, args.limit)).await.context("cannot list incidents")?;
     if args.json {
         let objects: Vec<Value> = incidents.iter().map(to_json).collect();
-        anstream::println!("{:#}", json!(objects));
+        say(format_args!("{:#}", json!(objects)))?;
     } else if incidents.is_empty() {
         anstream::eprintln!("No incidents. That is good news, if callbacks arrive: see the README's set-up.");
     } else {
-        anstream::println!("{}", render::incidents(&incidents));
+        say(format_args!("{}", render::incidents(&incidents)))?;
     }
     Ok(())
 }
 
 async fn show(args: ShowArgs) -> Result<(), Failure> {
     let db = connect(&args.data).await?;
-    let incident = incidents::find(&db, args.id).await.context("cannot read the incident")?;
+    let incident = bounded(incidents::find(&db, args.id)).await.context("cannot read the incident")?;
     let incident = incident.ok_or_else(|| anyhow!("there is no incident {}", args.id))?;
-    let numbers = incidents::numbers(&db, args.id, SHOWN).await.context("cannot read its numbers")?;
-    let checks = incidents::latest_checks(&db, args.id, SHOWN).await.context("cannot read its checks")?;
+    let numbers = bounded(incidents::numbers(&db, args.id, SHOWN)).await.context("cannot read its numbers")?;
+    let checks = bounded(incidents::latest_checks(&db, args.id, SHOWN)).await.context("cannot read its checks")?;
     if args.json {
         let mut object = to_json(&incident);
         object["affected_numbers"] = json!(numbers);
         object["health_checks"] = json!(checks);
-        anstream::println!("{object:#}");
+        say(format_args!("{object:#}"))?;
     } else {
-        anstream::println!("{}", render::incident(&incident));
-        anstream::println!("{}", render::heading("Affected numbers"));
-        anstream::println!("{}", render::numbers(&numbers));
-        anstream::println!("{}", render::heading("Latest health checks"));
-        anstream::println!("{}", render::checks(&checks));
+        say(format_args!("{}", render::incident(&incident)))?;
+        say(format_args!("{}", render::heading("Affected numbers")))?;
+        say(format_args!("{}", render::numbers(&numbers)))?;
+        say(format_args!("{}", render::heading("Latest health checks")))?;
+        say(format_args!("{}", render::checks(&checks)))?;
     }
     Ok(())
 }
 
 async fn resolve(args: ResolveArgs) -> Result<(), Failure> {
     let db = connect(&args.data).await?;
-    let resolved = incidents::resolve(&db, args.id, args.note.as_deref()).await.context("cannot resolve it")?;
+    let resolved =
+        bounded(incidents::resolve(&db, args.id, args.note.as_deref())).await.context("cannot resolve it")?;
     match resolved {
         Resolved::Now => anstream::eprintln!("Incident {} is resolved.", args.id),
         Resolved::Before => return Err(anyhow!("incident {} was resolved before", args.id).into()),

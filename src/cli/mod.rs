@@ -9,7 +9,8 @@ mod migrate;
 mod render;
 mod serve;
 
-use std::io::{IsTerminal, stderr};
+use std::fmt::Display;
+use std::io::{self, IsTerminal, Write, stderr};
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -20,7 +21,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::config::{ConfigError, DataArgs, LogFormat};
 use crate::embedded::Embedded;
-use crate::store::{Database, Pool, is_migrated};
+use crate::store::{Database, Pool, Readiness, bounded, readiness};
 
 const ABOUT: &str = "\
 Tells a business within seconds that Meta has locked its WhatsApp Business Account (error 131031), why, \
@@ -67,6 +68,12 @@ impl From<ConfigError> for Failure {
     }
 }
 
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::Failed(anyhow::Error::new(error))
+    }
+}
+
 impl From<anyhow::Error> for Failure {
     fn from(error: anyhow::Error) -> Self {
         Self::Failed(error)
@@ -106,7 +113,11 @@ fn report(failure: Failure) -> ExitCode {
             ExitCode::from(2)
         }
         Failure::Failed(error) => {
-            anstream::eprintln!("lockwatch: {error:#}");
+            // Whoever read our output has gone, as `head` does: nobody is left to tell.
+            let is_pipe = |error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe;
+            if !error.downcast_ref().is_some_and(is_pipe) {
+                anstream::eprintln!("lockwatch: {error:#}");
+            }
             ExitCode::FAILURE
         }
         Failure::Told => ExitCode::FAILURE,
@@ -134,6 +145,11 @@ fn start_log(format: LogFormat, default: &str) {
     }
 }
 
+/// Writes a line to stdout, in colours if that is a terminal.
+fn say(text: impl Display) -> io::Result<()> {
+    writeln!(anstream::stdout(), "{text}")
+}
+
 /// The database that `serve` uses: `DATABASE_URL`, else the embedded one if it runs.
 fn database(args: &DataArgs) -> Result<Database, Failure> {
     if let Some(database) = args.database()? {
@@ -153,13 +169,10 @@ fn database(args: &DataArgs) -> Result<Database, Failure> {
 async fn connect(args: &DataArgs) -> Result<Pool, Failure> {
     let database = database(args)?;
     let db = database.pool();
-    let migrated =
-        is_migrated(&db).await.with_context(|| format!("cannot use the database at {}", database.location()))?;
-    if !migrated {
-        let error = anyhow::anyhow!(
-            "the database at {} lacks this version's tables: run lockwatch migrate",
-            database.location()
-        );
+    let location = database.location();
+    let readiness = bounded(readiness(&db)).await.with_context(|| format!("cannot use the database at {location}"))?;
+    if readiness == Readiness::Unmigrated {
+        let error = anyhow::anyhow!("the database at {location} lacks this version's tables: run lockwatch migrate");
         return Err(Failure::Failed(error));
     }
     Ok(db)

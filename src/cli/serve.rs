@@ -3,11 +3,13 @@
 use anyhow::Context;
 use clap::Args;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::spawn_blocking;
+use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::{Failure, start_log};
 use crate::config::{DataArgs, GraphArgs, ListenArgs, LogArgs, app_secrets, verify_token};
-use crate::embedded::Embedded;
+use crate::embedded::{Embedded, EmbeddedError};
 use crate::service::{Service, Settings};
 use crate::store::Database;
 
@@ -48,8 +50,10 @@ pub(super) async fn run(args: ServeArgs) -> Result<(), Failure> {
         None => {
             let folder = args.data.postgres_folder()?;
             let bin = args.data.pg_bin_dir.clone();
-            let started = tokio::task::spawn_blocking(move || Embedded::start(&folder, bin.as_deref()));
-            let embedded = started.await.context("the embedded PostgreSQL")?.context("the embedded PostgreSQL")?;
+            let start = move |stop: &CancellationToken| Embedded::start(&folder, bin.as_deref(), stop);
+            let Some(embedded) = stop.start_postgres(start).await? else {
+                return Ok(());
+            };
             (Database::parse(&embedded.url()).context("the embedded PostgreSQL")?, Some(embedded))
         }
     };
@@ -68,16 +72,21 @@ pub(super) async fn run(args: ServeArgs) -> Result<(), Failure> {
         verify_token,
         graph,
     };
-    let service = Service::start(settings).await.map_err(anyhow::Error::new)?;
+    let mut service = Service::start(settings).await.map_err(anyhow::Error::new)?;
     info!("listening: webhook http://{}/webhook, admin http://{}", service.address, service.admin_address);
 
-    let signal = stop.wait().await;
-    info!("{signal}: stopping");
+    let ended = tokio::select! {
+        signal = stop.wait() => {
+            info!("{signal}: stopping");
+            Ok(())
+        }
+        () = service.broken() => Err(Failure::Told),
+    };
     service.stop().await;
     // The server's own shutdown writes its checkpoint; dropping it waits for that.
-    let _ = tokio::task::spawn_blocking(move || drop(embedded)).await;
+    let _ = spawn_blocking(move || drop(embedded)).await;
     info!("stopped");
-    Ok(())
+    ended
 }
 
 /// SIGTERM and Ctrl-C.
@@ -90,6 +99,30 @@ impl StopSignals {
     pub(super) fn install() -> Result<Self, Failure> {
         let handle = |kind| signal(kind).context("cannot handle signals");
         Ok(Self { terminate: handle(SignalKind::terminate())?, interrupt: handle(SignalKind::interrupt())? })
+    }
+
+    /// Starts an embedded server, which blocks; `None` where a signal came first.
+    pub(super) async fn start_postgres(
+        &mut self,
+        start: impl FnOnce(&CancellationToken) -> Result<Embedded, EmbeddedError> + Send + 'static,
+    ) -> Result<Option<Embedded>, Failure> {
+        let cancel = CancellationToken::new();
+        let mut started = spawn_blocking({
+            let cancel = cancel.clone();
+            move || start(&cancel)
+        });
+        tokio::select! {
+            started = &mut started => {
+                let started = started.context("the embedded PostgreSQL")?;
+                Ok(Some(started.context("the embedded PostgreSQL")?))
+            }
+            _ = self.wait() => {
+                cancel.cancel();
+                // Whatever it came to, it is stopped and cleaned up when dropped.
+                let _ = spawn_blocking(move || drop(tokio::runtime::Handle::current().block_on(started))).await;
+                Ok(None)
+            }
+        }
     }
 
     pub(super) async fn wait(&mut self) -> &'static str {

@@ -1,7 +1,8 @@
 //! One cluster: its data, its server under a wrapper that outlives nobody, and what an earlier server left.
 
 use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -9,7 +10,9 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use rustix::fs::OFlags;
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::host::{Installation, SOCKET, ServerUser};
@@ -24,8 +27,10 @@ const START_LIMIT: Duration = Duration::from_secs(600);
 const POLL: Duration = Duration::from_millis(20);
 
 /// Runs the server (`"$@"`) until it ends, or until standard input does: then lockwatch is gone.
-/// `$0` is a folder to remove in the end, or empty.
+/// `$0` is a folder to remove in the end, or empty. It lets no signal but the pipe's end decide: whoever
+/// stops a whole group of processes at once stops lockwatch too.
 const WRAPPER: &str = r#"
+trap '' TERM HUP
 exec 3<&0 </dev/null
 "$@" 3<&- &
 server=$!
@@ -35,16 +40,17 @@ trap 'gone=1; kill -INT $server' USR1
   trap - USR1
   read -r _ <&3
   kill -USR1 $$
-  n=0
-  while [ $n -lt 15 ]; do sleep 1; n=$((n + 1)); done
+  sleep 1; sleep 1; sleep 1; sleep 1
   kill -QUIT $server
+  sleep 1; sleep 1; sleep 1
+  kill -KILL $server
 ) &
 watcher=$!
 exec 3<&-
 wait $server
 status=$?
 if [ -n "$gone" ]; then wait $server; status=$?; fi
-kill $watcher 2>/dev/null
+kill -KILL $watcher 2>/dev/null
 if [ -n "$gone" ] && [ -n "$0" ]; then rm -rf "$0"; fi
 exit $status
 "#;
@@ -59,6 +65,8 @@ pub(super) struct Cluster {
     pub(super) fsync: bool,
     /// Removed when the server has stopped.
     pub(super) temporary: Option<PathBuf>,
+    /// Ends every wait.
+    pub(super) stop: CancellationToken,
 }
 
 impl Cluster {
@@ -111,11 +119,14 @@ impl Cluster {
         self.clear_the_way()?;
         let before = PidFile::read(&self.data());
         let log_path = self.log();
-        let log = File::create(&log_path).map_err(io_error("cannot create", &log_path))?;
+        let log = open_log(&log_path)?;
+        let said_before = log.metadata().map_err(io_error("cannot read", &log_path))?.len();
         let log_too = log.try_clone().map_err(io_error("cannot open", &log_path))?;
         let mut wrapper = self.as_server_user(Command::new("/bin/sh"));
-        let mut sockets = OsString::from("unix_socket_directories=");
+        // Quoted: it is a list, and the folder's name may hold a comma.
+        let mut sockets = OsString::from("unix_socket_directories=\"");
         sockets.push(&self.socket_folder);
+        sockets.push("\"");
         let removed: OsString = self.temporary.clone().map(PathBuf::into_os_string).unwrap_or_default();
         wrapper
             .args(["-c", WRAPPER])
@@ -127,7 +138,7 @@ impl Cluster {
             .arg(sockets)
             .args(["-c", "listen_addresses=", "-c", "port=5432", "-c", "unix_socket_permissions=0700"])
             .args(["-c", if self.fsync { "fsync=on" } else { "fsync=off" }])
-            .args(["-c", "log_min_messages=warning", "-c", "cluster_name=lockwatch"])
+            .args(["-c", "log_min_messages=warning", "-c", "cluster_name=lockwatch", "-c", "max_connections=200"])
             .stdin(Stdio::piped())
             .stdout(log)
             .stderr(log_too)
@@ -141,9 +152,15 @@ impl Cluster {
             if state.as_ref().is_some_and(PidFile::is_ready) && state != before {
                 return Ok((server, leash));
             }
+            if self.stop.is_cancelled() {
+                drop(leash);
+                let _ = server.wait();
+                return Err(EmbeddedError::Stopped);
+            }
             let ended = server.try_wait().map_err(io_error("cannot wait for", Path::new("/bin/sh")))?.is_some();
             if ended || started.elapsed() > START_LIMIT {
-                let said = fs::read(&log_path).map(|log| last_lines(&log)).unwrap_or_default();
+                let log = fs::read(&log_path).unwrap_or_default();
+                let said = last_lines(log.get(usize::try_from(said_before).unwrap_or(0)..).unwrap_or_default());
                 return Err(EmbeddedError::Failed { program: "postgres", said });
             }
             if said_at.elapsed() > Duration::from_secs(10) {
@@ -169,6 +186,9 @@ impl Cluster {
                     let _ = fs::remove_file(stale);
                 }
                 break;
+            }
+            if self.stop.is_cancelled() {
+                return Err(EmbeddedError::Stopped);
             }
             if started.elapsed() > ORPHAN_LIMIT {
                 return Err(EmbeddedError::Orphan { pid: state.pid.as_raw_nonzero().get(), folder: self.data() });
@@ -224,6 +244,18 @@ impl PidFile {
     pub(super) fn is_ready(&self) -> bool {
         self.state == "ready"
     }
+}
+
+/// Appends, so that a restart keeps what the server said last; starts anew once it is long. The folder is
+/// the server's user's, so a link in it is not followed.
+fn open_log(path: &Path) -> Result<File, EmbeddedError> {
+    const LONG: u64 = 10 * 1024 * 1024;
+    if fs::symlink_metadata(path).is_ok_and(|log| log.len() > LONG) {
+        fs::rename(path, path.with_extension("log.old")).map_err(io_error("cannot rename", path))?;
+    }
+    let no_link = i32::try_from(OFlags::NOFOLLOW.bits()).expect("a flag fits");
+    let log = OpenOptions::new().append(true).create(true).mode(0o600).custom_flags(no_link).open(path);
+    log.map_err(io_error("cannot open", path))
 }
 
 fn last_lines(output: &[u8]) -> String {

@@ -12,10 +12,11 @@ use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle, sleep};
 use std::time::Duration;
 
+use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
 use self::cluster::{Cluster, PidFile};
@@ -95,6 +96,9 @@ pub enum EmbeddedError {
         /// Its last words.
         said: String,
     },
+    /// It was told to stop while it started.
+    #[error("told to stop")]
+    Stopped,
     /// A file or folder.
     #[error("{what} {path}: {source}", path = path.display())]
     Io {
@@ -113,12 +117,12 @@ fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Embedd
 
 impl Embedded {
     /// Starts the server on the data in `folder`, which is created if missing. Blocks until the server
-    /// takes connections.
+    /// takes connections, or until told to stop.
     ///
     /// # Errors
     /// [`EmbeddedError`].
-    pub fn start(folder: &Path, bin: Option<&Path>) -> Result<Self, EmbeddedError> {
-        Self::launch(folder, bin, true, None)
+    pub fn start(folder: &Path, bin: Option<&Path>, stop: &CancellationToken) -> Result<Self, EmbeddedError> {
+        Self::launch(folder, bin, true, None, stop)
     }
 
     /// Starts a server on new data that is gone when we are. With `fsync` off it is quick, and fit for
@@ -126,7 +130,7 @@ impl Embedded {
     ///
     /// # Errors
     /// [`EmbeddedError`].
-    pub fn start_temporary(bin: Option<&Path>, fsync: bool) -> Result<Self, EmbeddedError> {
+    pub fn start_temporary(bin: Option<&Path>, fsync: bool, stop: &CancellationToken) -> Result<Self, EmbeddedError> {
         let parent = std::env::temp_dir();
         let folder = tempfile::Builder::new()
             .prefix("lockwatch-")
@@ -135,7 +139,7 @@ impl Embedded {
         if let Some(user) = ServerUser::needed() {
             user.own(folder.path())?;
         }
-        let embedded = Self::launch(&folder.path().join("postgres"), bin, fsync, Some(folder.path().to_owned()))?;
+        let embedded = Self::launch(&folder.path().join("postgres"), bin, fsync, Some(folder.path().to_owned()), stop)?;
         // From here on the wrapper removes it.
         let _ = folder.keep();
         Ok(embedded)
@@ -146,6 +150,7 @@ impl Embedded {
         bin: Option<&Path>,
         fsync: bool,
         temporary: Option<PathBuf>,
+        stop: &CancellationToken,
     ) -> Result<Self, EmbeddedError> {
         let server_user = ServerUser::needed();
         let lock = own_folder(folder, server_user.as_ref())?;
@@ -155,7 +160,8 @@ impl Embedded {
         }
         let installation = Installation::find(bin, data_version(&folder)?, &folder)?;
         let socket_folder = socket_folder(&folder, server_user.as_ref())?;
-        let cluster = Cluster { folder, socket_folder, installation, server_user, fsync, temporary };
+        let stop = stop.child_token();
+        let cluster = Cluster { folder, socket_folder, installation, server_user, fsync, temporary, stop };
         cluster.initialise()?;
         let (server, leash) = cluster.run()?;
         let shared = Arc::new(Shared { cluster, leash: Mutex::new(Some(leash)), _lock: lock });
@@ -199,7 +205,8 @@ impl Embedded {
 
 impl Drop for Embedded {
     fn drop(&mut self) {
-        self.shared.leash.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.shared.cluster.stop.cancel();
+        self.shared.leash().take();
         if let Some(supervisor) = self.supervisor.take() {
             let _ = supervisor.join();
         }
@@ -211,29 +218,32 @@ impl Drop for Embedded {
 }
 
 impl Shared {
+    fn leash(&self) -> MutexGuard<'_, Option<ChildStdin>> {
+        self.leash.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Waits for the server's end, and starts it again unless it was meant.
     fn supervise(&self, mut server: Child) {
         loop {
             let status = server.wait();
-            loop {
-                if self.leash.lock().unwrap_or_else(PoisonError::into_inner).is_none() {
+            server = loop {
+                if self.cluster.stop.is_cancelled() {
                     return;
                 }
                 error!(?status, "PostgreSQL ended and is started again; see {}", self.cluster.log().display());
                 sleep(BEFORE_RESTART);
                 match self.cluster.run() {
                     Ok((again, leash)) => {
-                        let mut held = self.leash.lock().unwrap_or_else(PoisonError::into_inner);
-                        // Stopped meanwhile: dropping the new leash ends the new server.
-                        if held.is_some() {
-                            *held = Some(leash);
-                        }
-                        server = again;
-                        info!("PostgreSQL runs again");
-                        break;
+                        *self.leash() = Some(leash);
+                        break again;
                     }
                     Err(error) => error!("PostgreSQL does not start: {error}"),
                 }
+            };
+            if self.cluster.stop.is_cancelled() {
+                self.leash().take();
+            } else {
+                info!("PostgreSQL runs again");
             }
         }
     }
@@ -242,5 +252,6 @@ impl Shared {
 fn url(socket_folder: &Path) -> String {
     let host: String = form_urlencoded::byte_serialize(socket_folder.as_os_str().as_encoded_bytes()).collect();
     // A query's plus is a space to some and a plus to others.
-    format!("postgresql://{ROLE}@localhost/postgres?host={}", host.replace('+', "%20"))
+    // Port and TLS are said, or the user's PGPORT and PGSSLMODE would decide them.
+    format!("postgresql://{ROLE}@localhost:5432/postgres?host={}&sslmode=disable", host.replace('+', "%20"))
 }

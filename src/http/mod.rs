@@ -29,6 +29,8 @@ use tracing::{debug, warn};
 const HEADER: Duration = Duration::from_secs(10);
 /// On a connection that was kept open the next one has this long, from the last answer on.
 const IDLE: Duration = Duration::from_secs(30);
+/// And fit into this; it is also what a connection may hold in memory beside its body.
+const HEADER_BYTES: usize = 32 * 1024;
 /// And after it a whole body.
 const BODY: Duration = Duration::from_secs(10);
 /// How long requests under way may take once the listener closes.
@@ -54,7 +56,7 @@ pub async fn serve(listener: TcpListener, router: Router, connections: usize, st
         // Without it a small answer waits for the acknowledgement of the one before.
         let _ = stream.set_nodelay(true);
         let mut http = http1::Builder::new();
-        http.timer(PatientTimer::default()).header_read_timeout(HEADER);
+        http.timer(PatientTimer::default()).header_read_timeout(HEADER).max_buf_size(HEADER_BYTES);
         let connection = graceful.watch(http.serve_connection(TokioIo::new(stream), service.clone()));
         tokio::spawn(async move {
             if let Err(error) = connection.await {

@@ -9,7 +9,7 @@ use axum::routing::get;
 use tokio::time::timeout;
 use tracing::debug;
 
-use crate::store::{self, Pool};
+use crate::store::{self, Pool, Readiness};
 
 /// `GET /healthz`: 200 while the process lives. The database has no say in it: a receiver without one
 /// still answers every callback that is not about a lockout.
@@ -17,16 +17,19 @@ pub(super) fn liveness_router() -> Router {
     Router::new().route("/healthz", get(|| async { "alive\n" }))
 }
 
-/// `GET /readyz`: 200 when the database answers and has this version's tables, else 503.
+/// `GET /readyz`: 200 when the database answers, takes writes and has this version's tables, else 503.
 pub(super) fn readiness_router(db: Pool) -> Router {
     Router::new().route("/readyz", get(ready)).with_state(db)
 }
 
 async fn ready(State(db): State<Pool>) -> (StatusCode, &'static str) {
     const PATIENCE: Duration = Duration::from_secs(3);
-    match timeout(PATIENCE, store::is_migrated(&db)).await {
-        Ok(Ok(true)) => (StatusCode::OK, "ready\n"),
-        Ok(Ok(false)) => (StatusCode::SERVICE_UNAVAILABLE, "the database lacks this version's tables\n"),
+    match timeout(PATIENCE, store::readiness(&db)).await {
+        Ok(Ok(Readiness::Ready)) => (StatusCode::OK, "ready\n"),
+        Ok(Ok(Readiness::ReadOnly)) => (StatusCode::SERVICE_UNAVAILABLE, "the database takes no writes\n"),
+        Ok(Ok(Readiness::Unmigrated)) => {
+            (StatusCode::SERVICE_UNAVAILABLE, "the database lacks this version's tables\n")
+        }
         Ok(Err(error)) => {
             debug!(cause = error.cause(), "not ready: {error}");
             (StatusCode::SERVICE_UNAVAILABLE, "the database cannot be reached\n")

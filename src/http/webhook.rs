@@ -10,8 +10,8 @@ use axum::extract::{FromRequest, RawQuery, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use bytes::Bytes;
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt;
 use secrecy::{ExposeSecret, SecretString};
 use subtle::ConstantTimeEq;
 use time::OffsetDateTime;
@@ -55,7 +55,7 @@ impl Webhook {
         }))
     }
 
-    /// Says, at most once a minute, how many signatures were refused.
+    /// Says, at most once a minute, how many signatures and handshakes were refused.
     pub async fn report_refusals(self, stop: CancellationToken) {
         stop.run_until_cancelled(self.0.refusals.report()).await;
     }
@@ -94,7 +94,7 @@ impl SignedCallback {
             body: self.body,
             arrived: self.arrived,
             received_at,
-            held: Box::new(self.held),
+            held: self.held,
         })
     }
 }
@@ -106,18 +106,15 @@ impl FromRequest<Webhook> for SignedCallback {
     async fn from_request(request: Request, webhook: &Webhook) -> Result<Self, WebhookError> {
         let shared = &webhook.0;
         let (parts, body) = request.into_parts();
-        let signature = the_signature(&parts.headers).ok_or_else(|| shared.refusals.count())?;
+        let signature = the_signature(&parts.headers).ok_or_else(|| shared.refusals.signature())?;
         if parts.headers.contains_key(header::CONTENT_ENCODING) {
             return Err(WebhookError::Encoded);
         }
-        let declared = declared_length(&parts.headers).unwrap_or(BODY_LIMIT);
-        if declared > BODY_LIMIT {
+        if declared_length(&parts.headers).is_some_and(|length| length > BODY_LIMIT) {
             return Err(WebhookError::TooLarge);
         }
-        let kib = u32::try_from(declared.div_ceil(1024)).expect("at most 4096");
-        let held = Arc::clone(&shared.bodies).try_acquire_many_owned(kib).map_err(|_| WebhookError::Busy)?;
-        let body = read(body).await?;
-        let position = shared.verifier.verify(&body, &signature).ok_or_else(|| shared.refusals.count())?;
+        let (body, held) = read(body, &shared.bodies).await?;
+        let position = shared.verifier.verify(&body, &signature).ok_or_else(|| shared.refusals.signature())?;
         debug!(app_secret = position + 1, bytes = body.len(), "callback verified");
         shared.refusals.matched(position);
         Ok(Self { body, arrived: Instant::now(), held })
@@ -138,13 +135,27 @@ fn declared_length(headers: &HeaderMap) -> Option<usize> {
     headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
-async fn read(body: Body) -> Result<Bytes, WebhookError> {
-    match Limited::new(body, BODY_LIMIT).collect().await {
-        Ok(whole) => Ok(whole.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => Err(WebhookError::TooLarge),
+/// Reads a body into memory that is claimed as it arrives: what a header promises costs nothing.
+async fn read(mut body: Body, budget: &Arc<Semaphore>) -> Result<(Bytes, OwnedSemaphorePermit), WebhookError> {
+    let claim = |kib: usize| {
+        let kib = u32::try_from(kib).expect("a body has at most 4096");
+        Arc::clone(budget).try_acquire_many_owned(kib).map_err(|_| WebhookError::Busy)
+    };
+    let mut whole = BytesMut::new();
+    let mut held = claim(0)?;
+    while let Some(frame) = body.frame().await {
         // Too slow, or the sender went away; who is still there may try again.
-        Err(_) => Err(WebhookError::Incomplete),
+        let Ok(data) = frame.map_err(|_| WebhookError::Incomplete)?.into_data() else {
+            continue;
+        };
+        let length = whole.len() + data.len();
+        if length > BODY_LIMIT {
+            return Err(WebhookError::TooLarge);
+        }
+        held.merge(claim(length.div_ceil(1024) - held.num_permits())?);
+        whole.extend_from_slice(&data);
     }
+    Ok((whole.freeze(), held))
 }
 
 /// Why a callback is not answered with 200.
@@ -171,7 +182,9 @@ impl IntoResponse for WebhookError {
             Self::BadSignature => (StatusCode::UNAUTHORIZED, "bad signature\n").into_response(),
             Self::Encoded => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "encoded bodies are not taken\n").into_response(),
             Self::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "the body is over 4 MiB\n").into_response(),
-            Self::Incomplete => (StatusCode::REQUEST_TIMEOUT, "the body did not arrive\n").into_response(),
+            Self::Incomplete => {
+                (StatusCode::SERVICE_UNAVAILABLE, RETRY, "the body did not arrive in time\n").into_response()
+            }
             Self::Busy => (StatusCode::SERVICE_UNAVAILABLE, RETRY, "too many bodies at once\n").into_response(),
             Self::NotRecorded(error) => {
                 (StatusCode::SERVICE_UNAVAILABLE, RETRY, format!("not recorded: {error}\n")).into_response()
@@ -191,7 +204,7 @@ async fn verify_endpoint(State(webhook): State<Webhook>, RawQuery(query): RawQue
     };
     let expected = webhook.0.verify_token.expose_secret();
     if !bool::from(handshake.verify_token.as_bytes().ct_eq(expected.as_bytes())) {
-        warn!("a handshake with a wrong verify token was refused");
+        webhook.0.refusals.handshake();
         return (StatusCode::FORBIDDEN, "wrong verify token\n").into_response();
     }
     info!("Meta verified this URL");
@@ -216,20 +229,26 @@ impl Handshake {
     }
 }
 
-/// Refused signatures since they were last reported, and which app secrets have matched.
+/// What was refused since it was last reported, and which app secrets have matched.
 #[derive(Debug, Default)]
 struct Refusals {
-    count: AtomicU64,
+    signatures: AtomicU64,
+    handshakes: AtomicU64,
     any: Notify,
     /// A bit for each position.
     matched: AtomicU64,
 }
 
 impl Refusals {
-    fn count(&self) -> WebhookError {
-        self.count.fetch_add(1, Ordering::Relaxed);
+    fn signature(&self) -> WebhookError {
+        self.signatures.fetch_add(1, Ordering::Relaxed);
         self.any.notify_one();
         WebhookError::BadSignature
+    }
+
+    fn handshake(&self) {
+        self.handshakes.fetch_add(1, Ordering::Relaxed);
+        self.any.notify_one();
     }
 
     /// Says which secret signs, by position, when it does so first: that is how a rotation is seen.
@@ -246,11 +265,15 @@ impl Refusals {
         loop {
             self.any.notified().await;
             sleep(SETTLE).await;
-            let refused = self.count.swap(0, Ordering::Relaxed);
+            let refused = self.signatures.swap(0, Ordering::Relaxed);
             if refused > 0 {
                 warn!(refused, "{refused} callbacks with a bad signature were refused: is META_APP_SECRET this app's?");
-                sleep(MINUTE).await;
             }
+            let refused = self.handshakes.swap(0, Ordering::Relaxed);
+            if refused > 0 {
+                warn!(refused, "{refused} handshakes were refused: is META_VERIFY_TOKEN the one in the App Dashboard?");
+            }
+            sleep(MINUTE).await;
         }
     }
 }

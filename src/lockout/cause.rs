@@ -164,14 +164,17 @@ pub fn supersedes(new: &Cause, recorded: LockoutCause, recorded_severity: Option
     match (new.kind.is_found(), recorded.is_found()) {
         (true, true) => new.severity.as_ref() >= recorded_severity,
         (false, true) => false,
-        (_, false) => true,
+        (true, false) => true,
+        // That Meta gives no reason was an answer; that it no longer lets us look is none.
+        (false, false) => !(recorded == LockoutCause::Unreported && new.kind == LockoutCause::LookupDenied),
     }
 }
 
-/// Whether these entities no longer show a cause as severe as the recorded one.
+/// Whether these entities no longer show the recorded cause, nor another as severe.
 #[must_use]
-pub fn is_clear(entities: &[Entity], recorded_severity: Option<&CanSend>) -> bool {
-    worst_restriction(entities).is_none_or(|worst| Some(&worst.entity.can_send_message) < recorded_severity)
+pub fn is_clear(entities: &[Entity], recorded: LockoutCause, recorded_severity: Option<&CanSend>) -> bool {
+    let mut restrictions = entities.iter().flat_map(restrictions);
+    !restrictions.any(|r| r.kind == recorded || Some(&r.entity.can_send_message) >= recorded_severity)
 }
 
 struct Restriction<'e> {
@@ -253,10 +256,14 @@ fn type_rank(entity_type: &str) -> usize {
 /// advice, if it gave any.
 #[must_use]
 pub fn next_steps(cause: LockoutCause, possible_solution: Option<&str>) -> Vec<String> {
-    const SUPPORT_HOME: &str = "Open Business Support Home (https://business.facebook.com/business-support-home)";
+    macro_rules! support_home {
+        () => {
+            "Business Support Home (https://business.facebook.com/business-support-home)"
+        };
+    }
     let steps: &[&str] = match cause {
         LockoutCause::PolicyViolation => &[
-            "{home}, choose the account and read the violation.",
+            concat!("Open ", support_home!(), ", choose the account and read the violation."),
             "Stop the messages that led to it, then press Request Review; Meta decides in 24 to 48 hours.",
         ],
         LockoutCause::Payment => &[
@@ -275,29 +282,30 @@ pub fn next_steps(cause: LockoutCause, possible_solution: Option<&str>) -> Vec<S
             "Open WhatsApp Manager > Phone numbers > Two-step verification and set a new PIN.",
             "Register the number again with that PIN; wait first if Meta says that there were too many guesses.",
         ],
-        LockoutCause::OtherRestriction => {
-            &["{home}, choose the account and read the restriction.", "If nothing there explains it, request a review."]
-        }
+        LockoutCause::OtherRestriction => &[
+            concat!("Open ", support_home!(), ", choose the account and read the restriction."),
+            "If nothing there explains it, request a review.",
+        ],
         LockoutCause::Unreported => &[
-            "{home} and look for a violation of the account: during spam locks Meta's health check shows nothing.",
+            concat!(
+                "Look for a violation in ",
+                support_home!(),
+                ": during spam locks Meta's health check shows nothing."
+            ),
             "If there is one, stop what led to it and press Request Review; Meta decides in 24 to 48 hours.",
             "If there is none, check that the two-step PIN and the account's details match what your software sends.",
         ],
         LockoutCause::LookupDenied => &[
             "Give Lockwatch a system user's token (META_ACCESS_TOKEN) with whatsapp_business_management and \
              whatsapp_business_messaging for this account.",
-            "Meanwhile: {home} and look for a violation of the account.",
+            concat!("Meanwhile, look for a violation of the account in ", support_home!(), "."),
         ],
         LockoutCause::Pending => {
             &["Wait for Meta's answer: the look-up is on its way and is tried again until it comes."]
         }
     };
     let advice = possible_solution.map(|solution| format!("Meta's advice: {solution}"));
-    let ours = steps.iter().map(|step| match step.strip_prefix("{home}") {
-        Some(rest) => format!("{SUPPORT_HOME}{rest}"),
-        None => step.replace("{home}", &SUPPORT_HOME.replacen('O', "o", 1)),
-    });
-    advice.into_iter().chain(ours).collect()
+    advice.into_iter().chain(steps.iter().map(ToString::to_string)).collect()
 }
 
 #[cfg(test)]
@@ -405,6 +413,9 @@ mod tests {
         let available = derived("AVAILABLE", &[]);
         assert!(supersedes(&available, LockoutCause::Pending, None));
         assert!(supersedes(&available, LockoutCause::LookupDenied, None));
+        let denied = denied("the token expired");
+        assert!(supersedes(&denied, LockoutCause::Pending, None));
+        assert!(!supersedes(&denied, LockoutCause::Unreported, None), "Meta did answer once");
         assert!(!supersedes(&available, LockoutCause::Payment, blocked));
         assert!(supersedes(&derived("BLOCKED", &[141_005]), LockoutCause::Payment, blocked));
         assert!(!supersedes(&derived("LIMITED", &[141_010]), LockoutCause::Payment, blocked), "was there all along");
@@ -412,12 +423,16 @@ mod tests {
     }
 
     #[test]
-    fn a_check_is_clear_once_nothing_as_severe_shows() {
+    fn a_check_is_clear_once_neither_the_cause_nor_one_as_severe_shows() {
         let limited = [entity("BUSINESS", "LIMITED", &[141_010])];
-        assert!(is_clear(&limited, Some(&CanSend::Blocked)));
-        assert!(!is_clear(&limited, Some(&CanSend::Limited)));
-        assert!(is_clear(&[entity("WABA", "AVAILABLE", &[138_024])], Some(&CanSend::Limited)));
-        assert!(!is_clear(&[entity("WABA", "AVAILABLE", &[141_006])], Some(&CanSend::Available)));
+        let payment = |can_send, codes: &[i64], severity: CanSend| {
+            is_clear(&[entity("WABA", can_send, codes)], LockoutCause::Payment, Some(&severity))
+        };
+        assert!(is_clear(&limited, LockoutCause::Payment, Some(&CanSend::Blocked)), "another, and it was there before");
+        assert!(!is_clear(&limited, LockoutCause::Payment, Some(&CanSend::Limited)), "another, as severe");
+        assert!(payment("AVAILABLE", &[138_024], CanSend::Limited), "calling is not messaging");
+        assert!(!payment("LIMITED", &[141_006], CanSend::Blocked), "the same, if less severe");
+        assert!(!payment("AVAILABLE", &[141_006], CanSend::Blocked), "the same, though it lets messages through");
     }
 
     #[test]

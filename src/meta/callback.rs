@@ -40,8 +40,8 @@ pub struct Unreadable {
     pub waba_id: Option<WabaId>,
     /// What is wrong with them.
     pub reason: Cow<'static, str>,
-    /// The smallest element that could not be read; the whole body, where that element is not in it
-    /// byte for byte (invalid UTF-8 elsewhere in the callback).
+    /// The smallest element that could not be read; the whole body, and only once, where the callback is
+    /// not read byte for byte (invalid UTF-8 somewhere in it).
     pub bytes: Bytes,
 }
 
@@ -132,14 +132,19 @@ impl Reader<'_> {
 
     /// Keeps what could not be read, unless it cannot have been about a lockout.
     fn refuse(&mut self, waba_id: Option<&WabaId>, element: &str, reason: impl Into<Cow<'static, str>>) {
-        if may_hold_lockout(element.as_bytes()) {
-            let bytes = if self.body.as_ptr_range().contains(&element.as_ptr()) {
-                self.body.slice_ref(element.as_bytes())
-            } else {
-                self.body.clone()
-            };
-            self.findings.unreadable.push(Unreadable { waba_id: waba_id.cloned(), reason: reason.into(), bytes });
+        if !may_hold_lockout(element.as_bytes()) {
+            return;
         }
+        let unreadable = &mut self.findings.unreadable;
+        let bytes = if self.body.as_ptr_range().contains(&element.as_ptr()) {
+            self.body.slice_ref(element.as_bytes())
+        } else if unreadable.is_empty() {
+            self.body.clone()
+        } else {
+            // None of its elements stands in the body as it is read, so the whole body is kept already.
+            return;
+        };
+        unreadable.push(Unreadable { waba_id: waba_id.cloned(), reason: reason.into(), bytes });
     }
 }
 
@@ -278,6 +283,10 @@ mod tests {
         let digests: Vec<_> = findings.failures.iter().map(|f| f.digest).collect();
         assert_ne!(digests[0], digests[1]);
         assert_eq!(digests[0], digests[2]);
+
+        let unnamed = |user: &str| with(member(""), "recipient_participant_user_id", json!(user));
+        let findings = read_json(&callback(json!([unnamed("US.1"), unnamed("US.2")])));
+        assert_ne!(findings.failures[0].digest, findings.failures[1].digest, "an empty field is none");
     }
 
     #[test]
@@ -368,11 +377,13 @@ mod tests {
 
     #[test]
     fn invalid_utf8_is_read_lossily_and_kept_as_it_came() {
-        let mut body = callback(json!([failed("HERE"), {"errors": "131031"}])).to_string().into_bytes();
+        let mut body =
+            callback(json!([failed("HERE"), {"errors": "131031"}, {"errors": "131031"}])).to_string().into_bytes();
         let at = memmem::find(&body, b"HERE").unwrap();
         body[at] = 0xff;
         let findings = read(&body);
         assert_eq!(findings.failures[0].message_id.as_str(), "\u{fffd}ERE");
         assert_eq!(findings.unreadable[0].bytes, body, "the original bytes, not the mended ones");
+        assert_eq!(findings.unreadable.len(), 1, "and once, however many elements cannot be read");
     }
 }

@@ -100,7 +100,7 @@ pub(super) fn read(
     };
     let id = id.and_then(scalar).filter(|id| !id.is_empty()).ok_or("the failed status has no message id")?;
     let first = |candidates: &[Option<&RawValue>]| {
-        candidates.iter().flatten().find_map(|raw| scalar(raw)).filter(|text| !text.is_empty())
+        candidates.iter().flatten().find_map(|raw| scalar(raw).filter(|text| !text.is_empty()))
     };
     let recipient = first(&[recipient, user, parent, old_parent]);
     let participant = first(&[participant, old_participant, participant_user]);

@@ -40,6 +40,19 @@ pub enum Answer {
     Unreachable(String),
 }
 
+impl Answer {
+    /// What stood in the way of health, in words.
+    #[must_use]
+    pub fn trouble(&self) -> Option<String> {
+        match self {
+            Self::Health(_) => None,
+            Self::NoHealth => Some("Meta answered without health_status; the token may not read it".to_owned()),
+            Self::Refused(error) | Self::Throttled { error, .. } => Some(error.to_string()),
+            Self::NotAsked(reason) | Self::Unreachable(reason) => Some(reason.clone()),
+        }
+    }
+}
+
 /// One node of the answer: the number, its account, the business, the app.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entity {
@@ -189,12 +202,14 @@ fn entity(raw: &RawValue) -> Option<Entity> {
     let short = |raw: Option<&RawValue>| {
         raw.and_then(scalar).map(|text| Text::cut(&text, Text::SHORT).into_string()).unwrap_or_default()
     };
-    Some(Entity {
+    let errors: Vec<EntityError> = notes(errors).filter_map(entity_error).collect();
+    // An entity that says nothing about messages is no evidence; with a reason on it, it is.
+    (can_send.is_some() || !errors.is_empty()).then(|| Entity {
         entity_type: short(entity_type),
         id: short(id),
-        can_send_message: short(can_send).into(),
+        can_send_message: if can_send.is_some() { short(can_send) } else { "UNSTATED".to_owned() }.into(),
         additional_info: notes(info).filter_map(long).collect(),
-        errors: notes(errors).filter_map(entity_error).collect(),
+        errors,
     })
 }
 
@@ -251,6 +266,17 @@ mod tests {
         for body in [json!({"id": "1"}), json!({"health_status": {"can_send_message": "BLOCKED", "entities": []}})] {
             assert_eq!(answer(200, &body), Answer::NoHealth);
         }
+    }
+
+    #[test]
+    fn an_entity_that_says_nothing_about_messages_is_no_evidence() {
+        let flow = json!({"entity_type": "FLOW", "id": "9"});
+        let blamed = json!({"entity_type": "WABA", "id": "2", "errors": [{"error_code": 141006}]});
+        let Answer::Health(entities) = answer(200, &json!({"health_status": {"entities": [flow, blamed]}})) else {
+            panic!("no health")
+        };
+        assert_eq!(entities.len(), 1);
+        assert_eq!(entities[0].can_send_message, CanSend::Other("UNSTATED".into()));
     }
 
     #[test]

@@ -104,7 +104,8 @@ pub async fn take_from_budget(db: &PgPool, claim: &Claim) -> Result<bool, StoreE
         "update affected_numbers
             set check_started_at = now()
           where incident_id = $1 and waba_id = $2 and phone_number_id = $3 and check_attempt = $4
-            and $5 > (select count(*) from health_checks where waba_id = $2 and checked_at > now() - interval '1 hour')
+            and $5 > (select count(*) from health_checks
+                       where waba_id = $2 and checked_at > now() - interval '1 hour' and outcome <> 'not_asked')
                    + (select count(*) from affected_numbers
                        where waba_id = $2 and check_started_at is not null and check_lease_until > now())",
         claim.incident_id,
@@ -136,7 +137,7 @@ pub async fn take_from_budget(db: &PgPool, claim: &Claim) -> Result<bool, StoreE
             "update accounts
                 set lookups_paused_until = greatest(lookups_paused_until, now() + interval '10 seconds',
                       (select min(checked_at) + interval '1 hour' from health_checks
-                        where waba_id = $1 and checked_at > now() - interval '1 hour'))
+                        where waba_id = $1 and checked_at > now() - interval '1 hour' and outcome <> 'not_asked'))
               where waba_id = $1",
             claim.waba_id
         )
@@ -173,7 +174,7 @@ pub async fn save(db: &PgPool, claim: &Claim, check: &Check, chance: f64) -> Res
         entities.and_then(|entities| verdict(entities)).map(ToString::to_string),
         entities.map(Json) as _,
         check.response,
-        error_text(&check.answer),
+        check.answer.trouble(),
         i32::try_from(check.duration.as_millis()).unwrap_or(i32::MAX),
     )
     .fetch_one(&mut *transaction)
@@ -210,14 +211,16 @@ pub async fn save(db: &PgPool, claim: &Claim, check: &Check, chance: f64) -> Res
     // A cause of a later version counts as found: better kept than overwritten.
     let recorded = LockoutCause::parse(&number.cause).unwrap_or(LockoutCause::OtherRestriction);
     let severity = number.cause_severity.map(CanSend::from);
-    let clear = recorded.is_found() && entities.is_some_and(|entities| cause::is_clear(entities, severity.as_ref()));
+    let is_clear = |entities: &Vec<Entity>| cause::is_clear(entities, recorded, severity.as_ref());
+    let clear = recorded.is_found() && entities.is_some_and(is_clear);
     let answered = !matches!(check.answer, Answer::Throttled { .. } | Answer::Unreachable(_));
     let clear_since = match answered {
         true => clear_run(number.clear_since, clear, inserted.checked_at, number.last_failure_at),
         false => number.clear_since,
     };
     let progress = claim.progress.after(&check.answer);
-    let pause = schedule::pause(&check.answer, progress, clear, chance);
+    let confirming = clear_since == Some(inserted.checked_at);
+    let pause = schedule::pause(&check.answer, progress, confirming, chance);
     sqlx::query!(
         "update affected_numbers
             set check_due_at = now() + $5, check_lease_until = null, check_started_at = null, check_answers = $6, check_failures = $7,
@@ -349,15 +352,6 @@ fn outcome(answer: &Answer) -> &'static str {
         Answer::Refused(_) => "refused",
         Answer::Throttled { .. } => "throttled",
         Answer::Unreachable(_) => "unreachable",
-    }
-}
-
-fn error_text(answer: &Answer) -> Option<String> {
-    match answer {
-        Answer::Health(_) => None,
-        Answer::NoHealth => Some("Meta answered without health_status; the token may not read it".to_owned()),
-        Answer::Refused(error) | Answer::Throttled { error, .. } => Some(error.to_string()),
-        Answer::NotAsked(reason) | Answer::Unreachable(reason) => Some(reason.clone()),
     }
 }
 

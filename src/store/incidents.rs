@@ -199,38 +199,40 @@ pub async fn resolve(db: &PgPool, id: i64, note: Option<&str>) -> Result<Resolve
     Ok(if closed { Resolved::Now } else { Resolved::Before })
 }
 
-/// Resolves the incidents that have been quiet for long enough and have their cause. One account after
-/// the other, so that none waits for another's lock.
+/// Resolves some incidents that have been quiet for long enough and have their cause. An account that is
+/// locked by somebody else is left for the next time.
 ///
 /// # Errors
-/// Those before the failing one are resolved.
+/// Nothing is changed.
 pub async fn resolve_quiet(db: &PgPool) -> Result<Vec<(i64, String)>, StoreError> {
+    let mut transaction = db.begin().await?;
+    let accounts = sqlx::query_scalar!(
+        "select waba_id from accounts
+          where waba_id in (select waba_id from incidents
+                             where resolved_at is null and last_failure_at < now() - $1::interval and cause <> 'pending'
+                             order by last_failure_at
+                             limit 100)
+          order by waba_id
+            for update skip locked",
+        interval(QUIET_AFTER),
+    )
+    .fetch_all(&mut *transaction)
+    .await?;
     let quiet = sqlx::query!(
         "select id, waba_id from incidents
           where resolved_at is null and last_failure_at < now() - $1::interval and cause <> 'pending'
-          order by last_failure_at
-          limit 1000",
+            and waba_id = any($2)",
         interval(QUIET_AFTER),
+        &accounts,
     )
-    .fetch_all(db)
+    .fetch_all(&mut *transaction)
     .await?;
     let mut resolved = Vec::new();
     for incident in quiet {
-        let mut transaction = db.begin().await?;
-        lock_account(&mut transaction, &incident.waba_id).await?;
-        let still = sqlx::query_scalar!(
-            r#"select last_failure_at < now() - $3::interval as "still!" from incidents where id = $1 and waba_id = $2"#,
-            incident.id,
-            incident.waba_id,
-            interval(QUIET_AFTER),
-        )
-        .fetch_one(&mut *transaction)
-        .await?;
-        if still && close(&mut transaction, incident.id, &incident.waba_id, Resolution::Quiet, None).await? {
-            resolved.push((incident.id, incident.waba_id));
-        }
-        transaction.commit().await?;
+        close(&mut transaction, incident.id, &incident.waba_id, Resolution::Quiet, None).await?;
+        resolved.push((incident.id, incident.waba_id));
     }
+    transaction.commit().await?;
     Ok(resolved)
 }
 

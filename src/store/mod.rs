@@ -106,8 +106,6 @@ impl Database {
             ("lock_timeout", lock.as_millis().to_string()),
             ("idle_in_transaction_session_timeout", "10000".to_owned()),
             ("synchronous_commit", "on".to_owned()),
-            // A rollback of nothing is what most connections come back with; the server would warn each time.
-            ("client_min_messages", "error".to_owned()),
         ])
     }
 
@@ -127,18 +125,25 @@ impl Database {
             .max_connections(POOL_SIZE)
             .acquire_timeout(Duration::from_secs(2))
             .test_before_acquire(false)
-            // A silently dead connection would keep its permit for ever; a ping with a bound finds it. An error
-            // closes it outright, where `false` would say goodbye and wait for the answer.
+            // A silently dead connection would keep its permit for ever, and one to a server that is no longer
+            // the primary would refuse every write. An error closes a connection outright, where `false` would
+            // say goodbye and wait for the answer.
             .before_acquire(|connection, _| {
                 Box::pin(async move {
-                    timeout(PING, connection.ping()).await.unwrap_or(Err(silent()))?;
-                    Ok(true)
+                    match timeout(PING, is_read_only(connection)).await {
+                        Ok(Ok(false)) => Ok(true),
+                        Ok(Err(error)) => Err(error),
+                        Ok(Ok(true)) => Err(io::Error::from(io::ErrorKind::ReadOnlyFilesystem).into()),
+                        Err(_) => Err(io::Error::from(io::ErrorKind::TimedOut).into()),
+                    }
                 })
             })
-            // A cancelled `BEGIN` would leave the next borrower inside somebody else's transaction.
+            // A cancelled `BEGIN` would leave the next borrower inside somebody else's transaction. The `begin`
+            // spares the server's log a warning for every rollback of nothing.
             .after_release(|connection, _| {
                 Box::pin(async move {
-                    timeout(ROLLBACK, connection.execute("rollback")).await.unwrap_or(Err(silent()))?;
+                    let rollback = timeout(ROLLBACK, connection.execute("begin; rollback"));
+                    rollback.await.unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut).into()))?;
                     Ok(true)
                 })
             })
@@ -197,10 +202,6 @@ pub enum MigrateError {
     Failed(#[from] sqlx::migrate::MigrateError),
 }
 
-fn silent() -> sqlx::Error {
-    sqlx::Error::Io(io::ErrorKind::TimedOut.into())
-}
-
 /// Bounds some work on the pool. What is cut off is rolled back when its connection comes back, or the
 /// connection is closed; so its outcome is unknown, as after any lost answer.
 ///
@@ -210,22 +211,42 @@ pub async fn bounded<T>(work: impl Future<Output = Result<T, StoreError>>) -> Re
     timeout(SILENCE, work).await.unwrap_or(Err(StoreError::TimedOut))
 }
 
-/// Whether the database answers and has the tables of this version.
+/// How far the database is of use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Readiness {
+    /// It has this version's tables and takes writes.
+    Ready,
+    /// It has the tables, and takes no writes: a standby, or full.
+    ReadOnly,
+    /// It lacks this version's tables.
+    Unmigrated,
+}
+
+/// Asks the database how far it is of use.
 ///
 /// # Errors
 /// It does not answer.
-pub async fn is_migrated(db: &PgPool) -> Result<bool, StoreError> {
+pub async fn readiness(db: &PgPool) -> Result<Readiness, StoreError> {
+    let mut connection = db.acquire().await?;
     let newest = MIGRATOR.iter().map(|migration| migration.version).max().unwrap_or_default();
     // Not `query!`: the table is sqlx's own and comes with the first migration.
-    let applied =
-        sqlx::query_scalar::<_, bool>("select exists (select from _sqlx_migrations where version = $1 and success)")
-            .bind(newest)
-            .fetch_one(db)
-            .await;
-    match applied {
-        Err(error) if error.as_database_error().is_some_and(|e| e.code().as_deref() == Some("42P01")) => Ok(false),
-        applied => Ok(applied?),
-    }
+    let migrated = sqlx::query_scalar("select exists (select from _sqlx_migrations where version = $1 and success)")
+        .bind(newest)
+        .fetch_one(&mut *connection)
+        .await;
+    match migrated {
+        Err(error) if error.as_database_error().is_some_and(|e| e.code().as_deref() == Some("42P01")) => {
+            return Ok(Readiness::Unmigrated);
+        }
+        Ok(false) => return Ok(Readiness::Unmigrated),
+        migrated => migrated?,
+    };
+    let read_only = is_read_only(&mut connection).await?;
+    Ok(if read_only { Readiness::ReadOnly } else { Readiness::Ready })
+}
+
+async fn is_read_only(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar("select current_setting('transaction_read_only')::boolean").fetch_one(connection).await
 }
 
 /// Whether the server syncs its log to disk. Without, a crash of its machine loses what was acknowledged.

@@ -250,7 +250,7 @@ pub async fn quarantine(
             .collect::<Vec<_>>(),
         &unreadable.iter().map(|(received_at, _)| *received_at).collect::<Vec<_>>(),
         &unreadable.iter().map(|(_, u)| u.reason.to_string()).collect::<Vec<_>>(),
-        &unreadable.iter().map(|(_, u)| u.bytes.to_vec()).collect::<Vec<_>>(),
+        &unreadable.iter().map(|(_, u)| u.bytes.as_ref()).collect::<Vec<_>>() as &[&[u8]],
         &unreadable.iter().map(|(_, u)| Sha256::digest(&u.bytes).to_vec()).collect::<Vec<_>>(),
     )
     .execute(&mut connection.0)

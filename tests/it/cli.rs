@@ -1,13 +1,15 @@
 //! The program from outside: its words, exit codes and streams.
 
-use std::process::{Command, Output};
-use std::time::Duration;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use lockwatch::lockout::cause::LockoutCause;
 use lockwatch::meta::signature::{HEADER, sign};
 use lockwatch::simulator::{Scenario, Simulator};
 use reqwest::StatusCode;
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::support::process::{Serve, lockwatch};
@@ -198,6 +200,51 @@ async fn serve_starts_with_two_secrets_tells_where_data_lives_and_stops_politely
     assert_ne!(output(&mut lockwatch(&["healthcheck", "--listen", &address])).0, 0);
 }
 
+#[test]
+fn the_users_settings_for_another_postgres_do_not_reach_the_embedded_one() {
+    let settings = [("PGPORT", "5433"), ("PGHOST", "/nonexistent"), ("PGSSLMODE", "require"), ("PGUSER", "somebody")];
+    let (code, stdout, stderr) = output(lockwatch(&["demo", "--exit"]).envs(settings));
+    assert_eq!(code, 0, "{stdout}{stderr}");
+}
+
+#[test]
+fn a_reader_who_leaves_early_is_no_reason_to_panic() {
+    let mut child = lockwatch(&["demo", "--exit"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), String::from_utf8(output.stderr).unwrap()), (Some(1), String::new()));
+}
+
+#[test]
+fn sigterm_ends_it_while_its_postgres_is_still_starting() {
+    let found = Command::new("sh").args(["-c", "ls -d /usr/lib/postgresql/*/bin | tail -n 1"]).output().unwrap();
+    let real = String::from_utf8(found.stdout).unwrap().trim().to_owned();
+    let (bin, data) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let slow = format!("#!/bin/sh\n[ \"$1\" = --version ] && exec {real}/postgres --version\nexec sleep 60\n");
+    let program = |name: &str, text: String| {
+        let path = bin.path().join(name);
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    };
+    program("postgres", slow);
+    program("initdb", format!("#!/bin/sh\nexec {real}/initdb \"$@\"\n"));
+    let mut child = lockwatch(&["serve", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"])
+        .envs([("META_APP_SECRET", APP_SECRET), ("META_VERIFY_TOKEN", VERIFY_TOKEN)])
+        .envs([("PG_BIN_DIR", bin.path()), ("LOCKWATCH_DATA_DIR", data.path())])
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !data.path().join("postgres/postgres.log").exists() {
+        assert!(Instant::now() < deadline, "it does not start");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    let told = Instant::now();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert!(told.elapsed() < Duration::from_secs(20), "{:?}", told.elapsed());
+}
+
 #[tokio::test]
 async fn a_request_under_way_is_answered_before_the_end() {
     let app = TestApp::start().await;
@@ -219,7 +266,7 @@ async fn a_request_under_way_is_answered_before_the_end() {
     sender.send(Ok(tail.to_vec())).unwrap();
     drop(sender);
     assert_eq!(request.await.unwrap().unwrap().status(), StatusCode::OK);
-    let started = std::time::Instant::now();
+    let started = Instant::now();
     assert_eq!(serve.wait().code(), Some(0));
     assert!(started.elapsed() < Duration::from_secs(20));
     assert_eq!(app.incident().await.failure_count, 1);

@@ -5,11 +5,13 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use lockwatch::embedded::{Embedded, EmbeddedError};
-use lockwatch::store::{Database, is_durable};
-use rustix::process::{Pid, Signal, geteuid, kill_process, test_kill_process};
+use lockwatch::store::{Database, Readiness, is_durable, readiness};
+use rustix::process::{Pid, Signal, geteuid, kill_process};
 use tempfile::tempdir;
+use tokio_util::sync::CancellationToken;
 
 use crate::support::eventually;
+use crate::support::process::is_gone;
 
 fn postmaster(embedded: &Path) -> Pid {
     let text = fs::read_to_string(embedded.join("data/postmaster.pid")).unwrap();
@@ -22,8 +24,8 @@ fn parent(pid: Pid) -> Pid {
     Pid::from_raw(after_name.split(' ').nth(1).unwrap().parse().unwrap()).unwrap()
 }
 
-fn is_gone(pid: Pid) -> bool {
-    test_kill_process(pid).is_err()
+fn temporary() -> Embedded {
+    Embedded::start_temporary(None, false, &CancellationToken::new()).unwrap()
 }
 
 async fn answers(embedded: &Embedded) -> bool {
@@ -36,7 +38,7 @@ async fn it_keeps_its_data_and_syncs_it() {
     let folder = tempdir().unwrap();
     let path = folder.path().join("postgres");
     let database = {
-        let embedded = Embedded::start(&path, None).unwrap();
+        let embedded = Embedded::start(&path, None, &CancellationToken::new()).unwrap();
         let database = Database::parse(&embedded.url()).unwrap();
         database.migrate().await.unwrap();
         assert!(is_durable(&database.pool()).await.unwrap(), "fsync is on");
@@ -44,16 +46,16 @@ async fn it_keeps_its_data_and_syncs_it() {
         database
     };
     assert_eq!(Embedded::running(&path), None);
-    let embedded = Embedded::start(&path, None).unwrap();
-    assert!(lockwatch::store::is_migrated(&database.pool()).await.unwrap());
+    let embedded = Embedded::start(&path, None, &CancellationToken::new()).unwrap();
+    assert_eq!(readiness(&database.pool()).await.unwrap(), Readiness::Ready);
     drop(embedded);
 }
 
 #[tokio::test]
 async fn a_second_one_on_the_same_folder_is_told_and_does_no_harm() {
     let folder = tempdir().unwrap();
-    let first = Embedded::start(folder.path(), None).unwrap();
-    let second = Embedded::start(folder.path(), None).unwrap_err();
+    let first = Embedded::start(folder.path(), None, &CancellationToken::new()).unwrap();
+    let second = Embedded::start(folder.path(), None, &CancellationToken::new()).unwrap_err();
     assert!(matches!(second, EmbeddedError::InUse(_)), "{second}");
     assert!(second.to_string().contains("another lockwatch is running on"));
     assert!(answers(&first).await);
@@ -61,7 +63,7 @@ async fn a_second_one_on_the_same_folder_is_told_and_does_no_harm() {
 
 #[tokio::test]
 async fn a_temporary_one_leaves_nothing_behind() {
-    let embedded = Embedded::start_temporary(None, false).unwrap();
+    let embedded = temporary();
     let (folder, server) = (embedded.folder().to_owned(), postmaster(embedded.folder()));
     drop(embedded);
     assert!(is_gone(server));
@@ -70,7 +72,7 @@ async fn a_temporary_one_leaves_nothing_behind() {
 
 #[tokio::test]
 async fn a_server_that_dies_is_started_again_under_the_same_url() {
-    let embedded = Embedded::start_temporary(None, false).unwrap();
+    let embedded = temporary();
     let server = postmaster(embedded.folder());
     kill_process(server, Signal::KILL).unwrap();
     let again = async || is_gone(server) && answers(&embedded).await;
@@ -81,7 +83,7 @@ async fn a_server_that_dies_is_started_again_under_the_same_url() {
 #[tokio::test]
 async fn an_orphan_is_stopped_and_its_data_taken_over() {
     let folder = tempdir().unwrap();
-    let embedded = Embedded::start(folder.path(), None).unwrap();
+    let embedded = Embedded::start(folder.path(), None, &CancellationToken::new()).unwrap();
     let server = postmaster(folder.path());
     // Nobody is left to stop the server: as if lockwatch and the shell beside it had been killed at once.
     kill_process(parent(server), Signal::KILL).unwrap();
@@ -93,14 +95,14 @@ async fn an_orphan_is_stopped_and_its_data_taken_over() {
 #[tokio::test]
 async fn a_recycled_process_number_is_nobodys_server() {
     let folder = tempdir().unwrap();
-    drop(Embedded::start(folder.path(), None).unwrap());
+    drop(Embedded::start(folder.path(), None, &CancellationToken::new()).unwrap());
     let data = folder.path().join("data");
     let stale =
         format!("{}\n{}\n1\n5432\n{}\n\n\nready\n", std::process::id(), data.display(), folder.path().display());
     fs::write(data.join("postmaster.pid"), stale).unwrap();
     fs::write(folder.path().join(".s.PGSQL.5432.lock"), format!("{}\n", std::process::id())).unwrap();
     assert_eq!(Embedded::running(folder.path()), None);
-    let embedded = Embedded::start(folder.path(), None).unwrap();
+    let embedded = Embedded::start(folder.path(), None, &CancellationToken::new()).unwrap();
     assert!(answers(&embedded).await);
 }
 
@@ -109,7 +111,7 @@ async fn a_half_made_database_is_made_anew() {
     let folder = tempdir().unwrap();
     fs::create_dir(folder.path().join("data.new")).unwrap();
     fs::write(folder.path().join("data.new/PG_VERSION"), "15").unwrap();
-    let embedded = Embedded::start(folder.path(), None).unwrap();
+    let embedded = Embedded::start(folder.path(), None, &CancellationToken::new()).unwrap();
     assert!(answers(&embedded).await);
 }
 
@@ -118,9 +120,26 @@ async fn a_path_too_long_for_a_socket_is_no_obstacle() {
     let folder = tempdir().unwrap();
     let long: PathBuf = folder.path().join("l".repeat(100)).join("n".repeat(60));
     fs::create_dir_all(&long).unwrap();
-    let embedded = Embedded::start(&long, None).unwrap();
+    let embedded = Embedded::start(&long, None, &CancellationToken::new()).unwrap();
     assert!(answers(&embedded).await);
     assert_eq!(Embedded::running(&long), Some(embedded.url()));
+}
+
+#[tokio::test]
+async fn a_folder_with_a_comma_and_a_space_will_do() {
+    let folder = tempdir().unwrap();
+    let embedded = Embedded::start(&folder.path().join("a, b"), None, &CancellationToken::new()).unwrap();
+    assert!(answers(&embedded).await);
+}
+
+#[test]
+fn told_to_stop_while_it_starts_it_stops() {
+    let folder = tempdir().unwrap();
+    let stop = CancellationToken::new();
+    stop.cancel();
+    let error = Embedded::start(folder.path(), None, &stop).unwrap_err();
+    assert!(matches!(error, EmbeddedError::Stopped), "{error}");
+    assert_eq!(Embedded::running(folder.path()), None);
 }
 
 #[test]
@@ -128,14 +147,16 @@ fn data_of_another_version_is_left_alone() {
     let folder = tempdir().unwrap();
     fs::create_dir(folder.path().join("data")).unwrap();
     fs::write(folder.path().join("data/PG_VERSION"), "12\n").unwrap();
-    let error = Embedded::start(folder.path(), None).unwrap_err().to_string();
+    let error = Embedded::start(folder.path(), None, &CancellationToken::new()).unwrap_err().to_string();
     assert!(error.contains("is PostgreSQL 12's, and only"), "{error}");
 }
 
 #[test]
 fn without_a_postgresql_it_says_how_to_get_one() {
     let folder = tempdir().unwrap();
-    let error = Embedded::start(folder.path(), Some(Path::new("/nonexistent"))).unwrap_err().to_string();
+    let error = Embedded::start(folder.path(), Some(Path::new("/nonexistent")), &CancellationToken::new())
+        .unwrap_err()
+        .to_string();
     for part in
         ["PG_BIN_DIR=/nonexistent", "apt install", "dnf install", "brew install", "docker compose", "DATABASE_URL"]
     {
@@ -151,7 +172,7 @@ fn as_root_a_closed_folder_above_is_named() {
     }
     let closed = tempdir().unwrap();
     fs::set_permissions(closed.path(), fs::Permissions::from_mode(0o700)).unwrap();
-    let error = Embedded::start(&closed.path().join("postgres"), None).unwrap_err();
+    let error = Embedded::start(&closed.path().join("postgres"), None, &CancellationToken::new()).unwrap_err();
     assert!(matches!(error, EmbeddedError::Closed { .. }), "{error}");
     assert!(error.to_string().contains("LOCKWATCH_DATA_DIR"));
 }

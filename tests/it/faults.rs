@@ -12,11 +12,12 @@ use lockwatch::meta::signature::{HEADER, sign};
 use lockwatch::simulator::{Scenario, Simulator};
 use lockwatch::store::Database;
 use reqwest::{Client, StatusCode};
-use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use rustix::process::{Pid, Signal, kill_process};
 use sqlx::{Connection, PgConnection};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
-use crate::support::process::Serve;
+use crate::support::process::{Serve, is_gone};
 use crate::support::{ACCESS_TOKEN, APP_SECRET, NUMBER, client, eventually, one_failure, service};
 
 /// Meta counts on an answer within seconds.
@@ -156,7 +157,7 @@ async fn survives(
 }
 
 fn postgres() -> Embedded {
-    Embedded::start_temporary(None, false).unwrap()
+    Embedded::start_temporary(None, false, &CancellationToken::new()).unwrap()
 }
 
 /// The server and all its backends.
@@ -238,21 +239,30 @@ async fn a_stopped_database() {
 
 #[tokio::test]
 async fn one_silent_backend_in_a_transaction() {
-    // The recorder's own connection, stopped in the middle of a commit: it may hold every lock there is.
+    // The recorder's own connection, stopped in the middle of its transaction: it holds the account's lock.
     let stopped = Mutex::new(None);
     let stop = async |embedded: &Embedded| {
         let mut connection = PgConnection::connect(&embedded.url()).await.unwrap();
-        let recorder = "select pid from pg_stat_activity where application_name = 'lockwatch recorder'";
-        let pid: i32 = sqlx::query_scalar(recorder).fetch_one(&mut connection).await.unwrap();
-        let pid = Pid::from_raw(pid).unwrap();
+        // A locked table is where it is sure to wait inside its transaction.
+        sqlx::raw_sql("begin; lock table failed_deliveries in access exclusive mode")
+            .execute(&mut connection)
+            .await
+            .unwrap();
+        let waiting = "select pid from pg_stat_activity where application_name = 'lockwatch recorder' and wait_event_type = 'Lock'";
+        let pid = loop {
+            if let Some(pid) = sqlx::query_scalar::<_, i32>(waiting).fetch_optional(&mut connection).await.unwrap() {
+                break Pid::from_raw(pid).unwrap();
+            }
+        };
         kill_process(pid, Signal::STOP).unwrap();
+        sqlx::raw_sql("rollback").execute(&mut connection).await.unwrap();
         *stopped.lock().unwrap() = Some(pid);
     };
     let go_on = async |_: &Embedded| {
         let pid = stopped.lock().unwrap().take().unwrap();
         kill_process(pid, Signal::CONT).unwrap();
     };
-    survives(postgres(), 1, stop, go_on).await;
+    survives(postgres(), 40, stop, go_on).await;
 }
 
 #[tokio::test]
@@ -300,7 +310,7 @@ async fn kill_9_under_load_loses_nothing_and_leaves_no_server_behind() {
     let pid_file = folder.path().join("postgres/data/postmaster.pid");
     if let Ok(text) = std::fs::read_to_string(&pid_file) {
         let server = Pid::from_raw(text.lines().next().unwrap().parse().unwrap()).unwrap();
-        eventually("the server is gone", async || test_kill_process(server).is_err()).await;
+        eventually("the server is gone", async || is_gone(server)).await;
     }
 
     let again = Serve::on_folder(folder.path(), &[]);

@@ -5,16 +5,17 @@ use std::time::Duration as StdDuration;
 use lockwatch::graph::{Graph, GraphSettings, Tokens};
 use lockwatch::meta::compose::StatusCallback;
 use lockwatch::meta::health::Answer;
+use lockwatch::meta::signature::{HEADER, sign};
 use lockwatch::simulator::{Scenario, Simulator};
 use lockwatch::store::checks::{self, Check, Saved};
 use lockwatch::store::incidents::resolve;
 use secrecy::SecretString;
-use time::Duration;
+use time::{Duration, OffsetDateTime};
 use tokio::net::TcpListener;
 use tokio::time::{Instant, timeout};
 
 use crate::support::database::TestDatabase;
-use crate::support::{ACCESS_TOKEN, APP_SECRET, NUMBER, OTHER_NUMBER, TestApp, WABA, service};
+use crate::support::{ACCESS_TOKEN, APP_SECRET, NUMBER, OTHER_NUMBER, TestApp, WABA, eventually, service};
 
 /// An app whose usual number answers these.
 async fn app_with(script: impl IntoIterator<Item = Scenario>) -> TestApp {
@@ -147,24 +148,47 @@ async fn a_found_cause_stays_when_the_token_expires_or_meta_falls_silent() {
 async fn without_a_token_the_cause_says_so_and_a_token_given_later_is_used_at_once() {
     let database = TestDatabase::create().await;
     let simulator = Simulator::start(ACCESS_TOKEN, APP_SECRET).await.unwrap();
-    let graph = |tokens| {
-        let settings = GraphSettings {
-            url: simulator.url(),
-            version: "v25.0".into(),
-            app_secrets: vec![SecretString::from(APP_SECRET)],
-            tokens,
-        };
-        Graph::new(settings).unwrap()
-    };
-    let check = graph(Tokens::new(None, None).unwrap()).look_up(WABA, NUMBER).await;
-    assert_eq!(check.answer, Answer::NotAsked("no token configured".to_owned()));
-
-    let app = TestApp::start_on(database, simulator).await;
-    app.simulator.script(NUMBER, [Scenario::ExpiredToken, Scenario::Payment]);
+    simulator.script(NUMBER, [Scenario::Payment]);
+    let app = TestApp::start_with(database, simulator, None).await;
     app.fail("a").await;
-    app.caused("lookup_denied").await;
+    let incident = app.caused("lookup_denied").await;
+    assert!(incident.cause_summary.unwrap().contains("no token configured"));
+    assert_eq!(app.checks().await[0].outcome, "not_asked");
+    assert_eq!(app.simulator.requests().len(), 0);
+
     let _restarted = service(app.database.database(), &app.simulator, &[APP_SECRET]).await;
     app.caused("payment").await;
+}
+
+#[tokio::test]
+async fn a_reason_once_given_is_not_lost_to_a_token_that_expires() {
+    let app = app_with([Scenario::Available, Scenario::ExpiredToken]).await;
+    app.fail("a").await;
+    app.caused("unreported").await;
+    app.next_check(Duration::hours(2)).await;
+    assert_eq!(app.incident().await.cause, "unreported");
+}
+
+#[tokio::test]
+async fn an_account_locked_by_somebody_else_holds_up_no_other() {
+    let app = TestApp::start().await;
+    sqlx::raw_sql(
+        "insert into accounts values ('old');
+         insert into incidents (waba_id, opened_at, last_failure_at, cause) values ('old', now() - interval '9 days', now() - interval '8 days', 'payment')",
+    )
+    .execute(&app.db)
+    .await
+    .unwrap();
+    let mut somebody = app.db.begin().await.unwrap();
+    sqlx::query("select from accounts where waba_id = 'old' for update").execute(&mut *somebody).await.unwrap();
+    let sweeping = service(app.database.database(), &app.simulator, &[APP_SECRET]).await;
+    app.service.stop().await;
+    let request = app.client.post(format!("http://{}/webhook", sweeping.address));
+    let body = StatusCallback::new().at(OffsetDateTime::now_utc()).failed(WABA, NUMBER, "a").into_body();
+    request.header(HEADER, sign(APP_SECRET, &body)).body(body).send().await.unwrap();
+    let simulator = &app.simulator;
+    eventually("its look-up", async || simulator.requests().len() == 1).await;
+    somebody.rollback().await.unwrap();
 }
 
 #[tokio::test]
@@ -273,7 +297,7 @@ async fn what_a_lost_claim_saves_is_kept_and_changes_nothing() {
 #[tokio::test]
 async fn an_account_is_looked_up_at_most_150_times_an_hour() {
     let app = TestApp::start().await;
-    let mut callback = StatusCallback::new();
+    let mut callback = StatusCallback::new().at(OffsetDateTime::now_utc());
     for n in 0..200 {
         callback = callback.failed(WABA, &format!("20{n:03}"), "x");
     }

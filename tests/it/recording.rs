@@ -155,6 +155,30 @@ async fn a_value_that_the_database_refuses_costs_no_neighbour() {
 }
 
 #[tokio::test]
+async fn many_refused_or_unreadable_elements_are_kept_as_one_body() {
+    let app = TestApp::start().await;
+    app.execute("alter table failed_deliveries add check (message_id not like 'poison%')").await;
+    let mut callback = StatusCallback::new().at(now()).failed(WABA, NUMBER, "good");
+    for n in 0..100 {
+        callback = callback.failed(WABA, NUMBER, &format!("poison.{n}"));
+    }
+    app.deliver(&callback.into_body()).await;
+    assert_eq!(app.count("select count(*) from failed_deliveries").await, 1);
+    assert_eq!(app.count("select count(*) from quarantine").await, 1);
+
+    let mut callback = StatusCallback::new().at(now()).failed(WABA, NUMBER, "HERE");
+    for _ in 0..1000 {
+        callback = callback.status(WABA, NUMBER, json!({"errors": "131031", "padding": "x".repeat(2000)}));
+    }
+    let mut body = callback.into_body();
+    let here = body.windows(4).position(|four| four == b"HERE").unwrap();
+    body[here] = 0xff;
+    app.deliver(&body).await;
+    assert_eq!(app.count("select count(*) from failed_deliveries").await, 2);
+    assert_eq!(app.count("select count(*) from quarantine").await, 2);
+}
+
+#[tokio::test]
 async fn metas_largest_callback_is_recorded_in_one_go() {
     let database = TestDatabase::create().await;
     let serve = Serve::on_database(&database.url, &[]);

@@ -7,6 +7,7 @@ use lockwatch::embedded::Embedded;
 use lockwatch::store::Database;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection};
 use tokio::sync::Mutex;
+use tokio_util::sync::CancellationToken;
 
 /// A database that is dropped at the end, unless the whole server goes anyway.
 pub struct TestDatabase {
@@ -20,7 +21,8 @@ fn server() -> &'static str {
     let (url, _) = SERVER.get_or_init(|| match std::env::var("DATABASE_URL") {
         Ok(url) => (url, None),
         Err(_) => {
-            let embedded = Embedded::start_temporary(None, false).expect("a Postgres for the tests");
+            let embedded =
+                Embedded::start_temporary(None, false, &CancellationToken::new()).expect("a Postgres for the tests");
             (embedded.url(), Some(embedded))
         }
     });

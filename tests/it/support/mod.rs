@@ -52,7 +52,11 @@ impl TestApp {
     }
 
     pub async fn start_on(database: TestDatabase, simulator: Simulator) -> Self {
-        let service = service(database.database(), &simulator, &[APP_SECRET]).await;
+        Self::start_with(database, simulator, Some(ACCESS_TOKEN)).await
+    }
+
+    pub async fn start_with(database: TestDatabase, simulator: Simulator, token: Option<&str>) -> Self {
+        let service = service_with(database.database(), &simulator, &[APP_SECRET], token).await;
         let db = database.database().pool();
         Self { service, simulator, db, client: client(), database }
     }
@@ -165,12 +169,16 @@ pub async fn eventually(what: &str, condition: impl AsyncFn() -> bool) {
 
 /// Starts a service; the first secret also makes the proof for the simulator.
 pub async fn service(database: Database, simulator: &Simulator, app_secrets: &[&str]) -> Service {
+    service_with(database, simulator, app_secrets, Some(ACCESS_TOKEN)).await
+}
+
+async fn service_with(database: Database, simulator: &Simulator, app_secrets: &[&str], token: Option<&str>) -> Service {
     let app_secrets: Vec<SecretString> = app_secrets.iter().map(|secret| SecretString::from(*secret)).collect();
     let graph = Graph::new(GraphSettings {
         url: simulator.url(),
         version: "v25.0".to_owned(),
         app_secrets: app_secrets.clone(),
-        tokens: Tokens::new(Some(ACCESS_TOKEN.into()), None).unwrap(),
+        tokens: Tokens::new(token.map(SecretString::from), None).unwrap(),
     });
     let loopback = "127.0.0.1:0".parse().unwrap();
     let settings = Settings {
