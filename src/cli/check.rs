@@ -77,13 +77,10 @@ fn print_text(node_id: &str, check: &Check, cause: Option<&Cause>, error: Option
 }
 
 fn print_json(node_id: &str, check: &Check, cause: Option<&Cause>, error: Option<&str>) -> io::Result<()> {
-    let entities = match &check.answer {
-        Answer::Health(entities) => Some(entities),
-        _ => None,
-    };
+    let entities = check.answer.entities();
     let object = json!({
         "node_id": node_id,
-        "can_send_message": entities.and_then(|entities| verdict(entities)),
+        "can_send_message": entities.and_then(verdict),
         "entities": entities,
         "http_status": check.http_status,
         "error": error,

@@ -27,11 +27,11 @@ use tracing::{debug, warn};
 
 /// A whole header must arrive within this time.
 const HEADER: Duration = Duration::from_secs(10);
-/// On a connection that was kept open the next one has this long, from the last answer on.
-const IDLE: Duration = Duration::from_secs(30);
 /// And fit into this; it is also what a connection may hold in memory beside its body.
 const HEADER_BYTES: usize = 32 * 1024;
-/// And after it a whole body.
+/// On a connection that was kept open the next header has this long, from the last answer on.
+const IDLE: Duration = Duration::from_secs(30);
+/// A whole body must arrive within this time.
 const BODY: Duration = Duration::from_secs(10);
 /// How long requests under way may take once the listener closes.
 const DRAIN: Duration = Duration::from_secs(10);

@@ -41,6 +41,17 @@ pub enum Answer {
 }
 
 impl Answer {
+    /// The entities, if Meta told their health.
+    #[must_use]
+    pub fn entities(&self) -> Option<&[Entity]> {
+        match self {
+            Self::Health(entities) => Some(entities),
+            Self::NoHealth | Self::NotAsked(_) | Self::Refused(_) | Self::Throttled { .. } | Self::Unreachable(_) => {
+                None
+            }
+        }
+    }
+
     /// What stood in the way of health, in words.
     #[must_use]
     pub fn trouble(&self) -> Option<String> {

@@ -2,12 +2,11 @@
 
 use std::time::Duration;
 
-use sqlx::PgPool;
-use sqlx::postgres::types::PgInterval;
 use sqlx::types::Json;
+use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
 
-use super::{StoreError, lock_account};
+use super::{StoreError, interval, lock_account};
 use crate::lockout::cause::{self, Cause, Evidence, Finding, LockoutCause};
 use crate::lockout::incident::{ClearRun, Resolution, clear_run, recovered};
 use crate::lockout::schedule::{self, LEASE, LOOKUPS_PER_HOUR, Progress};
@@ -157,11 +156,38 @@ pub async fn take_from_budget(db: &PgPool, claim: &Claim) -> Result<bool, StoreE
 pub async fn save(db: &PgPool, claim: &Claim, check: &Check, chance: f64) -> Result<Saved, StoreError> {
     let mut transaction = db.begin().await?;
     lock_account(&mut transaction, &claim.waba_id).await?;
-    let entities = match &check.answer {
-        Answer::Health(entities) => Some(entities),
-        _ => None,
+    let kept = keep(&mut transaction, claim, check).await?;
+    if let Answer::Throttled { rest, .. } = &check.answer {
+        let rest = rest.unwrap_or(schedule::REST);
+        sqlx::query!(
+            "update accounts set lookups_paused_until = greatest(lookups_paused_until, now() + $2) where waba_id = $1",
+            claim.waba_id,
+            interval(rest),
+        )
+        .execute(&mut *transaction)
+        .await?;
+    }
+    let saved = match open_incident(&mut transaction, claim).await? {
+        None => Saved::Late,
+        Some(incident) => {
+            let answered = reschedule(&mut transaction, claim, check, &kept, &incident, chance).await?;
+            if answered { conclude(&mut transaction, claim, &incident).await? } else { Saved::Kept }
+        }
     };
-    let inserted = sqlx::query!(
+    transaction.commit().await?;
+    Ok(saved)
+}
+
+/// A check's row.
+struct Kept {
+    id: i64,
+    checked_at: OffsetDateTime,
+}
+
+async fn keep(db: &mut PgConnection, claim: &Claim, check: &Check) -> Result<Kept, StoreError> {
+    let entities = check.answer.entities();
+    let kept = sqlx::query_as!(
+        Kept,
         r#"insert into health_checks (incident_id, waba_id, phone_number_id, checked_at, outcome, http_status,
                                       can_send_message, entities, response, error, duration_ms)
            values ($1, $2, $3, clock_timestamp(), $4, $5, $6, $7, $8, $9, $10)
@@ -171,26 +197,28 @@ pub async fn save(db: &PgPool, claim: &Claim, check: &Check, chance: f64) -> Res
         claim.phone_number_id,
         outcome(&check.answer),
         check.http_status.map(i32::from),
-        entities.and_then(|entities| verdict(entities)).map(ToString::to_string),
+        entities.and_then(verdict).map(ToString::to_string),
         entities.map(Json) as _,
         check.response,
         check.answer.trouble(),
         i32::try_from(check.duration.as_millis()).unwrap_or(i32::MAX),
     )
-    .fetch_one(&mut *transaction)
+    .fetch_one(db)
     .await?;
+    Ok(kept)
+}
 
-    if let Answer::Throttled { rest, .. } = &check.answer {
-        sqlx::query!(
-            "update accounts set lookups_paused_until = greatest(lookups_paused_until, now() + $2) where waba_id = $1",
-            claim.waba_id,
-            interval(rest.unwrap_or(schedule::REST)),
-        )
-        .execute(&mut *transaction)
-        .await?;
-    }
+/// The claim's incident while it is open, and the claim's number in it.
+struct OpenIncident {
+    last_failure_at: OffsetDateTime,
+    cause: LockoutCause,
+    severity: Option<CanSend>,
+    clear_since: Option<OffsetDateTime>,
+}
 
-    let number = sqlx::query!(
+/// `None` where the incident was resolved meanwhile, or another has taken the claim.
+async fn open_incident(db: &mut PgConnection, claim: &Claim) -> Result<Option<OpenIncident>, StoreError> {
+    let row = sqlx::query!(
         r#"select i.last_failure_at, i.cause, i.cause_severity, n.clear_since
              from affected_numbers n
              join incidents i on i.id = n.incident_id and i.waba_id = n.waba_id
@@ -201,30 +229,40 @@ pub async fn save(db: &PgPool, claim: &Claim, check: &Check, chance: f64) -> Res
         claim.phone_number_id,
         claim.attempt,
     )
-    .fetch_optional(&mut *transaction)
+    .fetch_optional(db)
     .await?;
-    let Some(number) = number else {
-        transaction.commit().await?;
-        return Ok(Saved::Late);
-    };
+    Ok(row.map(|row| OpenIncident {
+        last_failure_at: row.last_failure_at,
+        // A cause of a later version counts as found: better kept than overwritten.
+        cause: LockoutCause::parse(&row.cause).unwrap_or(LockoutCause::OtherRestriction),
+        severity: row.cause_severity.map(CanSend::from),
+        clear_since: row.clear_since,
+    }))
+}
 
-    // A cause of a later version counts as found: better kept than overwritten.
-    let recorded = LockoutCause::parse(&number.cause).unwrap_or(LockoutCause::OtherRestriction);
-    let severity = number.cause_severity.map(CanSend::from);
-    let is_clear = |entities: &Vec<Entity>| cause::is_clear(entities, recorded, severity.as_ref());
-    let clear = recorded.is_found() && entities.is_some_and(is_clear);
+/// Gives the number's next check its time, and makes this one its evidence if Meta answered; says whether.
+async fn reschedule(
+    db: &mut PgConnection,
+    claim: &Claim,
+    check: &Check,
+    kept: &Kept,
+    incident: &OpenIncident,
+    chance: f64,
+) -> Result<bool, StoreError> {
     let answered = !matches!(check.answer, Answer::Throttled { .. } | Answer::Unreachable(_));
+    let clear = incident.cause.is_found()
+        && check.answer.entities().is_some_and(|e| cause::is_clear(e, incident.cause, incident.severity.as_ref()));
     let clear_since = match answered {
-        true => clear_run(number.clear_since, clear, inserted.checked_at, number.last_failure_at),
-        false => number.clear_since,
+        true => clear_run(incident.clear_since, clear, kept.checked_at, incident.last_failure_at),
+        false => incident.clear_since,
     };
     let progress = claim.progress.after(&check.answer);
-    let confirming = clear_since == Some(inserted.checked_at);
+    let confirming = clear_since == Some(kept.checked_at);
     let pause = schedule::pause(&check.answer, progress, confirming, chance);
     sqlx::query!(
         "update affected_numbers
-            set check_due_at = now() + $5, check_lease_until = null, check_started_at = null, check_answers = $6, check_failures = $7,
-                clear_since = $8,
+            set check_due_at = now() + $5, check_lease_until = null, check_started_at = null,
+                check_answers = $6, check_failures = $7, clear_since = $8,
                 latest_check_id  = case when $9 then $10 else latest_check_id end,
                 latest_answer_at = case when $9 then $11 else latest_answer_at end
           where incident_id = $1 and waba_id = $2 and phone_number_id = $3 and check_attempt = $4",
@@ -237,29 +275,16 @@ pub async fn save(db: &PgPool, claim: &Claim, check: &Check, chance: f64) -> Res
         progress.failures,
         clear_since,
         answered,
-        inserted.id,
-        inserted.checked_at,
+        kept.id,
+        kept.checked_at,
     )
-    .execute(&mut *transaction)
+    .execute(db)
     .await?;
-
-    let saved = if answered {
-        conclude(&mut transaction, claim, recorded, severity.as_ref(), number.last_failure_at).await?
-    } else {
-        Saved::Kept
-    };
-    transaction.commit().await?;
-    Ok(saved)
+    Ok(answered)
 }
 
 /// Derives the cause from every number's evidence, and sees whether the incident is over.
-async fn conclude(
-    db: &mut sqlx::PgConnection,
-    claim: &Claim,
-    recorded: LockoutCause,
-    severity: Option<&CanSend>,
-    last_failure_at: OffsetDateTime,
-) -> Result<Saved, StoreError> {
+async fn conclude(db: &mut PgConnection, claim: &Claim, incident: &OpenIncident) -> Result<Saved, StoreError> {
     let numbers = sqlx::query!(
         r#"select n.latest_answer_at, n.clear_since, c.id as "check_id?", c.error,
                   c.entities as "entities: Json<Vec<Entity>>"
@@ -285,20 +310,21 @@ async fn conclude(
     }
 
     let mut saved = Saved::Kept;
-    if let Some(cause) = cause::derive(&evidence).filter(|cause| cause::supersedes(cause, recorded, severity)) {
+    let supersedes = |cause: &Cause| cause::supersedes(cause, incident.cause, incident.severity.as_ref());
+    if let Some(cause) = cause::derive(&evidence).filter(supersedes) {
         set_cause(db, claim, &cause).await?;
-        if cause.kind != recorded {
+        if cause.kind != incident.cause {
             saved = Saved::Caused(cause.kind);
         }
     }
-    if recorded.is_found() && recovered(&runs, last_failure_at) {
+    if incident.cause.is_found() && recovered(&runs, incident.last_failure_at) {
         super::incidents::close(db, claim.incident_id, &claim.waba_id, Resolution::Recovered, None).await?;
         saved = Saved::Recovered;
     }
     Ok(saved)
 }
 
-async fn set_cause(db: &mut sqlx::PgConnection, claim: &Claim, cause: &Cause) -> Result<(), StoreError> {
+async fn set_cause(db: &mut PgConnection, claim: &Claim, cause: &Cause) -> Result<(), StoreError> {
     let (entity_type, entity_id) = cause.entity.clone().unzip();
     sqlx::query!(
         "update incidents
@@ -353,9 +379,4 @@ fn outcome(answer: &Answer) -> &'static str {
         Answer::Throttled { .. } => "throttled",
         Answer::Unreachable(_) => "unreachable",
     }
-}
-
-pub(super) fn interval(duration: Duration) -> PgInterval {
-    let microseconds = i64::try_from(duration.as_micros()).unwrap_or(i64::MAX);
-    PgInterval { months: 0, days: 0, microseconds }
 }

@@ -4,8 +4,7 @@ use serde::Serialize;
 use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
 
-use super::checks::interval;
-use super::{StoreError, lock_account};
+use super::{StoreError, interval, lock_account};
 use crate::lockout::cause::{LockoutCause, next_steps};
 use crate::lockout::incident::{QUIET_AFTER, Resolution};
 

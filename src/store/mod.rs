@@ -13,6 +13,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 pub use sqlx::PgPool as Pool;
+use sqlx::postgres::types::PgInterval;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions, Connection, Executor, PgConnection, PgPool};
 use tokio::time::{Instant, timeout};
@@ -263,4 +264,9 @@ pub async fn is_durable(db: &PgPool) -> Result<bool, StoreError> {
 async fn lock_account(transaction: &mut PgConnection, waba_id: &str) -> Result<(), StoreError> {
     sqlx::query!("select from accounts where waba_id = $1 for update", waba_id).execute(transaction).await?;
     Ok(())
+}
+
+fn interval(duration: Duration) -> PgInterval {
+    let microseconds = i64::try_from(duration.as_micros()).unwrap_or(i64::MAX);
+    PgInterval { months: 0, days: 0, microseconds }
 }
