@@ -157,10 +157,14 @@ fn database(args: &DataArgs) -> Result<Database, Failure> {
     }
     let folder = args.postgres_folder()?;
     let Some(url) = Embedded::running(&folder) else {
-        return Err(Failure::Failed(anyhow::anyhow!(
-            "no database: DATABASE_URL is not set, and no lockwatch serve runs on {}",
-            folder.display()
-        )));
+        let opened = std::fs::read_dir(&folder);
+        let folder = folder.display();
+        return Err(Failure::Failed(match opened {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                anyhow::anyhow!("{folder} may only be read by the user who runs lockwatch serve: be that user")
+            }
+            _ => anyhow::anyhow!("no database: DATABASE_URL is not set, and no lockwatch serve runs on {folder}"),
+        }));
     };
     Ok(Database::parse(&url).map_err(ConfigError::from)?)
 }
