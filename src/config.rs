@@ -117,10 +117,10 @@ impl DataArgs {
 #[command(next_help_heading = "Listeners")]
 pub struct ListenArgs {
     /// Public address: /webhook and /healthz, nothing else
-    #[arg(long, env = "LOCKWATCH_LISTEN", value_name = "ADDRESS", default_value = "0.0.0.0:8080")]
+    #[arg(long, env = "LOCKWATCH_LISTEN", value_name = "IP:PORT", default_value = "0.0.0.0:8080")]
     pub listen: SocketAddr,
     /// Admin address: /readyz. Not loopback: LOCKWATCH_ADMIN_TOKEN is required
-    #[arg(long, env = "LOCKWATCH_ADMIN_LISTEN", value_name = "ADDRESS", default_value = "127.0.0.1:8081")]
+    #[arg(long, env = "LOCKWATCH_ADMIN_LISTEN", value_name = "IP:PORT", default_value = "127.0.0.1:8081")]
     pub admin_listen: SocketAddr,
 }
 

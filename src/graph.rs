@@ -16,6 +16,7 @@ use crate::meta::health::{self, Answer};
 use crate::meta::ids::Text;
 use crate::meta::signature::appsecret_proof;
 use crate::store::checks::Check;
+use crate::with_causes;
 
 const CONNECT: Duration = Duration::from_secs(3);
 const WHOLE: Duration = Duration::from_secs(10);
@@ -191,14 +192,7 @@ fn describe(error: reqwest::Error) -> String {
     if error.is_timeout() && !error.is_connect() {
         return format!("no complete answer within {} s", WHOLE.as_secs());
     }
-    let error = error.without_url();
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(&error);
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
+    with_causes(&error.without_url())
 }
 
 fn without(body: &[u8], secret: &str) -> Vec<u8> {

@@ -44,5 +44,19 @@ pub mod service;
 pub mod simulator;
 pub mod store;
 
+/// An error and what lies behind it, each said once: some libraries repeat the cause in their own words.
+pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let words = cause.to_string();
+        if !text.contains(&words) {
+            text = format!("{text}: {words}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
 /// The database's tables. A newer version's are left alone.
 pub static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate::Migrator { ignore_missing: true, ..sqlx::migrate!() };

@@ -19,6 +19,7 @@ use crate::http::webhook::Webhook;
 use crate::http::{self, admin_router, connection_limit, public_router};
 use crate::recorder::recorder;
 use crate::store::{self, Database, Pool};
+use crate::with_causes;
 
 /// How long stopping may take; an embedded database stops after it, and both within 20 s.
 const STOP: Duration = Duration::from_secs(12);
@@ -137,7 +138,7 @@ async fn follow_up_when_migrated(database: Database, db: Pool, follow_up: Follow
 async fn migrate_patiently(database: &Database) {
     let mut said: Option<(String, Instant)> = None;
     while let Err(error) = database.migrate().await {
-        let error = format!("{:#}", anyhow::Error::from(error));
+        let error = with_causes(&error);
         if said.as_ref().is_none_or(|(before, at)| *before != error || at.elapsed() > REPEAT_ERROR) {
             error!("waiting for the database, lockouts are answered with 503 until then: {error}");
             said = Some((error, Instant::now()));

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::{Failure, render, say};
 use crate::config::{GraphArgs, app_secrets};
-use crate::lockout::cause::{Cause, Evidence, Finding, derive, next_steps};
+use crate::lockout::cause::{Cause, Evidence, Finding, LockoutCause, derive, next_steps};
 use crate::meta::health::{Answer, verdict};
 use crate::store::checks::Check;
 
@@ -58,17 +58,20 @@ pub(super) async fn run(args: CheckArgs) -> Result<(), Failure> {
 }
 
 fn print_text(node_id: &str, check: &Check, cause: Option<&Cause>, error: Option<&str>) -> io::Result<()> {
-    if let Answer::Health(entities) = &check.answer {
-        say(format_args!("{}", render::entities(entities)))?;
+    if let Some(entities) = check.answer.entities() {
+        say(render::entities(entities))?;
     }
     match cause {
         Some(cause) => {
-            say(format_args!("{}", render::heading("Cause if locked")))?;
-            say(format_args!("  {}", cause.kind))?;
-            say(format_args!("{}", render::paragraph("  ", &cause.summary)))?;
-            say(format_args!("{}", render::heading("Next steps if locked")))?;
+            let healthy = cause.kind == LockoutCause::Unreported;
+            say(render::heading(if healthy { "Meta reports no restriction" } else { "Cause" }))?;
+            if !healthy {
+                say(format_args!("  {}", cause.kind))?;
+                say(render::paragraph("  ", &cause.summary))?;
+            }
+            say(render::heading(if healthy { "If messages fail with 131031 all the same" } else { "Next steps" }))?;
             for step in next_steps(cause.kind, cause.possible_solution.as_deref()) {
-                say(format_args!("{}", render::step("  ", &step)))?;
+                say(render::step("  ", &step))?;
             }
         }
         None => anstream::eprintln!("lockwatch: no answer about {node_id}: {}", error.unwrap_or_default()),

@@ -69,7 +69,7 @@ fn accounts() -> [Account; 6] {
 }
 
 pub(super) async fn run(args: DemoArgs) -> Result<(), Failure> {
-    start_log(LogFormat::Text, "error");
+    start_log(LogFormat::Text, "error")?;
     let mut stop = StopSignals::install()?;
     say(format_args!("{BOLD}Lockwatch demo{BOLD:#}: Meta locks six WhatsApp accounts, and you learn why.\n"))?;
     let started = Instant::now();
@@ -229,11 +229,11 @@ impl Demo {
         let body = r#"{"entry": [{"id": "102290129340398", "changes": [{"value": {
   "metadata": {"phone_number_id": "106540352242922"},
   "statuses": [{"id": "wamid.mine", "status": "failed", "errors": [{"code": 131031}]}]}}]}]}"#;
-        say(format_args!("{}", render::heading("It stays up until Ctrl-C. Send a failure yourself:")))?;
-        say(format_args!("\ncurl {} \\", self.webhook()))?;
+        say(render::heading("It stays up until Ctrl-C. Send a failure yourself:"))?;
+        say(format_args!("\ncurl -i {} \\", self.webhook()))?;
         say(format_args!("-H 'X-Hub-Signature-256: {}' \\", sign(APP_SECRET, body.as_bytes())))?;
         say(format_args!("--data-binary '{body}'"))?;
-        say(format_args!("{}", render::heading("Or look at the tables (admin: readiness at /readyz):")))?;
+        say(render::heading("Or look at the tables (admin: readiness at /readyz):"))?;
         say(format_args!("\npsql '{}' \\", self.embedded.url()))?;
         say(format_args!("-c 'select id, waba_id, failure_count, cause from incidents'"))?;
         say(format_args!("curl http://{}/readyz\n", self.service.admin_address))
@@ -280,7 +280,7 @@ fn print_table(incidents: &[Incident]) -> io::Result<()> {
         let summary = incident.cause_summary.as_deref().unwrap_or_default();
         say(format_args!("{DIM}{}{DIM:#}", render::paragraph("     ", summary)))?;
         for step in incident.next_steps() {
-            say(format_args!("{}", render::step("     ", &step)))?;
+            say(render::step("     ", &step))?;
         }
         say("")?;
     }

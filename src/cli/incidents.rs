@@ -88,7 +88,7 @@ async fn list(args: ListArgs) -> Result<(), Failure> {
     } else if incidents.is_empty() {
         anstream::eprintln!("No incidents. That is good news, if callbacks arrive: see the README's set-up.");
     } else {
-        say(format_args!("{}", render::incidents(&incidents)))?;
+        say(render::incidents(&incidents))?;
     }
     Ok(())
 }
@@ -105,11 +105,11 @@ async fn show(args: ShowArgs) -> Result<(), Failure> {
         object["health_checks"] = json!(checks);
         say(format_args!("{object:#}"))?;
     } else {
-        say(format_args!("{}", render::incident(&incident)))?;
-        say(format_args!("{}", render::heading("Affected numbers")))?;
-        say(format_args!("{}", render::numbers(&numbers)))?;
-        say(format_args!("{}", render::heading("Latest health checks")))?;
-        say(format_args!("{}", render::checks(&checks)))?;
+        say(render::incident(&incident))?;
+        say(render::heading("Affected numbers"))?;
+        say(render::numbers(&numbers))?;
+        say(render::heading("Latest health checks"))?;
+        say(render::checks(&checks))?;
     }
     Ok(())
 }

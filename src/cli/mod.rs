@@ -14,14 +14,15 @@ use std::io::{self, IsTerminal, Write, stderr};
 use std::process::ExitCode;
 
 use anyhow::Context;
-use clap::error::ErrorKind;
-use clap::{Parser, Subcommand};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{CommandFactory, Parser, Subcommand};
 use tokio::runtime::Runtime;
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{ConfigError, DataArgs, LogFormat};
 use crate::embedded::Embedded;
 use crate::store::{Database, Pool, Readiness, bounded, readiness};
+use crate::with_causes;
 
 const ABOUT: &str = "\
 Tells a business within seconds that Meta has locked its WhatsApp Business Account (error 131031), why, \
@@ -116,7 +117,7 @@ fn report(failure: Failure) -> ExitCode {
             // Whoever read our output has gone, as `head` does: nobody is left to tell.
             let is_pipe = |error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe;
             if !error.downcast_ref().is_some_and(is_pipe) {
-                anstream::eprintln!("lockwatch: {error:#}");
+                anstream::eprintln!("lockwatch: {}", with_causes(error.as_ref()));
             }
             ExitCode::FAILURE
         }
@@ -129,20 +130,47 @@ fn usage(error: &clap::Error) -> ExitCode {
     if matches!(error.kind(), ErrorKind::ValueValidation | ErrorKind::InvalidValue) {
         let text = error.to_string();
         let first: Vec<&str> = text.lines().take_while(|line| !line.trim().is_empty()).map(str::trim).collect();
-        return report(Failure::Usage(first.join(" ").trim_start_matches("error: ").to_owned()));
+        let variable = variable(error).map(|name| format!("{name}: ")).unwrap_or_default();
+        return report(Failure::Usage(format!("{variable}{}", first.join(" ").trim_start_matches("error: "))));
     }
     let _ = error.print();
     ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
 }
 
+/// The environment variable behind the flag that an error is about: the value mostly came from there.
+fn variable(error: &clap::Error) -> Option<String> {
+    let Some(ContextValue::String(flag)) = error.get(ContextKind::InvalidArg) else {
+        return None;
+    };
+    let long = flag.strip_prefix("--")?.split(' ').next()?;
+    let command = Cli::command();
+    let mut arguments = command.get_subcommands().flat_map(clap::Command::get_arguments);
+    let variable = arguments.find(|argument| argument.get_long() == Some(long))?.get_env()?;
+    Some(variable.to_string_lossy().into_owned())
+}
+
 /// Starts the log on stderr. `default` holds where RUST_LOG says nothing.
-fn start_log(format: LogFormat, default: &str) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(stderr).with_target(false);
+fn start_log(format: LogFormat, default: &str) -> Result<(), Failure> {
+    let directives = std::env::var("RUST_LOG").ok().filter(|text| !text.is_empty());
+    let filter = log_filter(directives.as_deref().unwrap_or(default))?;
+    // A log that cannot be written, for a full disk or a collector that died, stops nothing.
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(stderr).log_internal_errors(false);
+    let log = log.with_target(false);
     match format {
         LogFormat::Text => log.with_ansi(stderr().is_terminal()).init(),
         LogFormat::Json => log.json().flatten_event(true).init(),
     }
+    Ok(())
+}
+
+/// A misspelt level would be taken for the name of some module, and silence all others.
+fn log_filter(directives: &str) -> Result<EnvFilter, Failure> {
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    let is_known = |word: &str| word.contains(['=', ':', '[']) || LEVELS.contains(&word.to_lowercase().as_str());
+    let filter = EnvFilter::try_new(directives).ok();
+    filter.filter(|_| directives.split(',').all(|directive| is_known(directive.trim()))).ok_or_else(|| {
+        Failure::Usage(format!("RUST_LOG {directives:?} is neither a level ({}) nor module=level", LEVELS.join(", ")))
+    })
 }
 
 /// Writes a line to stdout, in colours if that is a terminal.
@@ -172,6 +200,7 @@ fn database(args: &DataArgs) -> Result<Database, Failure> {
 /// A pool on a database that has its tables.
 async fn connect(args: &DataArgs) -> Result<Pool, Failure> {
     let database = database(args)?;
+    database.reach().await.with_context(|| format!("cannot reach the database at {}", database.location()))?;
     let db = database.pool();
     let location = database.location();
     let readiness = bounded(readiness(&db)).await.with_context(|| format!("cannot use the database at {location}"))?;

@@ -42,6 +42,8 @@ pub(super) fn step(indent: &str, text: &str) -> String {
 
 fn hanging(first: &str, rest: &str, text: &str) -> String {
     let options = textwrap::Options::new(width()).initial_indent(first).subsequent_indent(rest).break_words(false);
+    // A link broken at a hyphen cannot be clicked.
+    let options = options.word_splitter(textwrap::WordSplitter::NoHyphenation);
     textwrap::fill(&printable(text), options)
 }
 

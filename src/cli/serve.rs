@@ -39,7 +39,7 @@ pub(super) async fn run(args: ServeArgs) -> Result<(), Failure> {
     args.listen.check_admin()?;
     let graph = args.graph.graph(&app_secrets)?;
     let outside = args.data.database()?;
-    start_log(args.log.log_format, "info");
+    start_log(args.log.log_format, "info")?;
     let mut stop = StopSignals::install()?;
 
     if !graph.has_tokens() {
@@ -89,16 +89,21 @@ pub(super) async fn run(args: ServeArgs) -> Result<(), Failure> {
     ended
 }
 
-/// SIGTERM and Ctrl-C.
+/// SIGTERM, Ctrl-C, and the end of the terminal.
 pub(super) struct StopSignals {
     terminate: Signal,
     interrupt: Signal,
+    hangup: Signal,
 }
 
 impl StopSignals {
     pub(super) fn install() -> Result<Self, Failure> {
         let handle = |kind| signal(kind).context("cannot handle signals");
-        Ok(Self { terminate: handle(SignalKind::terminate())?, interrupt: handle(SignalKind::interrupt())? })
+        Ok(Self {
+            terminate: handle(SignalKind::terminate())?,
+            interrupt: handle(SignalKind::interrupt())?,
+            hangup: handle(SignalKind::hangup())?,
+        })
     }
 
     /// Starts an embedded server, which blocks; `None` where a signal came first.
@@ -129,6 +134,7 @@ impl StopSignals {
         tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",
+            _ = self.hangup.recv() => "SIGHUP",
         }
     }
 }

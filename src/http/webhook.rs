@@ -267,11 +267,11 @@ impl Refusals {
             sleep(SETTLE).await;
             let refused = self.signatures.swap(0, Ordering::Relaxed);
             if refused > 0 {
-                warn!(refused, "{refused} callbacks with a bad signature were refused: is META_APP_SECRET this app's?");
+                warn!(refused, "callbacks with a bad signature refused: {refused}. Is META_APP_SECRET this app's?");
             }
             let refused = self.handshakes.swap(0, Ordering::Relaxed);
             if refused > 0 {
-                warn!(refused, "{refused} handshakes were refused: is META_VERIFY_TOKEN the one in the App Dashboard?");
+                warn!(refused, "handshakes refused: {refused}. Is META_VERIFY_TOKEN the one in the App Dashboard?");
             }
             sleep(MINUTE).await;
         }

@@ -107,7 +107,20 @@ impl Database {
             ("lock_timeout", lock.as_millis().to_string()),
             ("idle_in_transaction_session_timeout", "10000".to_owned()),
             ("synchronous_commit", "on".to_owned()),
+            ("client_min_messages", "warning".to_owned()),
         ])
+    }
+
+    /// Connects once and says what stands in the way: a pool would only say that time ran out.
+    ///
+    /// # Errors
+    /// Where no connection comes about.
+    pub async fn reach(&self) -> Result<(), StoreError> {
+        bounded(async {
+            let connection = self.options("lockwatch", STATEMENT, STATEMENT).connect().await?;
+            Ok(connection.close().await?)
+        })
+        .await
     }
 
     /// The recorder's own connection. Its bounds are shorter than what Meta waits.

@@ -58,12 +58,14 @@ fn wrong_usage_and_configuration_is_one_clear_line_and_exit_2() {
         (with("META_ACCESS_TOKENS_FILE", "/nonexistent"), "META_ACCESS_TOKENS_FILE /nonexistent"),
         (with("META_GRAPH_URL", "http://graph.facebook.com"), "META_GRAPH_URL must be https"),
         (with("META_GRAPH_VERSION", "25"), "META_GRAPH_VERSION must look like"),
-        (with("LOCKWATCH_LISTEN", "nowhere"), "invalid value 'nowhere' for '--listen"),
-        (with("LOCKWATCH_LISTEN", ""), "invalid value '' for '--listen"),
+        (with("LOCKWATCH_LISTEN", "8080"), "LOCKWATCH_LISTEN: invalid value '8080' for '--listen <IP:PORT>'"),
+        (with("LOCKWATCH_LISTEN", ""), "LOCKWATCH_LISTEN: invalid value '' for '--listen"),
         (with("LOCKWATCH_ADMIN_LISTEN", "0.0.0.0:0"), "set LOCKWATCH_ADMIN_TOKEN as well"),
         (with("LOCKWATCH_LOG_FORMAT", "xml"), "invalid value 'xml' for '--log-format"),
         (with("DATABASE_URL", "mysql://root:hunter2@localhost"), "not a Postgres URL"),
-        (with("DATABASE_URL", ""), "--database-url"),
+        (with("DATABASE_URL", ""), "DATABASE_URL: a value is required"),
+        (with("RUST_LOG", "loud"), "RUST_LOG \"loud\" is neither a level"),
+        (with("RUST_LOG", "lockwatch=debug,WARNING"), "is neither a level"),
     ] {
         let (code, stdout, stderr) = output(lockwatch(&["serve"]).envs(settings.clone()));
         assert_eq!((code, stdout.as_str()), (2, ""), "{settings:?}: {stderr}");
@@ -88,7 +90,7 @@ fn without_a_database_a_command_says_so() {
         lockwatch(&["incidents", "list"]).env("DATABASE_URL", "postgresql://u:hunter2@127.0.0.1:1/x").output().unwrap();
     let stderr = String::from_utf8(away.stderr).unwrap();
     assert!(
-        away.status.code() == Some(1) && stderr.contains("cannot use the database") && !stderr.contains("hunter2"),
+        away.status.code() == Some(1) && stderr.contains("Connection refused") && !stderr.contains("hunter2"),
         "{stderr}"
     );
 }
@@ -207,6 +209,33 @@ fn the_users_settings_for_another_postgres_do_not_reach_the_embedded_one() {
     assert_eq!(code, 0, "{stdout}{stderr}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_cannot_be_written_stops_nothing() {
+    let app = TestApp::start().await;
+    let free = || std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let (address, admin) = (free(), free());
+    let full = || fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let mut child = lockwatch(&["serve", "--listen", &address, "--admin-listen", &admin])
+        .envs([
+            ("META_APP_SECRET", APP_SECRET),
+            ("META_VERIFY_TOKEN", VERIFY_TOKEN),
+            ("DATABASE_URL", &app.database.url),
+        ])
+        .stdout(full())
+        .stderr(full())
+        .spawn()
+        .unwrap();
+    let body = one_failure("wamid.1");
+    let post = async || {
+        let request = client().post(format!("http://{address}/webhook")).header(HEADER, sign(APP_SECRET, &body));
+        request.body(body.clone()).send().await.is_ok_and(|answer| answer.status() == StatusCode::OK)
+    };
+    eventually("a callback is taken", post).await;
+    assert_eq!(app.incident().await.failure_count, 1);
+    kill_process(Pid::from_child(&child), Signal::HUP).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0), "the end of a terminal is an orderly one");
+}
+
 #[test]
 fn a_reader_who_leaves_early_is_no_reason_to_panic() {
     let mut child = lockwatch(&["demo", "--exit"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -292,7 +321,7 @@ async fn the_log_is_json_if_asked_for_and_holds_no_secret_and_no_recipient() {
     let bad = client().post(&serve.webhook).header(HEADER, sign("not-this-secret", b"x")).body("x");
     assert_eq!(bad.send().await.unwrap().status(), StatusCode::UNAUTHORIZED);
     serve.logged("may not be looked up");
-    serve.logged("is META_APP_SECRET this app's?");
+    serve.logged("Is META_APP_SECRET this app's?");
     serve.signal(Signal::TERM);
     serve.wait();
     let log = serve.whole_log();
