@@ -61,10 +61,11 @@ async fn a_late_failure_joins_the_resolved_incident_it_happened_in_and_asks_nobo
     resolve(&app.db, id, None).await.unwrap();
     let asked = app.simulator.requests().len();
 
-    let late = StatusCallback::new().at(minutes_ago(70)).failed(WABA, OTHER_NUMBER, "b").failed(WABA, NUMBER, "c");
+    let earlier = minutes_ago(70);
+    let late = StatusCallback::new().at(earlier).failed(WABA, OTHER_NUMBER, "b").failed(WABA, NUMBER, "c");
     app.deliver(&late.into_body()).await;
     let incident = app.incident().await;
-    assert_eq!((incident.failure_count, incident.opened_at), (3, minutes_ago(70)));
+    assert_eq!((incident.failure_count, incident.opened_at), (3, earlier));
     assert!(incident.resolved_at.is_some());
     assert_eq!(app.count("select count(*) from affected_numbers where check_due_at is not null").await, 0);
     assert_eq!(app.simulator.requests().len(), asked);

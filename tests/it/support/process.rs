@@ -75,18 +75,15 @@ impl Serve {
         serve
     }
 
-    /// Waits for a line of the log.
+    /// Waits for a line of the log. It may have come before one that was waited for earlier.
     pub fn logged(&self, part: &str) -> String {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            match self.log.recv_timeout(left) {
-                Ok(line) => {
-                    self.seen.borrow_mut().push(line.clone());
-                    if line.contains(part) {
-                        return line;
-                    }
-                }
+            if let Some(line) = self.seen.borrow().iter().find(|line| line.contains(part)) {
+                return line.clone();
+            }
+            match self.log.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(line) => self.seen.borrow_mut().push(line),
                 Err(error) => panic!("{part:?} was not logged ({error}): {:#?}", self.seen),
             }
         }
