@@ -252,6 +252,7 @@ impl Shared {
 fn url(socket_folder: &Path) -> String {
     let host: String = form_urlencoded::byte_serialize(socket_folder.as_os_str().as_encoded_bytes()).collect();
     // A query's plus is a space to some and a plus to others.
+    let host = host.replace('+', "%20");
     // Port and TLS are said, or the user's PGPORT and PGSSLMODE would decide them.
-    format!("postgresql://{ROLE}@localhost:5432/postgres?host={}&sslmode=disable", host.replace('+', "%20"))
+    format!("postgresql://{ROLE}@localhost:5432/postgres?host={host}&sslmode=disable")
 }

@@ -144,11 +144,9 @@ impl Database {
             // say goodbye and wait for the answer.
             .before_acquire(|connection, _| {
                 Box::pin(async move {
-                    match timeout(PING, is_read_only(connection)).await {
-                        Ok(Ok(false)) => Ok(true),
-                        Ok(Err(error)) => Err(error),
-                        Ok(Ok(true)) => Err(io::Error::from(io::ErrorKind::ReadOnlyFilesystem).into()),
-                        Err(_) => Err(io::Error::from(io::ErrorKind::TimedOut).into()),
+                    match within(PING, is_read_only(connection)).await? {
+                        false => Ok(true),
+                        true => Err(io::Error::from(io::ErrorKind::ReadOnlyFilesystem).into()),
                     }
                 })
             })
@@ -156,8 +154,7 @@ impl Database {
             // spares the server's log a warning for every rollback of nothing.
             .after_release(|connection, _| {
                 Box::pin(async move {
-                    let rollback = timeout(ROLLBACK, connection.execute("begin; rollback"));
-                    rollback.await.unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut).into()))?;
+                    within(ROLLBACK, connection.execute("begin; rollback")).await?;
                     Ok(true)
                 })
             })
@@ -214,6 +211,11 @@ pub enum MigrateError {
     /// The database is there and a migration failed.
     #[error("a migration failed")]
     Failed(#[from] sqlx::migrate::MigrateError),
+}
+
+/// Bounds what the pool's hooks do; in time or an error, which closes the connection.
+async fn within<T>(limit: Duration, work: impl Future<Output = sqlx::Result<T>>) -> sqlx::Result<T> {
+    timeout(limit, work).await.unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut).into()))
 }
 
 /// Bounds some work on the pool. What is cut off is rolled back when its connection comes back, or the

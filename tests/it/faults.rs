@@ -9,6 +9,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use lockwatch::embedded::Embedded;
 use lockwatch::meta::signature::{HEADER, sign};
+use lockwatch::service::Service;
 use lockwatch::simulator::{Scenario, Simulator};
 use lockwatch::store::Database;
 use reqwest::{Client, StatusCode};
@@ -130,10 +131,7 @@ async fn survives(
     break_it: impl AsyncFnOnce(&Embedded),
     mend_it: impl AsyncFnOnce(&Embedded),
 ) {
-    let simulator = Simulator::start(ACCESS_TOKEN, APP_SECRET).await.unwrap();
-    let database = Database::parse(&embedded.url()).unwrap();
-    database.migrate().await.unwrap();
-    let service = service(database, &simulator, &[APP_SECRET]).await;
+    let (service, _simulator) = service_on(&embedded).await;
     let load = Load::new(format!("http://{}/webhook", service.address));
     let fault = async {
         load.until("acknowledgements", || load.acknowledged() > 200).await;
@@ -154,6 +152,13 @@ async fn survives(
     assert!(*load.slowest.lock().unwrap() < SLOWEST, "{:?}", load.slowest);
     load.settle(&embedded.url()).await;
     service.stop().await;
+}
+
+async fn service_on(embedded: &Embedded) -> (Service, Simulator) {
+    let simulator = Simulator::start(ACCESS_TOKEN, APP_SECRET).await.unwrap();
+    let database = Database::parse(&embedded.url()).unwrap();
+    database.migrate().await.unwrap();
+    (service(database, &simulator, &[APP_SECRET]).await, simulator)
 }
 
 fn postgres() -> Embedded {
@@ -269,11 +274,8 @@ async fn one_silent_backend_in_a_transaction() {
 async fn a_backend_that_never_speaks_again_costs_no_look_up() {
     // Every pooled connection at once, for ever: the follow-up has to notice and connect anew.
     let embedded = postgres();
-    let simulator = Simulator::start(ACCESS_TOKEN, APP_SECRET).await.unwrap();
+    let (service, simulator) = service_on(&embedded).await;
     simulator.script(NUMBER, [Scenario::Payment]);
-    let database = Database::parse(&embedded.url()).unwrap();
-    database.migrate().await.unwrap();
-    let service = service(database, &simulator, &[APP_SECRET]).await;
     let mut connection = PgConnection::connect(&embedded.url()).await.unwrap();
     let pooled = "select pid from pg_stat_activity where application_name = 'lockwatch'";
     let pids: Vec<i32> = loop {
