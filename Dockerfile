@@ -6,6 +6,7 @@ COPY .cargo .cargo
 COPY .sqlx .sqlx
 COPY migrations migrations
 COPY src src
+COPY benches benches
 RUN cargo build --release --locked --bin lockwatch
 
 # Run: the program and the certificates it trusts. The database is outside: give a DATABASE_URL.

@@ -5,12 +5,14 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, ValueEnum};
 use secrecy::{ExposeSecret, SecretString};
 
 use crate::graph::{BadGraphSettings, BadTokens, Graph, GraphSettings, Tokens};
+use crate::recorder::Capturing;
 use crate::store::{BadDatabaseUrl, Database};
 
 /// An app secret of Meta has 32 characters; a short one can be guessed.
@@ -38,6 +40,14 @@ pub enum ConfigError {
     File {
         /// The setting.
         name: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file given for a secret cannot be read.
+    #[error("--app-secret-file {path}: {source}", path = path.display())]
+    SecretFile {
         /// The file.
         path: PathBuf,
         /// Why.
@@ -169,6 +179,43 @@ impl GraphArgs {
     }
 }
 
+/// What to keep, and for how long.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Retention")]
+pub struct KeepArgs {
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "see there")]
+    pub capture: CaptureArgs,
+    /// Days after which captures, deliveries, checks and quarantine leave; incidents stay. At least 8: Meta
+    /// redelivers for 7
+    #[arg(long, env = "LOCKWATCH_RETENTION_DAYS", value_name = "DAYS", default_value_t = 90,
+          value_parser = clap::value_parser!(u32).range(8..=36_500))]
+    pub retention_days: u32,
+}
+
+impl KeepArgs {
+    /// The same as a duration.
+    #[must_use]
+    pub fn retention(&self) -> Duration {
+        Duration::from_secs(u64::from(self.retention_days) * 24 * 3600)
+    }
+}
+
+/// Which callbacks to keep.
+#[derive(Debug, Clone, Args)]
+pub struct CaptureArgs {
+    /// Callbacks kept byte for byte: those with lockouts, all (each then waits for the database), or none
+    #[arg(
+        long,
+        env = "LOCKWATCH_CAPTURE",
+        value_name = "WHICH",
+        default_value = "lockouts",
+        hide_possible_values = true,
+        help = "Callbacks kept byte for byte: lockouts, all (every one then waits for the database), or off"
+    )]
+    pub capture: Capturing,
+}
+
 /// How to write the log.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Log")]
@@ -199,6 +246,32 @@ pub fn app_secrets() -> Result<Vec<SecretString>, ConfigError> {
         return Err(ConfigError::ShortSecret(short + 1));
     }
     Ok(secrets.into_iter().map(SecretString::from).collect())
+}
+
+/// What to sign bodies with.
+#[derive(Debug, Clone, Args)]
+pub struct SigningArgs {
+    /// File with the app secret to sign with, instead of the first in META_APP_SECRET
+    #[arg(long, value_name = "FILE")]
+    pub app_secret_file: Option<PathBuf>,
+}
+
+impl SigningArgs {
+    /// The secret: the file's, or the first from the environment.
+    ///
+    /// # Errors
+    /// There is none, or it cannot be used.
+    pub fn app_secret(&self) -> Result<SecretString, ConfigError> {
+        let Some(path) = &self.app_secret_file else {
+            return Ok(app_secrets()?.swap_remove(0));
+        };
+        let text = std::fs::read_to_string(path);
+        let text = text.map_err(|source| ConfigError::SecretFile { path: path.clone(), source })?;
+        match text.trim_end() {
+            "" => Err(ConfigError::Empty(path.display().to_string())),
+            secret => Ok(secret.into()),
+        }
+    }
 }
 
 /// The verify token of the handshake.

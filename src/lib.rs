@@ -40,6 +40,7 @@ pub mod http;
 pub mod lockout;
 pub mod meta;
 pub mod recorder;
+pub mod retention;
 pub mod service;
 pub mod simulator;
 pub mod store;

@@ -9,15 +9,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{debug, error, info, warn};
 
-use crate::meta::callback::{Findings, Unreadable};
-use crate::meta::failure::FailedDelivery;
-use crate::store::record::{self, Recorded};
+use crate::meta::callback::{Findings, Unreadable, may_hold_lockout};
+use crate::store::captures::{Captures, NewCapture};
+use crate::store::record::{self, Item, Quarantined, Recorded};
 use crate::store::{Database, RecorderConnection, StoreError};
 
 /// How long a callback waits for its commit, from when its last byte arrived.
@@ -32,19 +33,71 @@ const QUEUE: usize = 16_384;
 /// While the database is away, it is said at once, and then this often.
 const REPEAT_ERROR: Duration = Duration::from_secs(10);
 
-/// A callback in which something was found.
-#[derive(Debug)]
-pub struct Found {
-    /// What.
-    pub findings: Findings,
+/// Which callbacks are kept byte for byte.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Capturing {
+    /// Those in which a lockout was found, or something that could not be read.
+    Lockouts,
+    /// All. Then every callback waits for the database.
+    All,
+    /// None.
+    Off,
+}
+
+/// A callback that may be taken in: its signature was verified, or its owner vouches for it.
+#[derive(Debug, Clone)]
+pub struct Callback {
     /// The whole body.
     pub body: Bytes,
-    /// When its last byte arrived.
-    pub arrived: Instant,
-    /// The same as a time of day.
+    /// When it came.
     pub received_at: OffsetDateTime,
-    /// Its share of the memory for bodies, given back once it is written.
-    pub held: OwnedSemaphorePermit,
+    /// The signature as it came, if there was one.
+    pub signature: Option<String>,
+    /// The position of the app secret that matched it, from 1.
+    pub app_secret: Option<i32>,
+}
+
+/// What is to be recorded of a callback.
+#[derive(Debug)]
+pub struct Found {
+    findings: Findings,
+    body: Bytes,
+    received_at: OffsetDateTime,
+    capture: Option<NewCapture>,
+}
+
+impl Callback {
+    /// Finds what is to be recorded, if anything.
+    #[must_use]
+    pub fn find(self, capturing: Capturing) -> Option<Found> {
+        let all = capturing == Capturing::All;
+        if !all && !may_hold_lockout(&self.body) {
+            return None;
+        }
+        let Self { body, received_at, signature, app_secret } = self;
+        let findings = Findings::read(&body, received_at);
+        if !all && findings.is_empty() {
+            return None;
+        }
+        let capture = (capturing != Capturing::Off).then(|| NewCapture {
+            waba_id: findings.waba_id.clone(),
+            digest: Sha256::digest(&body).into(),
+            body: body.clone(),
+            received_at,
+            signature,
+            app_secret,
+            failure_count: i32::try_from(findings.failures.len()).unwrap_or(i32::MAX),
+        });
+        Some(Found { findings, body, received_at, capture })
+    }
+}
+
+impl Found {
+    /// What was found.
+    #[must_use]
+    pub fn findings(&self) -> &Findings {
+        &self.findings
+    }
 }
 
 /// The callback is not recorded, and Meta has to send it again.
@@ -77,7 +130,10 @@ pub struct RecorderTask {
 #[derive(Debug)]
 struct Waiting {
     found: Found,
+    arrived: Instant,
     answer: oneshot::Sender<Result<(), NotRecorded>>,
+    /// The callback's share of the memory for bodies, given back once it is written.
+    _held: OwnedSemaphorePermit,
 }
 
 /// Creates the two ends. `checks_due` is notified when a number waits for its first look-up.
@@ -89,14 +145,15 @@ pub fn recorder(database: Database, checks_due: Arc<Notify>) -> (Recorder, Recor
 }
 
 impl Recorder {
-    /// Returns once everything found in the callback is committed.
+    /// Returns once everything found in a callback is committed. Its last byte came when it `arrived`; what
+    /// it takes of the memory for bodies is `held` until it is written.
     ///
     /// # Errors
     /// [`NotRecorded`]: some of it may not be.
-    pub async fn record(&self, found: Found) -> Result<(), NotRecorded> {
-        let deadline = found.arrived + PATIENCE;
+    pub async fn record(&self, found: Found, arrived: Instant, held: OwnedSemaphorePermit) -> Result<(), NotRecorded> {
+        let deadline = arrived + PATIENCE;
         let (answer, answered) = oneshot::channel();
-        self.queue.try_send(Waiting { found, answer }).map_err(|error| match error {
+        self.queue.try_send(Waiting { found, arrived, answer, _held: held }).map_err(|error| match error {
             TrySendError::Full(_) => NotRecorded::Full,
             TrySendError::Closed(_) => NotRecorded::Failed,
         })?;
@@ -129,7 +186,7 @@ impl RecorderTask {
         let (mut failures, mut bytes) = (0, 0);
         let mut next = Some(first);
         while let Some(waiting) = next {
-            if waiting.found.arrived.elapsed() < PATIENCE && !waiting.answer.is_closed() {
+            if waiting.arrived.elapsed() < PATIENCE && !waiting.answer.is_closed() {
                 failures += waiting.found.findings.failures.len();
                 bytes += waiting.found.body.len();
                 batch.push(waiting);
@@ -139,13 +196,6 @@ impl RecorderTask {
         }
         batch
     }
-}
-
-/// One failure with the callback it came in.
-#[derive(Clone, Copy)]
-struct Item<'b> {
-    failure: &'b FailedDelivery,
-    body: &'b Bytes,
 }
 
 #[derive(Debug)]
@@ -199,62 +249,90 @@ impl Writer {
             Some(connection) => connection.refreshed(&self.database).await?,
             None => self.database.connect_recorder().await?,
         };
-        let found = || batch.iter().map(|waiting| &waiting.found);
-        let items: Vec<Item<'_>> = found()
-            .flat_map(|found| found.findings.failures.iter().map(|failure| Item { failure, body: &found.body }))
-            .collect();
-        let mut refused = BTreeMap::new();
+        let mut batch = Batch::of(batch);
+        let items: Vec<(usize, Item<'_>)> = batch.items();
         if !items.is_empty() {
-            record_or_refuse(&mut connection, &items, recorded, &mut refused).await?;
+            batch.record_or_refuse(&mut connection, &items, recorded).await?;
         }
-        let unreadable: Vec<(OffsetDateTime, Unreadable)> = found()
-            .flat_map(|found| found.findings.unreadable.iter().map(|u| (found.received_at, u.clone())))
-            .chain(refused.into_values())
-            .collect();
-        if !unreadable.is_empty() {
-            record::quarantine(&mut connection, &unreadable).await?;
-            for (_, Unreadable { waba_id, reason, .. }) in &unreadable {
-                let waba_id = waba_id.as_ref().map(tracing::field::display);
-                warn!(waba.id = waba_id, "a part of a callback is quarantined: {reason}");
-            }
+        let quarantined = batch.quarantined();
+        if !quarantined.is_empty() || batch.captures.is_unfinished() {
+            record::rest(&mut connection, &quarantined, &mut batch.captures).await?;
+        }
+        for Quarantined { unreadable: Unreadable { waba_id, reason, .. }, .. } in &quarantined {
+            let waba_id = waba_id.as_ref().map(tracing::field::display);
+            warn!(waba.id = waba_id, "a part of a callback is quarantined: {reason}");
         }
         self.connection = Some(connection);
         Ok(())
     }
 }
 
-/// What the database refuses, by the callback it came in: of each the body is kept once.
-type Refused = BTreeMap<usize, (OffsetDateTime, Unreadable)>;
+/// The callbacks of one batch, and what becomes of them.
+struct Batch<'b> {
+    found: Vec<&'b Found>,
+    captures: Captures<'b>,
+    /// What the database refuses, by the callback it came in: of each the body is kept once.
+    refused: BTreeMap<usize, Unreadable>,
+}
 
-/// Records the items. Where the database refuses a value, halves them down to the culprit; that one is
-/// tried once more alone, and then the callback it came in is quarantined.
-async fn record_or_refuse(
-    connection: &mut RecorderConnection,
-    items: &[Item<'_>],
-    recorded: &mut Recorded,
-    refused: &mut Refused,
-) -> Result<(), StoreError> {
-    let failures: Vec<&FailedDelivery> = items.iter().map(|item| item.failure).collect();
-    let mut written = record::failures(connection, &failures).await;
-    if let (Err(StoreError::BadData(_)), [_]) = (&written, items) {
-        written = record::failures(connection, &failures).await;
+impl<'b> Batch<'b> {
+    fn of(batch: &'b [Waiting]) -> Self {
+        let found: Vec<&Found> = batch.iter().map(|waiting| &waiting.found).collect();
+        let mut captures = Captures::default();
+        found.iter().filter_map(|found| found.capture.as_ref()).for_each(|capture| captures.add(capture));
+        Self { found, captures, refused: BTreeMap::new() }
     }
-    match (written, items) {
-        (Ok(more), _) => recorded.add(more),
-        (Err(StoreError::BadData(error)), [Item { failure, body }]) => {
-            warn!(waba.id = %failure.waba_id, %error, "the database refuses a failed delivery");
-            refused.entry(body.as_ptr().addr()).or_insert_with(|| {
-                let reason = "the database refuses a failed delivery of this callback".into();
-                let unstorable = Unreadable { waba_id: Some(failure.waba_id.clone()), reason, bytes: (*body).clone() };
-                (failure.received_at, unstorable)
-            });
-        }
-        (Err(StoreError::BadData(_)), items) => {
-            let (left, right) = items.split_at(items.len() / 2);
-            Box::pin(record_or_refuse(connection, left, recorded, refused)).await?;
-            Box::pin(record_or_refuse(connection, right, recorded, refused)).await?;
-        }
-        (Err(error), _) => return Err(error),
+
+    /// Every failure, with the position of its callback.
+    fn items(&self) -> Vec<(usize, Item<'b>)> {
+        let of = |(position, found): (usize, &&'b Found)| {
+            let capture = found.capture.as_ref();
+            found.findings.failures.iter().map(move |failure| (position, Item { failure, capture }))
+        };
+        self.found.iter().enumerate().flat_map(of).collect()
     }
-    Ok(())
+
+    /// Records the items. Where the database refuses a value, halves them down to the culprit; that one is
+    /// tried once more alone, and then the callback it came in is quarantined.
+    async fn record_or_refuse(
+        &mut self,
+        connection: &mut RecorderConnection,
+        items: &[(usize, Item<'b>)],
+        recorded: &mut Recorded,
+    ) -> Result<(), StoreError> {
+        let plain: Vec<Item<'_>> = items.iter().map(|(_, item)| *item).collect();
+        let mut written = record::failures(connection, &plain, &mut self.captures).await;
+        if let (Err(StoreError::BadData(_)), [_]) = (&written, items) {
+            written = record::failures(connection, &plain, &mut self.captures).await;
+        }
+        match (written, items) {
+            (Ok(more), _) => recorded.add(more),
+            (Err(StoreError::BadData(error)), [(position, Item { failure, .. })]) => {
+                warn!(waba.id = %failure.waba_id, %error, "the database refuses a failed delivery");
+                self.refused.entry(*position).or_insert_with(|| Unreadable {
+                    waba_id: Some(failure.waba_id.clone()),
+                    reason: "the database refuses a failed delivery of this callback".into(),
+                    bytes: self.found[*position].body.clone(),
+                });
+            }
+            (Err(StoreError::BadData(_)), items) => {
+                let (left, right) = items.split_at(items.len() / 2);
+                Box::pin(self.record_or_refuse(connection, left, recorded)).await?;
+                Box::pin(self.record_or_refuse(connection, right, recorded)).await?;
+            }
+            (Err(error), _) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// What could not be read, and what the database refused.
+    fn quarantined(&mut self) -> Vec<Quarantined<'b>> {
+        let mut refused = std::mem::take(&mut self.refused);
+        let of = |(position, found): (usize, &&'b Found)| {
+            let unreadable = found.findings.unreadable.iter().cloned().chain(refused.remove(&position));
+            let (received_at, capture) = (found.received_at, found.capture.as_ref());
+            unreadable.map(move |unreadable| Quarantined { unreadable, received_at, capture }).collect::<Vec<_>>()
+        };
+        self.found.iter().enumerate().flat_map(of).collect()
+    }
 }

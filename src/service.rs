@@ -3,11 +3,13 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use secrecy::SecretString;
 use tokio::net::TcpListener;
-use tokio::sync::Notify;
+use tokio::runtime;
+use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -17,7 +19,8 @@ use crate::followup::FollowUp;
 use crate::graph::Graph;
 use crate::http::webhook::Webhook;
 use crate::http::{self, admin_router, connection_limit, public_router};
-use crate::recorder::recorder;
+use crate::recorder::{Capturing, recorder};
+use crate::retention;
 use crate::store::{self, Database, Pool};
 use crate::with_causes;
 
@@ -45,6 +48,10 @@ pub struct Settings {
     pub verify_token: SecretString,
     /// The Graph API client.
     pub graph: Graph,
+    /// Which callbacks to keep byte for byte.
+    pub capturing: Capturing,
+    /// How long captures, deliveries, checks and quarantine stay.
+    pub retention: Duration,
 }
 
 /// A service that runs until [`stop`](Self::stop).
@@ -74,7 +81,8 @@ impl Service {
     /// # Errors
     /// An address is taken or not ours.
     pub async fn start(settings: Settings) -> Result<Self, CannotListen> {
-        let Settings { database, listen, admin_listen, app_secrets, verify_token, graph } = settings;
+        let Settings { database, listen, admin_listen, app_secrets, verify_token, graph, capturing, retention } =
+            settings;
         let public = bind(listen).await?;
         let admin = bind(admin_listen).await?;
         let address = public.local_addr().map_err(|source| CannotListen { address: listen, source })?;
@@ -84,15 +92,15 @@ impl Service {
         let db = database.pool();
         let checks_due = Arc::new(Notify::new());
         let (recorder, recorder_task) = recorder(database.clone(), Arc::clone(&checks_due));
-        let webhook = Webhook::new(&app_secrets, verify_token, recorder);
+        let webhook = Webhook::new(&app_secrets, verify_token, recorder, capturing);
         let follow_up = FollowUp::new(db.clone(), Arc::new(graph), checks_due);
 
         let mut tasks = JoinSet::new();
         tasks.spawn(webhook.clone().report_refusals(stop.clone()));
         tasks.spawn(http::serve(public, public_router(webhook), connection_limit(), stop.clone()));
         tasks.spawn(http::serve(admin, admin_router(db.clone()), ADMIN_CONNECTIONS, stop.clone()));
-        tasks.spawn(recorder_task.run());
-        tasks.spawn(follow_up_when_migrated(database, db.clone(), follow_up, stop.clone()));
+        tasks.spawn(on_a_thread_of_its_own("recorder", recorder_task.run()));
+        tasks.spawn(work_when_migrated(database, db.clone(), follow_up, retention, stop.clone()));
         Ok(Self { address, admin_address, db, stop, tasks })
     }
 
@@ -120,11 +128,30 @@ impl Service {
     }
 }
 
+/// Runs a task beside all others. On the common threads the recorder would wait for every request that is
+/// being read each time the database answers, and everybody waits for the recorder.
+async fn on_a_thread_of_its_own(name: &str, task: impl Future<Output = ()> + Send + 'static) {
+    let (ended, end) = oneshot::channel();
+    let runtime = runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let thread = thread::Builder::new().name(name.to_owned()).spawn(move || {
+        runtime.block_on(task);
+        let _ = ended.send(());
+    });
+    thread.expect("a thread");
+    let _ = end.await;
+}
+
 async fn bind(address: SocketAddr) -> Result<TcpListener, CannotListen> {
     TcpListener::bind(address).await.map_err(|source| CannotListen { address, source })
 }
 
-async fn follow_up_when_migrated(database: Database, db: Pool, follow_up: FollowUp, stop: CancellationToken) {
+async fn work_when_migrated(
+    database: Database,
+    db: Pool,
+    follow_up: FollowUp,
+    retention: Duration,
+    stop: CancellationToken,
+) {
     tokio::select! {
         () = stop.cancelled() => return,
         () = migrate_patiently(&database) => {}
@@ -132,7 +159,7 @@ async fn follow_up_when_migrated(database: Database, db: Pool, follow_up: Follow
     if let Ok(false) = store::bounded(store::is_durable(&db)).await {
         warn!("the database runs with fsync off: a crash of its machine loses what was acknowledged");
     }
-    follow_up.run(stop).await;
+    tokio::join!(follow_up.run(stop.clone()), retention::run(db, retention, stop));
 }
 
 async fn migrate_patiently(database: &Database) {

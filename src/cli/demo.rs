@@ -19,8 +19,9 @@ use crate::config::LogFormat;
 use crate::embedded::Embedded;
 use crate::graph::{Graph, GraphSettings, Tokens};
 use crate::lockout::cause::LockoutCause;
-use crate::meta::compose::StatusCallback;
+use crate::meta::compose::{StatusCallback, message_id};
 use crate::meta::signature::{self, sign};
+use crate::recorder::Capturing;
 use crate::service::{Service, Settings};
 use crate::simulator::{Scenario, Simulator};
 use crate::store::incidents::{self, Incident, State};
@@ -116,6 +117,8 @@ impl Demo {
             app_secrets,
             verify_token: VERIFY_TOKEN.into(),
             graph: Graph::new(graph)?,
+            capturing: Capturing::Lockouts,
+            retention: Duration::from_secs(90 * 24 * 3600),
         };
         let service = Service::start(settings).await?;
         let demo = Self { started, embedded, simulator, service, db: database.pool() };
@@ -172,7 +175,8 @@ impl Demo {
             for account in accounts {
                 for (number, failures) in account.numbers {
                     for n in 1..=*failures {
-                        callback = callback.failed(account.waba_id, number, &format!("wamid.{number}.{n}"));
+                        let id = message_id("16505551234", &format!("{n:03}{number}"));
+                        callback = callback.failed(account.waba_id, number, &id);
                     }
                 }
             }

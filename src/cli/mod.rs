@@ -1,13 +1,17 @@
 //! The command line: one file a command. Data goes to stdout, everything else to stderr; exit codes are
 //! 0 for ok, 1 for failed, 2 for wrong usage or configuration.
 
+mod capture_files;
+mod captures;
 mod check;
 mod demo;
 mod healthcheck;
 mod incidents;
 mod migrate;
 mod render;
+mod replay;
 mod serve;
+mod sign;
 
 use std::fmt::Display;
 use std::io::{self, IsTerminal, Write, stderr};
@@ -50,6 +54,13 @@ enum Command {
     Incidents(incidents::IncidentsCommand),
     /// Look up a phone number or account at Meta, now
     Check(check::CheckArgs),
+    /// List and export the callbacks that were kept
+    #[command(subcommand)]
+    Captures(captures::CapturesCommand),
+    /// Play captures back, to a webhook or into the database
+    Replay(replay::ReplayArgs),
+    /// Print the header that signs a file's bytes, ready for curl
+    Sign(sign::SignArgs),
 }
 
 /// How a command ends if not well.
@@ -100,6 +111,9 @@ pub fn main() -> ExitCode {
             Command::Healthcheck(args) => healthcheck::run(args).await,
             Command::Incidents(command) => incidents::run(command).await,
             Command::Check(args) => check::run(args).await,
+            Command::Captures(command) => captures::run(command).await,
+            Command::Replay(args) => replay::run(args).await,
+            Command::Sign(args) => sign::run(&args),
         }
     });
     // A look-up that still waits for Meta must not hold up the end.
@@ -199,14 +213,18 @@ fn database(args: &DataArgs) -> Result<Database, Failure> {
 
 /// A pool on a database that has its tables.
 async fn connect(args: &DataArgs) -> Result<Pool, Failure> {
+    Ok(ready_database(args).await?.pool())
+}
+
+/// A database that is there and has its tables.
+async fn ready_database(args: &DataArgs) -> Result<Database, Failure> {
     let database = database(args)?;
-    database.reach().await.with_context(|| format!("cannot reach the database at {}", database.location()))?;
-    let db = database.pool();
     let location = database.location();
-    let readiness = bounded(readiness(&db)).await.with_context(|| format!("cannot use the database at {location}"))?;
-    if readiness == Readiness::Unmigrated {
+    database.reach().await.with_context(|| format!("cannot reach the database at {location}"))?;
+    let readiness = bounded(readiness(&database.pool())).await;
+    if readiness.with_context(|| format!("cannot use the database at {location}"))? == Readiness::Unmigrated {
         let error = anyhow::anyhow!("the database at {location} lacks this version's tables: run lockwatch migrate");
         return Err(Failure::Failed(error));
     }
-    Ok(db)
+    Ok(database)
 }

@@ -8,6 +8,7 @@ use time::OffsetDateTime;
 use time::macros::format_description;
 
 use crate::meta::health::Entity;
+use crate::store::captures::Summary;
 use crate::store::incidents::{AffectedNumber, HealthCheck, Incident};
 
 /// Wider lines are hard to read, and 120 is what the width is without a terminal.
@@ -127,6 +128,23 @@ pub(super) fn checks(checks: &[HealthCheck]) -> String {
         vec![moment(check.checked_at), check.phone_number_id.clone(), check.outcome.clone(), result]
     });
     table(&["CHECKED", "NUMBER ID", "OUTCOME", "RESULT"], &[], rows)
+}
+
+pub(super) fn captures(captures: &[Summary]) -> String {
+    let rows = captures.iter().map(|capture| {
+        vec![
+            capture.id.to_string(),
+            moment(capture.received_at),
+            capture.waba_id.clone(),
+            capture.body_bytes.to_string(),
+            capture.times_received.to_string(),
+            capture.failure_count.to_string(),
+            if capture.quarantined { "yes".to_owned() } else { String::new() },
+            capture.digest[..12].to_owned(),
+        ]
+    });
+    let header = ["ID", "RECEIVED", "ACCOUNT", "BYTES", "TIMES", "FAILURES", "QUARANTINED", "SHA-256"];
+    table(&header, &[0, 3, 4, 5], rows)
 }
 
 pub(super) fn entities(entities: &[Entity]) -> String {

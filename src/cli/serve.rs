@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::{Failure, start_log};
-use crate::config::{DataArgs, GraphArgs, ListenArgs, LogArgs, app_secrets, verify_token};
+use crate::config::{DataArgs, GraphArgs, KeepArgs, ListenArgs, LogArgs, app_secrets, verify_token};
 use crate::embedded::{Embedded, EmbeddedError};
 use crate::service::{Service, Settings};
 use crate::store::Database;
@@ -22,6 +22,8 @@ pub(super) struct ServeArgs {
     data: DataArgs,
     #[command(flatten)]
     graph: GraphArgs,
+    #[command(flatten)]
+    keep: KeepArgs,
     #[command(flatten)]
     log: LogArgs,
 }
@@ -71,6 +73,8 @@ pub(super) async fn run(args: ServeArgs) -> Result<(), Failure> {
         app_secrets,
         verify_token,
         graph,
+        capturing: args.keep.capture.capture,
+        retention: args.keep.retention(),
     };
     let mut service = Service::start(settings).await.map_err(anyhow::Error::new)?;
     info!("listening: webhook http://{}/webhook, admin http://{}", service.address, service.admin_address);

@@ -20,9 +20,8 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use crate::meta::callback::{Findings, may_hold_lockout};
 use crate::meta::signature::{self, Signature, Verifier};
-use crate::recorder::{Found, NotRecorded, Recorder};
+use crate::recorder::{Callback, Capturing, NotRecorded, Recorder};
 
 /// Meta sends up to 3 MB.
 const BODY_LIMIT: usize = 4 * 1024 * 1024;
@@ -38,6 +37,7 @@ struct Shared {
     verifier: Verifier,
     verify_token: SecretString,
     recorder: Recorder,
+    capturing: Capturing,
     bodies: Arc<Semaphore>,
     refusals: Refusals,
 }
@@ -45,11 +45,17 @@ struct Shared {
 impl Webhook {
     /// A webhook that takes what one of these secrets signed and hands it to the recorder.
     #[must_use]
-    pub fn new(app_secrets: &[SecretString], verify_token: SecretString, recorder: Recorder) -> Self {
+    pub fn new(
+        app_secrets: &[SecretString],
+        verify_token: SecretString,
+        recorder: Recorder,
+        capturing: Capturing,
+    ) -> Self {
         Self(Arc::new(Shared {
             verifier: Verifier::new(app_secrets),
             verify_token,
             recorder,
+            capturing,
             bodies: Arc::new(Semaphore::new(BODIES_KIB)),
             refusals: Refusals::default(),
         }))
@@ -66,37 +72,20 @@ pub(super) fn router(webhook: Webhook) -> Router {
 }
 
 /// Takes one callback. 200 means every lockout in it is on disk; anything else asks Meta to resend.
-async fn receive(State(webhook): State<Webhook>, callback: SignedCallback) -> Result<StatusCode, WebhookError> {
-    if let Some(found) = callback.into_found() {
-        webhook.0.recorder.record(found).await?;
+async fn receive(State(webhook): State<Webhook>, signed: SignedCallback) -> Result<StatusCode, WebhookError> {
+    let SignedCallback { callback, arrived, held } = signed;
+    if let Some(found) = callback.find(webhook.0.capturing) {
+        webhook.0.recorder.record(found, arrived, held).await?;
     }
     Ok(StatusCode::OK)
 }
 
 /// A callback whose signature was verified over its raw bytes: there is no other way to have one.
 struct SignedCallback {
-    body: Bytes,
+    callback: Callback,
     arrived: Instant,
     /// Its share of the memory for bodies.
     held: OwnedSemaphorePermit,
-}
-
-impl SignedCallback {
-    /// What is in it for us, if anything.
-    fn into_found(self) -> Option<Found> {
-        if !may_hold_lockout(&self.body) {
-            return None;
-        }
-        let received_at = OffsetDateTime::now_utc();
-        let findings = Findings::read(&self.body, received_at);
-        (!findings.is_empty()).then(|| Found {
-            findings,
-            body: self.body,
-            arrived: self.arrived,
-            received_at,
-            held: self.held,
-        })
-    }
 }
 
 impl FromRequest<Webhook> for SignedCallback {
@@ -117,7 +106,13 @@ impl FromRequest<Webhook> for SignedCallback {
         let position = shared.verifier.verify(&body, &signature).ok_or_else(|| shared.refusals.signature())?;
         debug!(app_secret = position + 1, bytes = body.len(), "callback verified");
         shared.refusals.matched(position);
-        Ok(Self { body, arrived: Instant::now(), held })
+        let callback = Callback {
+            body,
+            received_at: OffsetDateTime::now_utc(),
+            signature: Some(signature.to_string()),
+            app_secret: i32::try_from(position + 1).ok(),
+        };
+        Ok(Self { callback, arrived: Instant::now(), held })
     }
 }
 

@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 use time::OffsetDateTime;
 
 use super::failure::{self, FailedDelivery, Sender};
-use super::ids::{IdError, PhoneNumberId, Text, WabaId};
+use super::ids::{IdError, PhoneNumberId, TEST_ACCOUNT, Text, WabaId};
 use super::json::{elements, fields, readable, scalar};
 
 /// A callback without this text holds nothing for us. (A code spelled `1.31031e5` or with escaped digits
@@ -27,6 +27,8 @@ pub fn may_hold_lockout(body: &[u8]) -> bool {
 /// What one callback holds for us.
 #[derive(Debug, Default)]
 pub struct Findings {
+    /// The first account in it that can be read.
+    pub waba_id: Option<WabaId>,
     /// The failed deliveries, in the order of the callback.
     pub failures: Vec<FailedDelivery>,
     /// What may be one, and could not be read.
@@ -90,6 +92,9 @@ impl Reader<'_> {
             Ok(id) => id,
             Err(error) => return self.refuse(None, entry.get(), format!("the entry's id {error}")),
         };
+        if id.as_str() != TEST_ACCOUNT {
+            self.findings.waba_id.get_or_insert_with(|| id.clone());
+        }
         match changes.and_then(elements) {
             Some(changes) => changes.into_iter().for_each(|change| self.change(&id, change)),
             None => self.refuse(Some(&id), entry.get(), "the entry has no list of `changes`"),
@@ -105,12 +110,16 @@ impl Reader<'_> {
         let Some([metadata, statuses]) = value.and_then(|value| fields(value.get(), ["metadata", "statuses"])) else {
             return self.refuse(Some(entry), change.get(), "the change has no object `value`");
         };
+        let [number, display] =
+            metadata.and_then(|m| fields(m.get(), ["phone_number_id", "display_phone_number"])).unwrap_or_default();
+        let number = number.and_then(scalar).ok_or(IdError::Empty).and_then(|id| PhoneNumberId::parse(&id));
+        if let Ok(number) = &number {
+            self.findings.waba_id.get_or_insert_with(|| WabaId::of(entry, number));
+        }
         let Some(statuses) = statuses.filter(|statuses| may_hold_lockout(statuses.get().as_bytes())) else {
             return;
         };
-        let [number, display] =
-            metadata.and_then(|m| fields(m.get(), ["phone_number_id", "display_phone_number"])).unwrap_or_default();
-        let number = match number.and_then(scalar).ok_or(IdError::Empty).and_then(|id| PhoneNumberId::parse(&id)) {
+        let number = match number {
             Ok(number) => number,
             Err(error) => return self.refuse(Some(entry), change.get(), format!("the phone number id {error}")),
         };

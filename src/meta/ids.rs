@@ -5,6 +5,9 @@ use std::fmt;
 /// The longest account or phone number id that is taken, in bytes. Meta's have 15 to 17 digits.
 pub const MAX_ID_BYTES: usize = 64;
 
+/// What `entry.id` says for Meta's test numbers.
+pub(super) const TEST_ACCOUNT: &str = "0";
+
 /// An account: one WhatsApp Business Account (`entry.id` of a callback). Meta's test numbers send `"0"`
 /// there; then the number itself stands for the account, as `phone:<phone_number_id>`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -50,7 +53,7 @@ impl WabaId {
     #[must_use]
     pub fn of(entry: &WabaId, number: &PhoneNumberId) -> Self {
         match entry.as_str() {
-            "0" => Self(format!("phone:{number}")),
+            TEST_ACCOUNT => Self(format!("phone:{number}")),
             _ => entry.clone(),
         }
     }

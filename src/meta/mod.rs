@@ -5,9 +5,11 @@
 //! answer means for an incident: that is [`lockout`](crate::lockout).
 
 pub mod callback;
+pub mod capture;
 pub mod compose;
 pub mod failure;
 pub mod health;
 pub mod ids;
 mod json;
+pub mod redact;
 pub mod signature;

@@ -4,6 +4,8 @@
 //! The body on the wire is what was signed, escapes and white space included. Parsing and writing it
 //! again gives other bytes and another signature, so nothing here ever sees parsed JSON.
 
+use std::fmt;
+
 use hmac::{Hmac, KeyInit, Mac};
 use secrecy::{ExposeSecret, SecretString};
 use sha2::Sha256;
@@ -30,6 +32,13 @@ impl Signature {
         let mut mac = [0; 32];
         hex::decode_to_slice(digits, &mut mac).map_err(|_| MalformedSignature)?;
         Ok(Self(mac))
+    }
+}
+
+impl fmt::Display for Signature {
+    /// As in the header, in lower case.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "sha256={}", hex::encode(self.0))
     }
 }
 

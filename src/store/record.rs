@@ -6,6 +6,7 @@ use sha2::{Digest, Sha256};
 use sqlx::{Connection, PgConnection};
 use time::OffsetDateTime;
 
+use super::captures::{Captures, NewCapture, Sighting, UNKNOWN_ACCOUNT};
 use super::{RecorderConnection, StoreError};
 use crate::lockout::incident::{Span, belongs_to};
 use crate::meta::callback::Unreadable;
@@ -32,17 +33,30 @@ impl Recorded {
     }
 }
 
-/// Records failures in one transaction: each is there once, counted in its incident, when this returns.
+/// A failure, and the callback it came in if that is to be kept.
+#[derive(Debug, Clone, Copy)]
+pub struct Item<'b> {
+    /// The failure.
+    pub failure: &'b FailedDelivery,
+    /// The callback.
+    pub capture: Option<&'b NewCapture>,
+}
+
+/// Records failures in one transaction, with the captures of their callbacks: each failure is there once,
+/// counted in its incident, when this returns.
 ///
 /// # Errors
 /// Nothing is recorded. [`StoreError::BadData`] means that one of these failures is to blame.
 pub async fn failures(
     connection: &mut RecorderConnection,
-    failures: &[&FailedDelivery],
+    items: &[Item<'_>],
+    captures: &mut Captures<'_>,
 ) -> Result<Recorded, StoreError> {
     let db = &mut connection.0;
-    let accounts: Vec<String> =
-        failures.iter().map(|f| &f.waba_id).collect::<BTreeSet<_>>().into_iter().map(ToString::to_string).collect();
+    let accounts: BTreeSet<&WabaId> = items.iter().map(|item| &item.failure.waba_id).collect();
+    let accounts: Vec<String> = accounts.into_iter().map(ToString::to_string).collect();
+    let wanted: BTreeSet<&[u8; 32]> = items.iter().filter_map(|item| Some(&item.capture?.digest)).collect();
+    let sightings = captures.take(|digest| wanted.contains(digest));
     loop {
         let mut transaction = db.begin().await?;
         let locked =
@@ -50,8 +64,9 @@ pub async fn failures(
                 .fetch_all(&mut *transaction)
                 .await?;
         if locked.len() == accounts.len() {
-            let recorded = write(&mut transaction, failures).await?;
+            let recorded = write(&mut transaction, items, &sightings).await?;
             transaction.commit().await?;
+            captures.kept(&sightings);
             return Ok(recorded);
         }
         // New accounts come into being outside the transaction: created inside, they would be locked out
@@ -67,8 +82,9 @@ pub async fn failures(
 }
 
 /// Writes failures of accounts that are locked.
-async fn write(db: &mut PgConnection, failures: &[&FailedDelivery]) -> Result<Recorded, StoreError> {
-    let history = history(db, failures).await?;
+async fn write(db: &mut PgConnection, items: &[Item<'_>], captures: &[Sighting<'_>]) -> Result<Recorded, StoreError> {
+    let failures: Vec<&FailedDelivery> = items.iter().map(|item| item.failure).collect();
+    let history = history(db, &failures).await?;
     let incident_of = |failure: &FailedDelivery, opened: &BTreeMap<&WabaId, i64>| {
         let known = history.get(&failure.waba_id).map_or(&[][..], Vec::as_slice);
         belongs_to(failure.failed_at, known).or_else(|| opened.get(&failure.waba_id).copied())
@@ -76,12 +92,11 @@ async fn write(db: &mut PgConnection, failures: &[&FailedDelivery]) -> Result<Re
 
     let homeless: Vec<_> = failures.iter().copied().filter(|f| incident_of(f, &BTreeMap::new()).is_none()).collect();
     let opened = if homeless.is_empty() { BTreeMap::new() } else { open(db, &homeless).await? };
-    let placed: Vec<(i64, &FailedDelivery)> =
-        failures.iter().filter_map(|failure| Some((incident_of(failure, &opened)?, *failure))).collect();
-    if placed.is_empty() {
-        return Ok(Recorded::default());
-    }
-    let mut recorded = insert(db, &placed).await?;
+    let placed: Vec<Placed<'_>> = items
+        .iter()
+        .filter_map(|item| Some(Placed { incident_id: incident_of(item.failure, &opened)?, item }))
+        .collect();
+    let mut recorded = insert(db, &placed, captures).await?;
     recorded.opened = opened.into_iter().map(|(waba_id, id)| (id, waba_id.clone())).collect();
     Ok(recorded)
 }
@@ -154,27 +169,54 @@ async fn open<'f>(
     Ok(spans.into_keys().filter_map(|waba_id| Some((waba_id, *opened.get(waba_id.as_str())?))).collect())
 }
 
-/// Inserts what is not there yet and adds exactly that to the counts.
-async fn insert(db: &mut PgConnection, placed: &[(i64, &FailedDelivery)]) -> Result<Recorded, StoreError> {
-    fn column<'f, T>(placed: &[(i64, &'f FailedDelivery)], value: impl Fn(&'f FailedDelivery) -> T) -> Vec<T> {
-        placed.iter().map(|(_, failure)| value(failure)).collect()
+/// A failure in its incident.
+struct Placed<'f> {
+    incident_id: i64,
+    item: &'f Item<'f>,
+}
+
+/// Inserts what is not there yet and adds exactly that to the counts. The captures come along in the same
+/// statement: a round trip of their own would cost more than they do.
+async fn insert(
+    db: &mut PgConnection,
+    placed: &[Placed<'_>],
+    captures: &[Sighting<'_>],
+) -> Result<Recorded, StoreError> {
+    fn column<'f, T>(placed: &[Placed<'f>], value: impl Fn(&'f FailedDelivery) -> T) -> Vec<T> {
+        placed.iter().map(|placed| value(placed.item.failure)).collect()
     }
     let optional = |text: &Option<Text>| text.as_ref().map(|text| text.as_str().to_owned());
+    let capture = |placed: &Placed<'_>| placed.item.capture.map(|capture| capture.digest.to_vec());
+    let capture_account = |placed: &Placed<'_>| placed.item.capture.map(|capture| capture.account().to_owned());
     let row = sqlx::query!(
-        r#"with incoming as (
-             select *
+        r#"with kept as (
+             insert into captures as c (waba_id, digest, body, signature, app_secret, received_at, last_received_at,
+                                        failure_count, times_received)
+             select waba_id, digest, body, signature, app_secret, received_at, received_at, failure_count, times
+               from unnest($18::text[], $19::bytea[], $20::bytea[], $21::text[], $22::int[], $23::timestamptz[],
+                           $24::int[], $25::bigint[])
+                    as n(waba_id, digest, body, signature, app_secret, received_at, failure_count, times)
+                 on conflict (digest, waba_id) do update
+                set times_received   = c.times_received + excluded.times_received,
+                    received_at      = least(c.received_at, excluded.received_at),
+                    last_received_at = greatest(c.last_received_at, excluded.last_received_at)
+             returning id, waba_id, digest
+           ), incoming as (
+             select f.*, coalesce(k.id, (select c.id from captures c
+                                          where c.waba_id = f.capture_account and c.digest = f.capture)) as capture_id
                from unnest($1::bigint[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[],
                            $8::timestamptz[], $9::timestamptz[], $10::text[], $11::text[], $12::text[], $13::text[],
-                           $14::bytea[])
+                           $14::bytea[], $15::text[], $16::bytea[])
                     as f(incident_id, waba_id, phone_number_id, display_phone_number, message_id, recipient_id,
                          participant_id, failed_at, received_at, error_title, error_message, error_details,
-                         callback_data, digest)
+                         callback_data, digest, capture_account, capture)
+               left join kept k on k.digest = f.capture and k.waba_id = f.capture_account
            ), fresh as (
              insert into failed_deliveries (incident_id, waba_id, phone_number_id, message_id, recipient_id,
                                             participant_id, failed_at, received_at, error_code, error_title,
-                                            error_message, error_details, callback_data, digest)
+                                            error_message, error_details, callback_data, digest, capture_id)
              select incident_id, waba_id, phone_number_id, message_id, recipient_id, participant_id, failed_at,
-                    received_at, $15, error_title, error_message, error_details, callback_data, digest
+                    received_at, $17, error_title, error_message, error_details, callback_data, digest, capture_id
                from incoming
                  on conflict (waba_id, digest) do nothing
              returning incident_id, waba_id, phone_number_id, failed_at
@@ -211,7 +253,7 @@ async fn insert(db: &mut PgConnection, placed: &[(i64, &FailedDelivery)]) -> Res
              returning xmax = 0 and check_due_at is not null as due
            )
            select (select count(*) from fresh) as "new!", exists (select from numbers where due) as "check_due!""#,
-        &placed.iter().map(|(incident, _)| *incident).collect::<Vec<_>>(),
+        &placed.iter().map(|placed| placed.incident_id).collect::<Vec<_>>(),
         &column(placed, |f| f.waba_id.to_string()),
         &column(placed, |f| f.phone_number_id.to_string()),
         &column(placed, |f| optional(&f.display_phone_number)) as &[Option<String>],
@@ -225,35 +267,68 @@ async fn insert(db: &mut PgConnection, placed: &[(i64, &FailedDelivery)]) -> Res
         &column(placed, |f| optional(&f.error_details)) as &[Option<String>],
         &column(placed, |f| optional(&f.callback_data)) as &[Option<String>],
         &column(placed, |f| f.digest.to_vec()),
+        &placed.iter().map(capture_account).collect::<Vec<_>>() as &[Option<String>],
+        &placed.iter().map(capture).collect::<Vec<_>>() as &[Option<Vec<u8>>],
         i32::try_from(ACCOUNT_LOCKED).expect("131031 fits"),
+        &captures.iter().map(|c| c.capture.account().to_owned()).collect::<Vec<_>>(),
+        &captures.iter().map(|c| c.capture.digest.as_slice()).collect::<Vec<_>>() as &[&[u8]],
+        &captures.iter().map(|c| c.capture.body.as_ref()).collect::<Vec<_>>() as &[&[u8]],
+        &captures.iter().map(|c| c.capture.signature.as_deref()).collect::<Vec<_>>() as &[Option<&str>],
+        &captures.iter().map(|c| c.capture.app_secret).collect::<Vec<_>>() as &[Option<i32>],
+        &captures.iter().map(|c| c.capture.received_at).collect::<Vec<_>>(),
+        &captures.iter().map(|c| c.capture.failure_count).collect::<Vec<_>>(),
+        &captures.iter().map(|c| c.times).collect::<Vec<_>>(),
     )
     .fetch_one(db)
     .await?;
     Ok(Recorded { new: row.new, check_due: row.check_due, opened: Vec::new() })
 }
 
-/// Keeps bytes that could not be read. The same bytes are kept once.
+/// Bytes for the quarantine, and what they came in.
+#[derive(Debug)]
+pub struct Quarantined<'b> {
+    /// What could not be read, and why.
+    pub unreadable: Unreadable,
+    /// When it came.
+    pub received_at: OffsetDateTime,
+    /// The callback it came in, if that is kept.
+    pub capture: Option<&'b NewCapture>,
+}
+
+/// Keeps in one transaction what failures left over: the captures that none of them brought along, and
+/// bytes that could not be read. The same bytes are kept once.
 ///
 /// # Errors
 /// Nothing is kept.
-pub async fn quarantine(
+pub async fn rest(
     connection: &mut RecorderConnection,
-    unreadable: &[(OffsetDateTime, Unreadable)],
+    quarantined: &[Quarantined<'_>],
+    captures: &mut Captures<'_>,
 ) -> Result<(), StoreError> {
+    let sightings = captures.take(|_| true);
+    let mut transaction = connection.0.begin().await?;
+    insert(&mut transaction, &[], &sightings).await?;
+    let account =
+        |q: &Quarantined<'_>| q.unreadable.waba_id.as_ref().map_or(UNKNOWN_ACCOUNT, WabaId::as_str).to_owned();
     sqlx::query!(
-        "insert into quarantine (waba_id, received_at, reason, body, digest)
-         select * from unnest($1::text[], $2::timestamptz[], $3::text[], $4::bytea[], $5::bytea[])
+        "insert into quarantine (waba_id, received_at, reason, body, digest, capture_id)
+         select q.waba_id, q.received_at, q.reason, q.body, q.digest, c.id
+           from unnest($1::text[], $2::timestamptz[], $3::text[], $4::bytea[], $5::bytea[], $6::text[], $7::bytea[])
+                as q(waba_id, received_at, reason, body, digest, capture_account, capture)
+           left join captures c on c.waba_id = q.capture_account and c.digest = q.capture
+          order by q.digest
              on conflict (waba_id, digest) do nothing",
-        &unreadable
-            .iter()
-            .map(|(_, u)| u.waba_id.as_ref().map_or_else(|| "unknown".to_owned(), ToString::to_string))
-            .collect::<Vec<_>>(),
-        &unreadable.iter().map(|(received_at, _)| *received_at).collect::<Vec<_>>(),
-        &unreadable.iter().map(|(_, u)| u.reason.to_string()).collect::<Vec<_>>(),
-        &unreadable.iter().map(|(_, u)| u.bytes.as_ref()).collect::<Vec<_>>() as &[&[u8]],
-        &unreadable.iter().map(|(_, u)| Sha256::digest(&u.bytes).to_vec()).collect::<Vec<_>>(),
+        &quarantined.iter().map(account).collect::<Vec<_>>(),
+        &quarantined.iter().map(|q| q.received_at).collect::<Vec<_>>(),
+        &quarantined.iter().map(|q| q.unreadable.reason.to_string()).collect::<Vec<_>>(),
+        &quarantined.iter().map(|q| q.unreadable.bytes.as_ref()).collect::<Vec<_>>() as &[&[u8]],
+        &quarantined.iter().map(|q| Sha256::digest(&q.unreadable.bytes).to_vec()).collect::<Vec<_>>(),
+        &quarantined.iter().map(|q| q.capture.map(NewCapture::account)).collect::<Vec<_>>() as &[Option<&str>],
+        &quarantined.iter().map(|q| q.capture.map(|c| c.digest.as_slice())).collect::<Vec<_>>() as &[Option<&[u8]>],
     )
-    .execute(&mut connection.0)
+    .execute(&mut *transaction)
     .await?;
+    transaction.commit().await?;
+    captures.kept(&sightings);
     Ok(())
 }

@@ -6,6 +6,7 @@
 #![allow(unreachable_pub, clippy::unwrap_used, reason = "a test may fail, and is no library")]
 
 mod architecture;
+mod captures;
 mod cli;
 mod embedded;
 mod faults;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use lockwatch::graph::{Graph, GraphSettings, Tokens};
 use lockwatch::meta::compose::StatusCallback;
 use lockwatch::meta::signature::{HEADER, sign};
+use lockwatch::recorder::Capturing;
 use lockwatch::service::{Service, Settings};
 use lockwatch::simulator::{Scenario, Simulator};
 use lockwatch::store::incidents::{self, HealthCheck, Incident, State};
@@ -188,6 +189,8 @@ async fn service_with(database: Database, simulator: &Simulator, app_secrets: &[
         app_secrets,
         verify_token: VERIFY_TOKEN.into(),
         graph: graph.unwrap(),
+        capturing: Capturing::Lockouts,
+        retention: Duration::from_secs(90 * 24 * 3600),
     };
     Service::start(settings).await.unwrap()
 }

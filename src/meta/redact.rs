@@ -1,0 +1,504 @@
+//! Redaction: recipients become pseudonyms, so that a capture can be shown or committed.
+//!
+//! Who a body is about is read from the fields that name people (`recipient_id`, `wa_id`, `from` and the
+//! like) and from the message ids, which contain the recipient's phone number in base64. Wherever one of
+//! those numbers stands in the body, in base64 too, a pseudonym of the same length takes its place: the same
+//! one everywhere under the same key, so that a repeated failure stays the same failure. What people wrote
+//! (texts, names, addresses) becomes `xxx`. All else keeps its bytes. The result is another body: Meta's
+//! signature no longer fits it.
+//!
+//! Nothing here needs valid JSON: what was quarantined can be redacted as well.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use aho_corasick::{AhoCorasick, MatchKind};
+use base64::Engine;
+use base64::alphabet;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use hmac::{Hmac, KeyInit, Mac};
+use serde_json::value::RawValue;
+use sha2::Sha256;
+
+use super::capture::Capture;
+use super::json::text;
+use super::signature;
+
+/// Fields whose value names a person or a group.
+const PEOPLE: [&str; 17] = [
+    "from",
+    "from_parent_user_id",
+    "from_user_id",
+    "group_id",
+    "parent_recipient_user_id",
+    "parent_user_id",
+    "participant_recipient_id",
+    "recipient_id",
+    "recipient_parent_user_id",
+    "recipient_participant_id",
+    "recipient_participant_parent_user_id",
+    "recipient_participant_user_id",
+    "recipient_user_id",
+    "to",
+    "to_user_id",
+    "user_id",
+    "wa_id",
+];
+/// Fields that hold what people wrote, or where they live.
+const CONTENT: [&str; 19] = [
+    "address",
+    "body",
+    "caption",
+    "city",
+    "email",
+    "filename",
+    "first_name",
+    "formatted_name",
+    "last_name",
+    "latitude",
+    "longitude",
+    "middle_name",
+    "name",
+    "payload",
+    "phone",
+    "response_json",
+    "street",
+    "username",
+    "zip",
+];
+/// Shorter identifiers are replaced only where they are the whole value of such a field: anything may
+/// contain a few digits.
+const SHORTEST: usize = 7;
+/// The shortest run of base64 that could hide one.
+const SHORTEST_BASE64: usize = 10;
+
+/// Makes pseudonyms. Without its key nobody can tell which number one stands for: there are few enough
+/// phone numbers to try them all.
+#[derive(Debug, Clone)]
+pub struct Redaction {
+    key: Hmac<Sha256>,
+}
+
+impl Redaction {
+    /// Two redactions with the same key make the same pseudonyms.
+    #[must_use]
+    pub fn new(key: &[u8]) -> Self {
+        Self { key: Hmac::new_from_slice(key).expect("HMAC takes a key of any length") }
+    }
+
+    /// A capture in which nobody is named; the signature, which no longer fits, is left out.
+    ///
+    /// ```
+    /// use lockwatch::meta::{capture::Capture, compose::StatusCallback, redact::Redaction};
+    ///
+    /// let body = StatusCallback::new().failed("102290129340398", "106540352242922", "wamid.1").into_body();
+    /// let redacted = Redaction::new(b"a key that is kept").capture(&Capture::from_body(body));
+    /// assert!(!String::from_utf8_lossy(&redacted.body).contains("16505551234"));
+    /// ```
+    #[must_use]
+    pub fn capture(&self, capture: &Capture) -> Capture {
+        let mut redacted = Capture { body: self.body(&capture.body).into(), ..capture.clone() };
+        redacted.headers.remove(signature::HEADER);
+        redacted
+    }
+
+    /// A body in which nobody is named.
+    #[must_use]
+    pub fn body(&self, body: &[u8]) -> Vec<u8> {
+        let people = self.people(body);
+        let mut redacted = Vec::with_capacity(body.len());
+        for Token { key, kind, bytes } in tokens(body) {
+            match kind {
+                Kind::Other => redacted.extend_from_slice(bytes),
+                Kind::Number => redacted.extend_from_slice(self.number(&people, key, bytes).as_bytes()),
+                Kind::Text => match self.text(&people, key, bytes) {
+                    Some(changed) => redacted.extend_from_slice(changed.as_bytes()),
+                    None => redacted.extend_from_slice(bytes),
+                },
+            }
+        }
+        redacted
+    }
+
+    fn people(&self, body: &[u8]) -> People {
+        let mut pseudonyms = BTreeMap::new();
+        let mut add = |identifier: &str| {
+            let digits = digits_of(identifier);
+            let name = if is_numbered(identifier) { digits } else { identifier.to_owned() };
+            if name.len() >= SHORTEST && !pseudonyms.contains_key(&name) {
+                let pseudonym = self.pseudonym(&name);
+                pseudonyms.insert(name, pseudonym);
+            }
+        };
+        for Token { key, kind, bytes } in tokens(body).filter(|token| token.kind != Kind::Other) {
+            let value = match kind {
+                Kind::Text => decoded(bytes).unwrap_or_else(|| undecoded(bytes).trim_end_matches('"').to_owned()),
+                Kind::Number | Kind::Other => String::from_utf8_lossy(bytes).into_owned(),
+            };
+            if names(key, &PEOPLE) {
+                add(&value);
+            }
+            numbers_in_message_id(&value).iter().for_each(|number| add(number));
+        }
+        People::new(pseudonyms)
+    }
+
+    /// A string token, quotes and escapes included, if it changes.
+    fn text(&self, people: &People, key: Option<&[u8]>, token: &[u8]) -> Option<String> {
+        let named = names(key, &PEOPLE);
+        let Some(text) = decoded(token) else {
+            // No JSON string: cut off, or with escapes of its own.
+            let text = undecoded(token);
+            let changed = people.replace(&text);
+            let changed = if named || names(key, &CONTENT) { mask(&changed) } else { changed.into_owned() };
+            return (changed != text).then(|| format!("\"{changed}"));
+        };
+        let changed = if named {
+            self.identifier(&text)
+        } else if names(key, &CONTENT) {
+            mask(&people.replace(&text))
+        } else {
+            people.replace(&text).into_owned()
+        };
+        (changed != text).then(|| encoded(&changed, token))
+    }
+
+    fn number<'t>(&self, people: &People, key: Option<&[u8]>, token: &'t [u8]) -> Cow<'t, str> {
+        let written = String::from_utf8_lossy(token);
+        if names(key, &CONTENT) {
+            return Cow::Borrowed("0");
+        }
+        if names(key, &PEOPLE) && written.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Cow::Owned(self.pseudonym(&written));
+        }
+        Cow::Owned(people.replace(&written).into_owned())
+    }
+
+    /// The whole value of a field that names somebody.
+    fn identifier(&self, value: &str) -> String {
+        if !is_numbered(value) {
+            return self.pseudonym(value);
+        }
+        let pseudonym = self.pseudonym(&digits_of(value));
+        let mut digits = pseudonym.chars();
+        value.chars().map(|c| if c.is_ascii_digit() { digits.next().unwrap_or(c) } else { c }).collect()
+    }
+
+    /// Digits for digits, letters for letters, as many bytes. It starts with no zero, since it may stand as
+    /// a number.
+    fn pseudonym(&self, name: &str) -> String {
+        let stream = (0_u32..).flat_map(|block| {
+            let key = self.key.clone().chain_update(block.to_be_bytes()).chain_update(name);
+            <[u8; 32]>::from(key.finalize().into_bytes())
+        });
+        let replaced = name.bytes().zip(stream).enumerate().map(|(position, (byte, chance))| match byte {
+            b'0'..=b'9' if position == 0 => b'1' + chance % 9,
+            b'0'..=b'9' => b'0' + chance % 10,
+            b'a'..=b'z' => b'a' + chance % 26,
+            b'A'..=b'Z' => b'A' + chance % 26,
+            byte if byte.is_ascii() => byte,
+            _ => b'x',
+        });
+        replaced.map(char::from).collect()
+    }
+}
+
+/// Everybody who is named in a body, with a pseudonym each.
+struct People {
+    pseudonyms: BTreeMap<String, String>,
+    search: AhoCorasick,
+}
+
+impl People {
+    fn new(pseudonyms: BTreeMap<String, String>) -> Self {
+        let mut search = AhoCorasick::builder();
+        let search = search.match_kind(MatchKind::LeftmostLongest).build(pseudonyms.keys());
+        Self { search: search.expect("a body has few enough names"), pseudonyms }
+    }
+
+    /// The text with pseudonyms for names, in base64 too.
+    fn replace<'t>(&self, text: &'t str) -> Cow<'t, str> {
+        if self.pseudonyms.is_empty() {
+            return Cow::Borrowed(text);
+        }
+        let mut text = match self.replace_bytes(text.as_bytes()) {
+            Some(bytes) => Cow::Owned(String::from_utf8(bytes).expect("names and pseudonyms are whole texts")),
+            None => Cow::Borrowed(text),
+        };
+        for alphabet in [&alphabet::STANDARD, &alphabet::URL_SAFE] {
+            for run in base64_runs(&text, alphabet) {
+                // Nobody knows where in it a group of four begins.
+                for start in run.start..run.start + 4 {
+                    if let Some(changed) = self.replace_base64(&text[start..run.end], alphabet) {
+                        text.to_mut().replace_range(start..start + changed.len(), &changed);
+                    }
+                }
+            }
+        }
+        text
+    }
+
+    fn replace_base64(&self, run: &str, alphabet: &alphabet::Alphabet) -> Option<String> {
+        let config = GeneralPurposeConfig::new()
+            .with_decode_padding_mode(DecodePaddingMode::RequireNone)
+            .with_decode_allow_trailing_bits(true)
+            .with_encode_padding(false);
+        let engine = GeneralPurpose::new(alphabet, config);
+        let groups = &run[..run.len() - usize::from(run.len() % 4 == 1)];
+        Some(engine.encode(self.replace_bytes(&engine.decode(groups).ok()?)?))
+    }
+
+    fn replace_bytes(&self, text: &[u8]) -> Option<Vec<u8>> {
+        self.search.is_match(text).then(|| {
+            let pseudonyms: Vec<&String> = self.pseudonyms.values().collect();
+            self.search.replace_all_bytes(text, &pseudonyms)
+        })
+    }
+}
+
+/// What a body is made of, as far as it matters here. Together the tokens are the body.
+struct Token<'b> {
+    /// The object key before it; the elements of a list have the list's.
+    key: Option<&'b [u8]>,
+    kind: Kind,
+    bytes: &'b [u8],
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// From quote to quote, or to the body's end.
+    Text,
+    Number,
+    Other,
+}
+
+fn tokens(body: &[u8]) -> impl Iterator<Item = Token<'_>> {
+    let mut rest = body;
+    let mut key = None;
+    std::iter::from_fn(move || {
+        let is_number = |byte: &u8| byte.is_ascii_digit() || b"+-.eE".contains(byte);
+        let (kind, length) = match rest {
+            [] => return None,
+            [b'"', inner @ ..] => (Kind::Text, 1 + string_length(inner)),
+            [b'-' | b'0'..=b'9', ..] => (Kind::Number, rest.iter().take_while(|byte| is_number(byte)).count()),
+            _ => {
+                let starts = |byte: &u8| *byte == b'"' || *byte == b'-' || byte.is_ascii_digit();
+                (Kind::Other, rest.iter().position(starts).unwrap_or(rest.len()))
+            }
+        };
+        let (bytes, after) = rest.split_at(length);
+        rest = after;
+        let is_key = kind == Kind::Text && after.trim_ascii_start().starts_with(b":");
+        let token = Token { key: key.filter(|_| !is_key), kind, bytes };
+        if is_key {
+            key = bytes.strip_prefix(b"\"").and_then(|key| key.strip_suffix(b"\""));
+        }
+        Some(token)
+    })
+}
+
+/// The length of a string after its opening quote, with the closing one.
+fn string_length(inner: &[u8]) -> usize {
+    let mut escaped = false;
+    let end = inner.iter().position(|byte| {
+        let closes = *byte == b'"' && !escaped;
+        escaped = *byte == b'\\' && !escaped;
+        closes
+    });
+    end.map_or(inner.len(), |end| end + 1)
+}
+
+/// The text of a string token, if it is a JSON string.
+fn decoded(token: &[u8]) -> Option<String> {
+    let raw: &RawValue = serde_json::from_slice(token).ok()?;
+    text(raw)
+}
+
+/// A string token as it stands, without its opening quote.
+fn undecoded(token: &[u8]) -> String {
+    String::from_utf8_lossy(token.strip_prefix(b"\"").unwrap_or(token)).into_owned()
+}
+
+/// A string token as Meta writes it: ASCII, with slashes escaped where they were.
+fn encoded(text: &str, like: &[u8]) -> String {
+    use std::fmt::Write;
+    let mut ascii = String::with_capacity(text.len() + 2);
+    for c in serde_json::Value::from(text).to_string().chars() {
+        let mut units = [0; 2];
+        match c {
+            '/' if like.windows(2).any(|two| two == b"\\/") => ascii.push_str("\\/"),
+            c if c.is_ascii() => ascii.push(c),
+            c => c.encode_utf16(&mut units).iter().for_each(|unit| {
+                let _ = write!(ascii, "\\u{unit:04x}");
+            }),
+        }
+    }
+    ascii
+}
+
+fn names(key: Option<&[u8]>, keys: &[&str]) -> bool {
+    key.is_some_and(|key| keys.iter().any(|name| name.as_bytes() == key))
+}
+
+fn mask(text: &str) -> String {
+    let masked = |c: char| match c {
+        c if c.is_alphabetic() => 'x',
+        c if c.is_numeric() => '0',
+        c => c,
+    };
+    text.chars().map(masked).collect()
+}
+
+fn digits_of(text: &str) -> String {
+    text.chars().filter(char::is_ascii_digit).collect()
+}
+
+/// Whether an identifier is its digits: a phone number, or a business-scoped user id (`US.1349…`,
+/// `US.ENT.1181…`), of which the country stays.
+fn is_numbered(identifier: &str) -> bool {
+    let rest = match identifier.as_bytes() {
+        [b'A'..=b'Z', b'A'..=b'Z', b'.', ..] => identifier[3..].trim_start_matches("ENT."),
+        _ => identifier,
+    };
+    rest.contains(|c: char| c.is_ascii_digit()) && rest.chars().all(|c| c.is_ascii_digit() || "+-() .".contains(c))
+}
+
+/// The phone numbers in a message id: base64 of a protocol buffer, in which a text is its length and its
+/// bytes.
+fn numbers_in_message_id(text: &str) -> Vec<String> {
+    const TEXT_FIELD: u8 = 0x18;
+    let Some(id) = text.strip_prefix("wamid.") else {
+        return Vec::new();
+    };
+    let config = GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
+    let engine = GeneralPurpose::new(&alphabet::STANDARD, config.with_decode_allow_trailing_bits(true));
+    let id = id.trim_end_matches('=');
+    let whole = id.len() - usize::from(id.len() % 4 == 1);
+    let bytes = id.get(..whole).and_then(|id| engine.decode(id).ok()).unwrap_or_default();
+    let numbers = bytes.windows(2).enumerate().filter_map(|(position, head)| match head {
+        [TEXT_FIELD, length] => {
+            let number = bytes.get(position + 2..position + 2 + usize::from(*length))?;
+            let digits = number.len() >= SHORTEST && number.iter().all(u8::is_ascii_digit);
+            digits.then(|| String::from_utf8_lossy(number).into_owned())
+        }
+        _ => None,
+    });
+    numbers.collect()
+}
+
+/// The places that may be base64 of this alphabet.
+fn base64_runs(text: &str, alphabet: &alphabet::Alphabet) -> Vec<std::ops::Range<usize>> {
+    let of_alphabet = |byte: &u8| alphabet.as_str().as_bytes().contains(byte);
+    let mut start = 0;
+    let mut runs = Vec::new();
+    for run in text.as_bytes().split_inclusive(|byte| !of_alphabet(byte)) {
+        let end = start + run.iter().filter(|byte| of_alphabet(byte)).count();
+        if end - start >= SHORTEST_BASE64 {
+            runs.push(start..end);
+        }
+        start += run.len();
+    }
+    runs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::meta::compose::message_id;
+    use base64::engine::general_purpose::STANDARD;
+
+    fn redaction() -> Redaction {
+        Redaction::new(b"a key of the tests")
+    }
+
+    fn redacted(body: &str) -> String {
+        String::from_utf8(redaction().body(body.as_bytes())).unwrap()
+    }
+
+    /// The body's text with every piece of base64 in it decoded, at every offset.
+    fn everything_in(body: &str) -> String {
+        let mut all = body.to_owned();
+        for start in 0..body.len() {
+            let run: String =
+                body[start..].chars().take_while(|c| c.is_ascii_alphanumeric() || "+/".contains(*c)).collect();
+            let run = &run[..run.len() / 4 * 4];
+            all.push_str(&String::from_utf8_lossy(&STANDARD.decode(run).unwrap_or_default()));
+        }
+        all
+    }
+
+    #[test]
+    fn a_recipient_is_nowhere_left_not_even_in_base64() {
+        let number = "5215512345678";
+        let id = message_id(number, "EECECA125C8C2E22C3");
+        let hidden = STANDARD.encode(format!("order of {number}"));
+        let body = format!(
+            r#"{{"id":"{id}","recipient_id":"{number}","x":"to +{number}!","y":"id_{}","n":{number},"z":"data-{hidden}",
+               "e":"\u0035215512345678","{number}":1}}"#,
+            &id[6..]
+        );
+        let redacted = redacted(&body);
+        assert!(everything_in(&body).matches(number).count() >= 6);
+        assert!(!everything_in(&redacted).contains(number), "{redacted}");
+        assert!(!serde_json::from_str::<serde_json::Value>(&redacted).unwrap()["e"].as_str().unwrap().contains(number));
+        assert_eq!(redacted.len(), body.len() - "\\u0035".len() + 1, "{redacted}");
+    }
+
+    #[test]
+    fn a_number_that_only_a_message_id_knows_is_found() {
+        let id = message_id("16505551234", "0123456789ABCDEF01");
+        let body = format!(r#"{{"id":"{id}","recipient_user_id":"US.13491208655302741918","note":"16505551234"}}"#);
+        let redacted = redacted(&body);
+        assert!(!everything_in(&redacted).contains("16505551234"), "{redacted}");
+        assert!(redacted.contains(r#""US."#) && !redacted.contains("13491208655302741918"), "{redacted}");
+    }
+
+    #[test]
+    fn pseudonyms_are_the_same_everywhere_and_change_with_the_key() {
+        let id = message_id("16505551234", "EECECA125C8C2E22C3");
+        let status = format!(r#"{{"id":"{id}","recipient_id":"16505551234"}}"#);
+        let alone = redacted(&status);
+        let among = redacted(&format!(r#"[{{"recipient_id":"4915112345678"}},{status}]"#));
+        assert!(among.contains(&alone), "{among}");
+        assert_ne!(alone, status);
+        assert_ne!(Redaction::new(b"another").body(status.as_bytes()), alone.as_bytes());
+    }
+
+    #[test]
+    fn what_names_nobody_keeps_its_bytes() {
+        let body = "{ \"a\" : \"\\u00e4\\/\", \"b\":[1.50, -2e3,\"x\\\"y\"],\t\"code\":131031 }\n";
+        assert_eq!(redacted(body), body);
+    }
+
+    #[test]
+    fn what_people_wrote_is_masked_and_stays_escaped_as_meta_does() {
+        let body = r#"{"profile":{"name":"J\u00f6rg"},"text":{"body":"caf\u00e9 \ud83d\udc4d 2\/3"},"latitude":48.1}"#;
+        assert_eq!(
+            redacted(body),
+            r#"{"profile":{"name":"xxxx"},"text":{"body":"xxxx \ud83d\udc4d 0\/0"},"latitude":0}"#
+        );
+    }
+
+    #[test]
+    fn short_and_strange_recipients_are_replaced_where_they_stand() {
+        let body = r#"{"recipient_id":"165","timestamp":"1650000000","from":"+1 (650) 555-1234","to":["16505551234"],
+                       "group_id":"Y2FwaV9ncm91cA","note":"in Y2FwaV9ncm91cA","user_id":42}"#;
+        let redacted = redacted(body);
+        assert!(redacted.contains("1650000000") && !redacted.contains("\"165\""), "{redacted}");
+        assert!(!redacted.contains("Y2FwaV9ncm91cA") && !redacted.contains("16505551234"), "{redacted}");
+        assert!(redacted.contains("\"from\":\"+") && !redacted.contains("(650) 555"), "{redacted}");
+        assert!(!redacted.contains(":42}"), "{redacted}");
+    }
+
+    #[test]
+    fn broken_bodies_are_redacted_too() {
+        let cut = r#"{"recipient_id":"16505551234","x":"\q 16505551234","id":"tail 16505551234"#;
+        assert!(!redacted(cut).contains("16505551234"));
+        let cut = r#"{"errors":131031,"recipient_id":"16505551234"#;
+        assert!(!redacted(cut).contains("16505551234"));
+        let invalid = b"{\"recipient_id\":\"16505551234\",\"x\":\"\xff 16505551234\xff\"} \xff";
+        let redacted = redaction().body(invalid);
+        assert!(!String::from_utf8_lossy(&redacted).contains("16505551234"));
+        assert!(redacted.ends_with(b"} \xff"));
+    }
+}
