@@ -179,15 +179,7 @@ impl Server {
                 break;
             }
         }
-        std::thread::spawn(move || {
-            lines.for_each(|l| {
-                if let Ok(l) = l {
-                    if l.contains("PHASE") {
-                        println!("{l}")
-                    }
-                }
-            })
-        });
+        std::thread::spawn(move || lines.for_each(drop));
         Ok(Self { child, address })
     }
 }

@@ -15,6 +15,34 @@
 //!    and saves the answer: the [cause](lockout::cause) is derived anew, the [next look](lockout::schedule)
 //!    gets its time, and the incident may turn out to be over.
 //! 6. People read the same rows: by SQL, or with the commands in [`cli`].
+//! 7. Callbacks in which something was found are kept byte for byte ([`store::captures`]), leave as files
+//!    ([`meta::capture`]) and can be played back. What is old leaves for good ([`retention`]).
+//!
+//! # For your own tests
+//!
+//! Whatever receives WhatsApp webhooks can be tested with what is here: [`meta::compose`] builds callbacks,
+//! [`meta::signature`] signs them, [`meta::capture`] reads those that Meta really sent, [`meta::redact`] makes
+//! them fit to be committed, and the [`simulator`] answers `health_status` as Meta does.
+//!
+//! ```
+//! use lockwatch::meta::callback::Findings;
+//! use lockwatch::meta::capture::Capture;
+//! use lockwatch::meta::compose::StatusCallback;
+//! use lockwatch::meta::signature::{HEADER, sign};
+//! use time::OffsetDateTime;
+//!
+//! // A message of yours fails, because Meta has locked the account.
+//! let body = StatusCallback::new().failed("102290129340398", "106540352242922", "wamid.1").into_body();
+//! let signature = sign("the-app-secret-of-your-app", &body);
+//! // Post it to your webhook with the header X-Hub-Signature-256. Here it goes by way of a capture file.
+//! let mut capture = Capture::from_body(body);
+//! capture.headers.insert(HEADER.to_owned(), signature);
+//! let read = Capture::from_line(capture.to_line().as_bytes())?;
+//!
+//! let findings = Findings::read(&read.body, OffsetDateTime::now_utc());
+//! assert_eq!(findings.failures[0].message_id.as_str(), "wamid.1");
+//! # Ok::<_, lockwatch::meta::capture::CaptureError>(())
+//! ```
 //!
 //! # The house
 //!
@@ -23,7 +51,7 @@
 //! | layer | module |
 //! | --- | --- |
 //! | rim | [`cli`] (one file a command), [`config`], [`service`] (wires what runs), [`simulator`] (a small fake Graph) |
-//! | doing | [`http`], [`recorder`], [`followup`], [`graph`], [`embedded`] (the embedded Postgres) |
+//! | doing | [`http`], [`recorder`], [`followup`], [`retention`], [`graph`], [`embedded`] (the embedded Postgres) |
 //! | rows | [`store`]: the only place that knows SQL |
 //! | rules | [`lockout`]: pure functions; time and chance are arguments |
 //! | words | [`meta`]: wire formats, as Meta writes them |

@@ -1,5 +1,24 @@
 //! A small Graph API for demonstrations and tests: a real HTTP server that answers for chosen nodes as
 //! Meta does, or as badly as a network can.
+//!
+//! ```
+//! use lockwatch::meta::signature::appsecret_proof;
+//! use lockwatch::simulator::{Scenario, Simulator};
+//!
+//! # #[tokio::main]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let meta = Simulator::start("an-access-token", "an-app-secret").await?;
+//! meta.script("106540352242922", [Scenario::ServerError, Scenario::Payment]);
+//! // Ask as your code would. With Lockwatch itself: META_GRAPH_URL is what `url` says.
+//! let proof = appsecret_proof("an-app-secret", "an-access-token");
+//! let url = format!("{}/v25.0/106540352242922?fields=health_status&appsecret_proof={proof}", meta.url());
+//! let ask = || reqwest::Client::new().get(&url).bearer_auth("an-access-token").send();
+//! assert_eq!(ask().await?.status(), 500);
+//! assert!(ask().await?.text().await?.contains("141006"));
+//! assert_eq!(meta.requests().len(), 2);
+//! # Ok(())
+//! # }
+//! ```
 
 use std::collections::HashMap;
 use std::convert::Infallible;

@@ -240,7 +240,11 @@ impl Demo {
         say(render::heading("Or look at the tables (admin: readiness at /readyz):"))?;
         say(format_args!("\npsql '{}' \\", self.embedded.url()))?;
         say(format_args!("-c 'select id, waba_id, failure_count, cause from incidents'"))?;
-        say(format_args!("curl http://{}/readyz\n", self.service.admin_address))
+        say(format_args!("curl http://{}/readyz", self.service.admin_address))?;
+        say(render::heading("Or keep what Meta sent, byte for byte, and play it back to a receiver of your own:"))?;
+        say(format_args!("\nDATABASE_URL='{}' \\", self.embedded.url()))?;
+        say("lockwatch captures export > demo.jsonl")?;
+        say("lockwatch replay demo.jsonl --to http://127.0.0.1:8080/webhook\n")
     }
 }
 

@@ -37,8 +37,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// Posts captured callbacks to a webhook, each signed anew, or takes them into the database as serve would
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Takes capture files (.jsonl), bare callbacks as in logs or in Meta's documentation (.json), folders of
-either, and - for stdin. 503 is tried again when its Retry-After says so. Exit 1 if any answer was not 200.
+Takes capture files (.jsonl), bare callbacks as in logs or in Meta's documentation (.json), folders of either, \
+and - for stdin. 503 is tried again when its Retry-After says so. Exit 1 if any answer was not 200.
 
 Needs META_APP_SECRET (the first of several), or --app-secret-file, to sign.")]
 pub(super) struct ReplayArgs {

@@ -1,0 +1,148 @@
+//! Which callbacks are kept, what is known about them, and when they leave.
+
+use lockwatch::meta::compose::StatusCallback;
+use lockwatch::meta::signature::{HEADER, sign};
+use lockwatch::simulator::{Scenario, Simulator};
+use reqwest::StatusCode;
+use sha2::{Digest, Sha256};
+
+use crate::support::database::TestDatabase;
+use crate::support::process::Serve;
+use crate::support::{ACCESS_TOKEN, APP_SECRET, NUMBER, TestApp, WABA, client, eventually, one_failure};
+
+async fn post(serve: &Serve, secret: &str, body: &[u8]) -> StatusCode {
+    let request = client().post(&serve.webhook).header(HEADER, sign(secret, body)).body(body.to_vec());
+    request.send().await.unwrap().status()
+}
+
+#[tokio::test]
+async fn a_callback_with_a_lockout_is_kept_once_with_all_that_is_known() {
+    let database = TestDatabase::create().await;
+    let secrets = format!("an-old-secret-of-the-tests,{APP_SECRET}");
+    let serve = Serve::on_database(&database.url, &[("META_APP_SECRET", &secrets)]);
+    serve.logged("the database is ready");
+    let body = StatusCallback::new().failed(WABA, NUMBER, "1").failed("1033", "2077", "2").into_body();
+    for _ in 0..3 {
+        assert_eq!(post(&serve, APP_SECRET, &body).await, StatusCode::OK);
+    }
+    let db = database.database().pool();
+    let (kept, digest, signature, secret, times, failures, account): (Vec<u8>, Vec<u8>, String, i32, i64, i32, String) =
+        sqlx::query_as(
+            "select body, digest, signature, app_secret, times_received, failure_count, waba_id from captures",
+        )
+        .fetch_one(&db)
+        .await
+        .unwrap();
+    assert_eq!(kept, body);
+    assert_eq!(digest, Sha256::digest(&body).as_slice());
+    assert_eq!((signature, secret, times, failures), (sign(APP_SECRET, &body), 2, 3, 2));
+    assert_eq!(account, WABA, "the first of its accounts");
+    let linked = "select count(*) from failed_deliveries d join captures c on c.id = d.capture_id
+                   where c.last_received_at > c.received_at and c.received_at = d.received_at";
+    assert_eq!(sqlx::query_scalar::<_, i64>(linked).fetch_one(&db).await.unwrap(), 2);
+}
+
+#[tokio::test]
+async fn what_is_kept_is_chosen_by_a_setting() {
+    let sent = StatusCallback::new().sent(WABA, NUMBER, "1").into_body();
+    let test_number = StatusCallback::new().sent("0", NUMBER, "1").into_body();
+    let failed = one_failure("2");
+    let unreadable = b"{\"entry\":131031}".to_vec();
+    for (setting, kept) in [
+        ("off", vec![]),
+        ("lockouts", vec![&failed, &unreadable]),
+        ("all", vec![&sent, &test_number, &failed, &unreadable]),
+    ] {
+        let database = TestDatabase::create().await;
+        let serve = Serve::on_database(&database.url, &[("LOCKWATCH_CAPTURE", setting)]);
+        serve.logged("the database is ready");
+        for body in [&sent, &test_number, &failed, &unreadable] {
+            assert_eq!(post(&serve, APP_SECRET, body).await, StatusCode::OK);
+        }
+        let db = database.database().pool();
+        let bodies: Vec<Vec<u8>> =
+            sqlx::query_scalar("select body from captures order by id").fetch_all(&db).await.unwrap();
+        assert_eq!(bodies.iter().collect::<Vec<_>>(), kept, "{setting}");
+        let accounts: Vec<String> =
+            sqlx::query_scalar("select waba_id from captures order by id").fetch_all(&db).await.unwrap();
+        let all = [WABA.to_owned(), format!("phone:{NUMBER}"), WABA.to_owned(), "unknown".to_owned()];
+        assert_eq!(accounts, all[all.len() - kept.len()..], "{setting}");
+        let linked = "select count(*) from (select capture_id from failed_deliveries union all select capture_id from quarantine) rows
+                       where capture_id is not null";
+        let linked: i64 = sqlx::query_scalar(linked).fetch_one(&db).await.unwrap();
+        assert_eq!(linked, if setting == "off" { 0 } else { 2 }, "{setting}");
+    }
+}
+
+#[tokio::test]
+async fn where_all_is_kept_nothing_is_acknowledged_without_the_database() {
+    let nowhere = Serve::on_database("postgresql://nobody@127.0.0.1:1/x", &[("LOCKWATCH_CAPTURE", "all")]);
+    let sent = StatusCallback::new().sent(WABA, NUMBER, "1").into_body();
+    assert_eq!(post(&nowhere, APP_SECRET, &sent).await, StatusCode::SERVICE_UNAVAILABLE);
+}
+
+#[tokio::test]
+async fn a_refused_value_does_not_count_a_callback_twice() {
+    let app = TestApp::start().await;
+    app.execute("alter table failed_deliveries add check (message_id <> 'wamid.poison')").await;
+    let mut callback = StatusCallback::new();
+    for n in 0..8 {
+        callback =
+            callback.failed(WABA, NUMBER, if n == 5 { "wamid.poison".to_owned() } else { n.to_string() }.as_str());
+    }
+    app.deliver(&callback.into_body()).await;
+    assert_eq!(app.count("select times_received from captures").await, 1);
+    assert_eq!(app.count("select count(*) from failed_deliveries d join captures c on c.id = d.capture_id").await, 7);
+    assert_eq!(app.count("select count(*) from quarantine q join captures c on c.id = q.capture_id").await, 1);
+}
+
+#[tokio::test]
+async fn what_is_older_than_its_time_leaves_and_incidents_stay() {
+    let simulator = Simulator::start(ACCESS_TOKEN, APP_SECRET).await.unwrap();
+    for number in [NUMBER, "2077"] {
+        simulator.script(number, [Scenario::Payment]);
+    }
+    let app = TestApp::start_on(TestDatabase::create().await, simulator).await;
+    for batch in 0..3 {
+        let mut callback = StatusCallback::new().failed("1033", "2077", &format!("resolved.{batch}"));
+        for n in 0..900 {
+            callback = callback.failed(WABA, NUMBER, &format!("{batch}.{n}"));
+        }
+        app.deliver(&callback.into_body()).await;
+    }
+    for n in 0..150 {
+        app.deliver(format!("{{\"entry\":131031,\"n\":{n}}}").as_bytes()).await;
+    }
+    app.eventually("two causes", async || {
+        app.count("select count(*) from incidents where cause = 'payment'").await == 2
+    })
+    .await;
+    app.execute("update incidents set resolved_at = now(), resolution = 'manual' where waba_id = '1033'").await;
+    app.let_time_pass(time::Duration::days(9)).await;
+    app.fail("fresh").await;
+    app.deliver(b"{\"entry\":131031}").await;
+    let incidents =
+        "select string_agg(waba_id || ' ' || failure_count || ' ' || cause, ', ' order by waba_id) from incidents";
+    let before = app.text(incidents).await;
+    let count = async |table: &str| {
+        let sql = format!("select count(*) from {table}");
+        sqlx::query_scalar::<_, i64>(sqlx::AssertSqlSafe(sql)).fetch_one(&app.db).await.unwrap()
+    };
+    assert_eq!(
+        (count("failed_deliveries").await, count("captures").await, count("quarantine").await),
+        (2704, 155, 151)
+    );
+
+    let eight = Serve::on_database(&app.database.url, &[("LOCKWATCH_RETENTION_DAYS", "8")]);
+    eight.logged("rows older than 8 days deleted");
+    let left =
+        async || (count("failed_deliveries").await, count("captures").await, count("quarantine").await) == (1, 2, 1);
+    eventually("only the fresh ones are left", left).await;
+    assert_eq!(app.text(incidents).await, before);
+    // The open incident's evidence is what its cause rests on.
+    let old_checks = "select string_agg(waba_id, ',') from health_checks where checked_at < now() - interval '8 days'";
+    assert_eq!(app.text(old_checks).await.as_deref(), Some(WABA));
+    let dangling =
+        "select count(*) from failed_deliveries d where not exists (select from captures c where c.id = d.capture_id)";
+    assert_eq!(app.count(dangling).await, 0);
+}
