@@ -9,7 +9,7 @@ use anyhow::Context;
 use clap::Args;
 use hdrhistogram::Histogram;
 use indicatif::{ProgressBar, ProgressStyle};
-use reqwest::{Client, StatusCode, Url, header, redirect};
+use reqwest::{Client, Url, header, redirect};
 use secrecy::{ExposeSecret, SecretString};
 use time::OffsetDateTime;
 use tokio::sync::mpsc::Receiver;
@@ -26,6 +26,9 @@ use crate::meta::signature::{HEADER, Signature, Verifier, sign};
 use crate::recorder::{Callback, Capturing, Found, Recorder, recorder};
 use crate::with_causes;
 
+/// What receivers answer: 200 is success, to Meta no other is, and 503 asks to come again.
+const RECORDED: u16 = 200;
+const LATER: u16 = 503;
 /// How often a callback is tried that the receiver puts off, or that gets no answer.
 const ATTEMPTS: u32 = 10;
 /// How long a receiver may take.
@@ -193,12 +196,12 @@ impl Webhook {
             let answer = async {
                 let response = request.send().await?;
                 let (status, pause) = (response.status(), retry_after(&response));
-                Ok::<_, reqwest::Error>((status, pause, response.text().await?))
+                Ok::<_, reqwest::Error>((status.as_u16(), pause, response.text().await?))
             };
             match answer.await {
-                Ok((StatusCode::OK, ..)) => return Outcome::well(200, sent.elapsed()),
-                Ok((StatusCode::SERVICE_UNAVAILABLE, pause, _)) if attempt < ATTEMPTS => sleep(pause).await,
-                Ok((status, _, said)) => return Outcome::bad(status.as_u16(), said.trim(), sent.elapsed()),
+                Ok((RECORDED, ..)) => return Outcome::well(RECORDED, sent.elapsed()),
+                Ok((LATER, pause, _)) if attempt < ATTEMPTS => sleep(pause).await,
+                Ok((status, _, said)) => return Outcome::bad(status, said.trim(), sent.elapsed()),
                 // A receiver that is being restarted is back in a moment.
                 Err(_) if attempt < ATTEMPTS => sleep(PAUSE).await,
                 Err(error) => {
@@ -281,16 +284,25 @@ struct Replay {
     started: Instant,
     answers: BTreeMap<String, Tally>,
     latency: Histogram<u64>,
+    sent: u64,
     bad: u64,
     hopeless: bool,
+}
+
+/// A capture that was delivered.
+struct Done {
+    number: u64,
+    place: Place,
+    size: u64,
+    outcome: Outcome,
 }
 
 /// How often an answer came.
 #[derive(Default)]
 struct Tally {
     times: u64,
-    /// The first that was not well: where it stands, and what was said.
-    trouble: Option<String>,
+    /// The first that was not well, in the order of the files: where it stands, and what was said.
+    trouble: Option<(u64, String)>,
 }
 
 impl Replay {
@@ -302,6 +314,7 @@ impl Replay {
             started: Instant::now(),
             answers: BTreeMap::new(),
             latency: Histogram::new(3).expect("three digits are allowed"),
+            sent: 0,
             bad: 0,
             hopeless: false,
         }
@@ -320,7 +333,10 @@ impl Replay {
                         pace.tick().await;
                     }
                     let target = Arc::clone(&self.target);
-                    under_way.spawn(async move { (place, size, target.deliver(capture).await) });
+                    self.sent += 1;
+                    let number = self.sent;
+                    under_way
+                        .spawn(async move { Done { number, place, size, outcome: target.deliver(capture).await } });
                 }
             }
             while let Some(done) = under_way.try_join_next() {
@@ -342,12 +358,15 @@ impl Replay {
         self.bar.finish_and_clear();
     }
 
-    fn count(&mut self, done: Result<(Place, u64, Outcome), JoinError>) {
-        let (place, size, Outcome { answer, trouble, latency, hopeless }) = done.expect("a delivery does not panic");
+    fn count(&mut self, done: Result<Done, JoinError>) {
+        let Done { number, place, size, outcome } = done.expect("a delivery does not panic");
+        let Outcome { answer, trouble, latency, hopeless } = outcome;
         let tally = self.answers.entry(answer).or_default();
         tally.times += 1;
-        if let Some(trouble) = trouble {
-            tally.trouble.get_or_insert_with(|| format!("first {place}: {trouble}"));
+        if let Some(trouble) = trouble
+            && tally.trouble.as_ref().is_none_or(|(first, _)| number < *first)
+        {
+            tally.trouble = Some((number, format!("first {place}: {trouble}")));
         }
         self.latency.saturating_record(u64::try_from(latency.as_micros()).unwrap_or(u64::MAX));
         self.hopeless |= hopeless;
@@ -372,7 +391,7 @@ impl Replay {
         }
         let width = self.answers.keys().map(String::len).max().unwrap_or_default();
         for (answer, Tally { times, trouble }) in &self.answers {
-            let trouble = trouble.as_ref().map(|trouble| format!("  {}", printable(trouble))).unwrap_or_default();
+            let trouble = trouble.as_ref().map(|(_, trouble)| format!("  {}", printable(trouble))).unwrap_or_default();
             say(format_args!("  {answer:<width$}  {times:>8}{trouble}"))?;
         }
         if !matches!(*self.target, Target::Nowhere) && replayed > 0 {

@@ -18,6 +18,8 @@ use lockwatch::meta::signature::{HEADER, Signature, Verifier, sign};
 use rustix::process::Signal;
 use secrecy::SecretString;
 use sqlx::{Connection, PgConnection};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use crate::support::database::TestDatabase;
 use crate::support::process::{Serve, lockwatch};
@@ -224,14 +226,19 @@ async fn exports_are_filtered_by_time_account_incident_and_quarantine() {
     app.deliver(&both).await;
     app.deliver(&StatusCallback::new().failed("1033", "2077", "3").into_body()).await;
     app.deliver(br#"{"entry":[{"id":"77","changes":[131031]}]}"#).await;
-    app.execute("update captures set received_at = '2026-01-01T12:00Z' where failure_count = 2").await;
+    // Retention is at work: nothing is older than it allows.
+    app.execute("update captures set received_at = date_trunc('day', now(), 'UTC') - interval '36 hours' where failure_count = 2").await;
+    let noon = OffsetDateTime::now_utc().date().midnight().assume_utc() - time::Duration::hours(36);
+    let time = |after: i64| (noon + time::Duration::seconds(after)).format(&Rfc3339).unwrap();
+    let day = |after: i64| (noon.date() + time::Duration::days(after)).to_string();
     let incident = app.incidents().await.into_iter().find(|incident| incident.waba_id == WABA).unwrap().id.to_string();
     let count = |flags: &[&str]| export(&app.database.url, flags).lines().count();
     for (flags, expected) in [
         (&[][..], 3),
-        (&["--since", "2026-01-02"], 2),
-        (&["--until", "2026-01-01T12:00:01Z"], 1),
-        (&["--since", "2026-01-01T12:00:00Z", "--until", "2026-01-02"], 1),
+        (&["--since", &day(1)], 2),
+        (&["--until", &time(1)], 1),
+        (&["--since", &time(0), "--until", &day(1)], 1),
+        (&["--until", &time(0)], 0),
         (&["--waba-id", "1033"], 2),
         (&["--waba-id", WABA], 1),
         (&["--waba-id", "77"], 1),
