@@ -355,6 +355,9 @@ async fn stdin_is_read_and_a_dry_run_sends_nothing() {
     assert_eq!((seen, app.count("select count(*) from failed_deliveries").await), (2, 1));
 }
 
+/// What the receiver takes to answer.
+const LATENCY: Duration = Duration::from_millis(30);
+
 /// A receiver that answers with these, the last one for ever, and counts.
 async fn receiver(answers: &'static [(u16, &'static str)]) -> (String, Arc<AtomicUsize>) {
     let count = Arc::new(AtomicUsize::new(0));
@@ -362,7 +365,10 @@ async fn receiver(answers: &'static [(u16, &'static str)]) -> (String, Arc<Atomi
     let answer = move || {
         let (status, retry_after) = answers[counting.fetch_add(1, Ordering::SeqCst).min(answers.len() - 1)];
         let headers = [("retry-after", retry_after), ("location", "http://127.0.0.1:9/")];
-        async move { (StatusCode::from_u16(status).unwrap(), headers, "because") }
+        async move {
+            tokio::time::sleep(LATENCY).await;
+            (StatusCode::from_u16(status).unwrap(), headers, "because")
+        }
     };
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/webhook", listener.local_addr().unwrap());
@@ -406,7 +412,10 @@ async fn the_rate_is_kept() {
     let captures = write(format!("{}\n", Capture::from_body(ODD_BODY).to_line()).repeat(11));
     let (url, count) = receiver(&[(200, "")]).await;
     let started = Instant::now();
-    assert_eq!(replay(captures.path(), &url, &["--rate", "10/s"]).0, Some(0));
+    let (code, summary, _) = replay(captures.path(), &url, &["--rate", "10/s"]);
+    assert_eq!(code, Some(0));
+    let median: f64 = summary.split("p50 ").nth(1).unwrap().split(" ms").next().unwrap().parse().unwrap();
+    assert!(median >= LATENCY.as_secs_f64() * 1000.0, "{summary}");
     assert!(started.elapsed() >= Duration::from_secs(1), "{:?}", started.elapsed());
     assert_eq!(count.load(Ordering::SeqCst), 11);
 }
