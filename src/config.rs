@@ -188,8 +188,7 @@ pub struct KeepArgs {
     pub capture: CaptureArgs,
     /// Days after which captures, deliveries, checks and quarantine leave; incidents stay. At least 8: Meta
     /// redelivers for 7
-    #[arg(long, env = "LOCKWATCH_RETENTION_DAYS", value_name = "DAYS", default_value_t = 90,
-          value_parser = clap::value_parser!(u32).range(8..=36_500))]
+    #[arg(long, env = "LOCKWATCH_RETENTION_DAYS", value_name = "DAYS", default_value_t = 90, value_parser = retention_days)]
     pub retention_days: u32,
 }
 
@@ -199,6 +198,11 @@ impl KeepArgs {
     pub fn retention(&self) -> Duration {
         Duration::from_secs(u64::from(self.retention_days) * 24 * 3600)
     }
+}
+
+fn retention_days(text: &str) -> Result<u32, String> {
+    let days = text.parse().ok().filter(|days| (8..=36_500).contains(days));
+    days.ok_or_else(|| "not a number of days from 8 up: Meta redelivers for 7".to_owned())
 }
 
 /// Which callbacks to keep.
@@ -239,8 +243,11 @@ pub enum LogFormat {
 /// # Errors
 /// None, an empty or a short one.
 pub fn app_secrets() -> Result<Vec<SecretString>, ConfigError> {
-    const WHAT: &str = "the app secret of your Meta app (App settings, Basic), without which nothing can be verified";
-    let secrets = secret("META_APP_SECRET")?.ok_or(ConfigError::Missing { name: "META_APP_SECRET", what: WHAT })?;
+    app_secrets_for("the app secret of your Meta app (App settings, Basic), without which nothing can be verified")
+}
+
+fn app_secrets_for(what: &'static str) -> Result<Vec<SecretString>, ConfigError> {
+    let secrets = secret("META_APP_SECRET")?.ok_or(ConfigError::Missing { name: "META_APP_SECRET", what })?;
     let secrets: Vec<&str> = secrets.expose_secret().split(',').map(str::trim).collect();
     if let Some(short) = secrets.iter().position(|secret| secret.chars().count() < SHORTEST_APP_SECRET) {
         return Err(ConfigError::ShortSecret(short + 1));
@@ -263,12 +270,13 @@ impl SigningArgs {
     /// There is none, or it cannot be used.
     pub fn app_secret(&self) -> Result<SecretString, ConfigError> {
         let Some(path) = &self.app_secret_file else {
-            return Ok(app_secrets()?.swap_remove(0));
+            const WHAT: &str = "to sign with, give it, or --app-secret-file";
+            return Ok(app_secrets_for(WHAT)?.swap_remove(0));
         };
         let text = std::fs::read_to_string(path);
         let text = text.map_err(|source| ConfigError::SecretFile { path: path.clone(), source })?;
         match text.trim_end() {
-            "" => Err(ConfigError::Empty(path.display().to_string())),
+            "" => Err(ConfigError::Empty(format!("--app-secret-file {}", path.display()))),
             secret => Ok(secret.into()),
         }
     }

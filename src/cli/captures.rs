@@ -4,18 +4,19 @@ use std::fs;
 use std::io::{self, BufWriter, Write};
 use std::path::PathBuf;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use clap::{Args, Subcommand};
 use serde_json::json;
 use time::format_description::well_known::Rfc3339;
-use time::{Date, OffsetDateTime};
+use time::macros::format_description;
+use time::{Date, Duration, OffsetDateTime, PrimitiveDateTime};
 
 use super::{Failure, connect, render, say};
 use crate::config::DataArgs;
 use crate::meta::capture::Capture;
 use crate::meta::redact::Redaction;
 use crate::store::captures::{self, Filter, Position};
-use crate::store::{Pool, StoreError, bounded};
+use crate::store::{Pool, StoreError, bounded, incidents};
 
 /// Captures that are found ahead of reading their bodies.
 const AHEAD: i64 = 10_000;
@@ -30,7 +31,7 @@ pub(super) enum CapturesCommand {
 
 #[derive(Debug, Args)]
 struct FilterArgs {
-    /// Received at this time or later (2026-11-22 or 2026-11-22T18:00:00Z)
+    /// Received at this time or later: 2026-11-22, "2026-11-22 18:00:00 UTC", or 36h for so long ago
     #[arg(long, value_name = "TIME", value_parser = moment)]
     since: Option<OffsetDateTime>,
     /// Received before this time
@@ -76,19 +77,36 @@ pub(super) struct ExportArgs {
     data: DataArgs,
 }
 
-impl From<FilterArgs> for Filter {
-    fn from(args: FilterArgs) -> Self {
-        let FilterArgs { since, until, waba_id, incident, quarantined } = args;
-        Self { since, until, waba_id, incident, quarantined }
+impl FilterArgs {
+    /// Refuses what can only be a mistake.
+    async fn filter(self, db: &Pool) -> Result<Filter, Failure> {
+        let Self { since, until, waba_id, incident, quarantined } = self;
+        if since.zip(until).is_some_and(|(since, until)| since >= until) {
+            return Err(Failure::Usage("--since is not before --until".to_owned()));
+        }
+        if let Some(id) = incident
+            && bounded(incidents::find(db, id)).await.context("cannot read the incident")?.is_none()
+        {
+            return Err(anyhow!("there is no incident {id}").into());
+        }
+        Ok(Filter { since, until, waba_id, incident, quarantined })
     }
 }
 
+/// A day, a time as RFC 3339 or as our tables show it, or so many days, hours or minutes ago.
 fn moment(text: &str) -> Result<OffsetDateTime, String> {
-    let day = time::macros::format_description!("[year]-[month]-[day]");
+    let ago = |unit: char| text.strip_suffix(unit)?.parse::<u32>().ok().map(i64::from);
+    let ago = ago('d').map(Duration::days).or(ago('h').map(Duration::hours)).or(ago('m').map(Duration::minutes));
+    if let Some(ago) = ago {
+        return Ok(OffsetDateTime::now_utc() - ago);
+    }
+    let shown = format_description!("[year]-[month]-[day] [hour]:[minute]:[second] UTC");
+    let day = format_description!("[year]-[month]-[day]");
     let midnight = |_| Date::parse(text, day).map(|date| date.midnight().assume_utc());
     OffsetDateTime::parse(text, &Rfc3339)
+        .or_else(|_| PrimitiveDateTime::parse(text, shown).map(PrimitiveDateTime::assume_utc))
         .or_else(midnight)
-        .map_err(|_| "not a day (2026-11-22) or a time (2026-11-22T18:00:00Z)".to_owned())
+        .map_err(|_| "not a time: 2026-11-22, 2026-11-22T18:00:00Z, or 36h for so long ago".to_owned())
 }
 
 pub(super) async fn run(command: CapturesCommand) -> Result<(), Failure> {
@@ -100,7 +118,8 @@ pub(super) async fn run(command: CapturesCommand) -> Result<(), Failure> {
 
 async fn list(args: ListArgs) -> Result<(), Failure> {
     let db = connect(&args.data).await?;
-    let captures = bounded(captures::list(&db, &args.filter.into(), args.limit)).await;
+    let filter = args.filter.filter(&db).await?;
+    let captures = bounded(captures::list(&db, &filter, args.limit)).await;
     let captures = captures.context("cannot list captures")?;
     if args.json {
         say(format_args!("{:#}", json!(captures)))?;
@@ -108,12 +127,16 @@ async fn list(args: ListArgs) -> Result<(), Failure> {
         anstream::eprintln!("No captures.");
     } else {
         say(render::captures(&captures))?;
+        if i64::try_from(captures.len()).ok() == Some(args.limit) {
+            anstream::eprintln!("The newest {}; --limit shows more.", args.limit);
+        }
     }
     Ok(())
 }
 
 async fn export(args: ExportArgs) -> Result<(), Failure> {
     let db = connect(&args.data).await?;
+    let filter = args.filter.filter(&db).await?;
     let redaction = match args.redact {
         true => Some(Redaction::new(
             &bounded(captures::pseudonym_key(&db)).await.context("cannot read the pseudonyms' key")?,
@@ -127,7 +150,7 @@ async fn export(args: ExportArgs) -> Result<(), Failure> {
         }
         None => Out::Lines(BufWriter::new(io::stdout())),
     };
-    let mut reader = Reader { db, filter: args.filter.into(), after: None, ahead: Vec::new() };
+    let mut reader = Reader { db, filter, after: None, ahead: Vec::new() };
     let mut exported = 0_u64;
     loop {
         let page = reader.next().await.context("cannot read captures")?;

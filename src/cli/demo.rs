@@ -241,10 +241,10 @@ impl Demo {
         say(format_args!("\npsql '{}' \\", self.embedded.url()))?;
         say(format_args!("-c 'select id, waba_id, failure_count, cause from incidents'"))?;
         say(format_args!("curl http://{}/readyz", self.service.admin_address))?;
-        say(render::heading("Or keep what Meta sent, byte for byte, and play it back to a receiver of your own:"))?;
-        say(format_args!("\nDATABASE_URL='{}' \\", self.embedded.url()))?;
-        say("lockwatch captures export > demo.jsonl")?;
-        say("lockwatch replay demo.jsonl --to http://127.0.0.1:8080/webhook\n")
+        let program = std::env::args().next().unwrap_or_else(|| "lockwatch".to_owned());
+        say(render::heading("Or export what was kept, byte for byte, and play it back (here it changes nothing):"))?;
+        say(format_args!("\nDATABASE_URL='{}' {program} captures export > demo.jsonl", self.embedded.url()))?;
+        say(format_args!("META_APP_SECRET={APP_SECRET} {program} replay demo.jsonl --to {}\n", self.webhook()))
     }
 }
 

@@ -119,7 +119,7 @@ async fn resolve(args: ResolveArgs) -> Result<(), Failure> {
     let resolved =
         bounded(incidents::resolve(&db, args.id, args.note.as_deref())).await.context("cannot resolve it")?;
     match resolved {
-        Resolved::Now => anstream::eprintln!("Incident {} is resolved.", args.id),
+        Resolved::Now(waba_id) => anstream::eprintln!("Incident {} of account {waba_id} is resolved.", args.id),
         Resolved::Before => return Err(anyhow!("incident {} was resolved before", args.id).into()),
         Resolved::Unknown => return Err(anyhow!("there is no incident {}", args.id).into()),
     }

@@ -1,7 +1,6 @@
 //! The command line: one file a command. Data goes to stdout, everything else to stderr; exit codes are
 //! 0 for ok, 1 for failed, 2 for wrong usage or configuration.
 
-mod capture_files;
 mod captures;
 mod check;
 mod demo;
@@ -205,7 +204,9 @@ fn database(args: &DataArgs) -> Result<Database, Failure> {
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                 anyhow::anyhow!("{folder} may only be read by the user who runs lockwatch serve: be that user")
             }
-            _ => anyhow::anyhow!("no database: DATABASE_URL is not set, and no lockwatch serve runs on {folder}"),
+            _ => anyhow::anyhow!(
+                "no database: DATABASE_URL is not set, and no lockwatch serve runs on {folder}; start one, or set it"
+            ),
         }));
     };
     Ok(Database::parse(&url).map_err(ConfigError::from)?)

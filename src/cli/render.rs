@@ -140,10 +140,9 @@ pub(super) fn captures(captures: &[Summary]) -> String {
             capture.times_received.to_string(),
             capture.failure_count.to_string(),
             if capture.quarantined { "yes".to_owned() } else { String::new() },
-            capture.digest[..12].to_owned(),
         ]
     });
-    let header = ["ID", "RECEIVED", "ACCOUNT", "BYTES", "TIMES", "FAILURES", "QUARANTINED", "SHA-256"];
+    let header = ["ID", "RECEIVED", "ACCOUNT", "BYTES", "TIMES", "FAILURES", "QUARANTINED"];
     table(&header, &[0, 3, 4, 5], rows)
 }
 

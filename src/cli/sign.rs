@@ -15,7 +15,8 @@ use crate::meta::signature::sign;
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Example:
-  curl -H \"$(lockwatch sign body.json)\" --data-binary @body.json http://127.0.0.1:8080/webhook
+  curl -H \"$(lockwatch sign body.json)\" --data-binary @body.json \\
+    http://127.0.0.1:8080/webhook
 
 Needs META_APP_SECRET (the first of several), or --app-secret-file.")]
 pub(super) struct SignArgs {

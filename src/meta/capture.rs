@@ -14,6 +14,7 @@
 //! | `headers` | those that matter: the signature as Meta sent it, where it is known |
 //! | `body` | the body, if it is UTF-8 |
 //! | `body_base64` | the body otherwise |
+//! | `redacted` | `true` where [recipients are pseudonyms](super::redact); otherwise missing |
 //! | `body_sha256` | its SHA-256 in hexadecimal; may be missing. If it does not fit, the line is refused |
 //!
 //! A line may also be a bare callback, `{"object":…,"entry":[…]}`, as people find it in logs; it is then
@@ -57,6 +58,8 @@ pub struct Capture {
     pub headers: BTreeMap<String, String>,
     /// The body.
     pub body: Bytes,
+    /// Whether people in it have [pseudonyms](super::redact).
+    pub redacted: bool,
 }
 
 /// Why something is not a capture.
@@ -95,7 +98,13 @@ impl Capture {
     /// A capture of a body about which nothing else is known.
     #[must_use]
     pub fn from_body(body: impl Into<Bytes>) -> Self {
-        Self { received_at: None, path: WEBHOOK.to_owned(), headers: BTreeMap::new(), body: body.into() }
+        Self {
+            received_at: None,
+            path: WEBHOOK.to_owned(),
+            headers: BTreeMap::new(),
+            body: body.into(),
+            redacted: false,
+        }
     }
 
     /// A bare callback, as people paste it from logs or from Meta's documentation. The body is every byte.
@@ -131,13 +140,13 @@ impl Capture {
             (None, Some(text)) => {
                 BASE64.decode(text).map_err(|error| CaptureError::Field(format!("body_base64: {error}")))?.into()
             }
-            _ => return Err(CaptureError::Field("it needs one of `body` and `body_base64`".to_owned())),
+            _ => return Err(CaptureError::Field("it needs either `body` or `body_base64`".to_owned())),
         };
         if line.body_sha256.is_some_and(|digest| !digest.eq_ignore_ascii_case(&digest_hex(&body))) {
             return Err(CaptureError::Changed);
         }
         let headers = line.headers.into_iter().map(|(name, value)| (name.to_ascii_lowercase(), value)).collect();
-        Ok(Self { received_at: line.received_at, path: line.path, headers, body })
+        Ok(Self { received_at: line.received_at, path: line.path, headers, body, redacted: line.redacted })
     }
 
     /// Writes the line of a capture file, without its end.
@@ -150,6 +159,7 @@ impl Capture {
             method: "POST".to_owned(),
             path: self.path.clone(),
             headers: self.headers.clone(),
+            redacted: self.redacted,
             body: text.map(str::to_owned),
             body_base64: text.is_none().then(|| BASE64.encode(&self.body)),
             body_sha256: Some(digest_hex(&self.body)),
@@ -197,6 +207,8 @@ struct Line {
     path: String,
     #[serde(default)]
     headers: BTreeMap<String, String>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    redacted: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     body: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -284,7 +296,7 @@ mod tests {
             ("[]", "neither a capture (an object with `v`) nor a callback (an object with `entry`)"),
             ("{\"entry\":null}", "neither a capture (an object with `v`) nor a callback (an object with `entry`)"),
             ("{\"v\":2,\"body\":\"\"}", "a capture of version 2: this lockwatch reads version 1"),
-            ("{\"v\":1}", "a capture that cannot be read: it needs one of `body` and `body_base64`"),
+            ("{\"v\":1}", "a capture that cannot be read: it needs either `body` or `body_base64`"),
             ("{\"body\":\"\"}", "a capture that cannot be read: missing field `v`"),
             ("{\"v\":1,\"body\":{}}", "a capture that cannot be read: invalid type: map, expected a string"),
             ("{\"v\":1,\"body_base64\":\"%\"}", "a capture that cannot be read: body_base64: "),

@@ -21,7 +21,7 @@ use serde_json::value::RawValue;
 use sha2::Sha256;
 
 use super::capture::Capture;
-use super::json::text;
+use super::json::{readable, text};
 use super::signature;
 
 /// Fields whose value names a person or a group.
@@ -44,28 +44,12 @@ const PEOPLE: [&str; 17] = [
     "user_id",
     "wa_id",
 ];
-/// Fields that hold what people wrote, or where they live.
-const CONTENT: [&str; 19] = [
-    "address",
-    "body",
-    "caption",
-    "city",
-    "email",
-    "filename",
-    "first_name",
-    "formatted_name",
-    "last_name",
-    "latitude",
-    "longitude",
-    "middle_name",
-    "name",
-    "payload",
-    "phone",
-    "response_json",
-    "street",
-    "username",
-    "zip",
-];
+/// What people wrote, and who they are, is in these.
+const CONTENT: [&[u8]; 4] = [b"contacts", b"history", b"message_echoes", b"messages"];
+/// But not in these, wherever they stand.
+const NO_CONTENT: [&[u8]; 1] = [b"errors"];
+/// Fields of content that say nothing about anybody.
+const PLAIN: [&str; 7] = ["id", "message_id", "mime_type", "sha256", "status", "timestamp", "type"];
 /// Shorter identifiers are replaced only where they are the whole value of such a field: anything may
 /// contain a few digits.
 const SHORTEST: usize = 7;
@@ -97,7 +81,7 @@ impl Redaction {
     /// ```
     #[must_use]
     pub fn capture(&self, capture: &Capture) -> Capture {
-        let mut redacted = Capture { body: self.body(&capture.body).into(), ..capture.clone() };
+        let mut redacted = Capture { body: self.body(&capture.body).into(), redacted: true, ..capture.clone() };
         redacted.headers.remove(signature::HEADER);
         redacted
     }
@@ -105,38 +89,42 @@ impl Redaction {
     /// A body in which nobody is named.
     #[must_use]
     pub fn body(&self, body: &[u8]) -> Vec<u8> {
-        let people = self.people(body);
+        let is_json = serde_json::from_str::<&RawValue>(&readable(body)).is_ok();
+        let people = self.people(body, is_json);
         let mut redacted = Vec::with_capacity(body.len());
-        for Token { key, kind, bytes } in tokens(body) {
-            match kind {
-                Kind::Other => redacted.extend_from_slice(bytes),
-                Kind::Number => redacted.extend_from_slice(self.number(&people, key, bytes).as_bytes()),
-                Kind::Text => match self.text(&people, key, bytes) {
+        for token in Tokens::of(body) {
+            match token.kind {
+                Kind::Other if is_json => redacted.extend_from_slice(token.bytes),
+                Kind::Other => redacted.extend(token.bytes.iter().map(masked_byte)),
+                Kind::Number => redacted.extend_from_slice(self.number(&people, &token).as_bytes()),
+                Kind::Text => match self.text(&people, &token) {
                     Some(changed) => redacted.extend_from_slice(changed.as_bytes()),
-                    None => redacted.extend_from_slice(bytes),
+                    None => redacted.extend_from_slice(token.bytes),
                 },
             }
         }
         redacted
     }
 
-    fn people(&self, body: &[u8]) -> People {
+    fn people(&self, body: &[u8], is_json: bool) -> People {
         let mut pseudonyms = BTreeMap::new();
         let mut add = |identifier: &str| {
-            let digits = digits_of(identifier);
-            let name = if is_numbered(identifier) { digits } else { identifier.to_owned() };
+            let name = if is_numbered(identifier) { digits_of(identifier) } else { identifier.to_owned() };
             if name.len() >= SHORTEST && !pseudonyms.contains_key(&name) {
                 let pseudonym = self.pseudonym(&name);
                 pseudonyms.insert(name, pseudonym);
             }
         };
-        for Token { key, kind, bytes } in tokens(body).filter(|token| token.kind != Kind::Other) {
-            let value = match kind {
-                Kind::Text => decoded(bytes).unwrap_or_else(|| undecoded(bytes).trim_end_matches('"').to_owned()),
-                Kind::Number | Kind::Other => String::from_utf8_lossy(bytes).into_owned(),
+        for token in Tokens::of(body).filter(|token| token.kind != Kind::Other) {
+            let value = match token.kind {
+                Kind::Text => decoded(token.bytes).unwrap_or_else(|| undecoded(token.bytes)),
+                Kind::Number | Kind::Other => String::from_utf8_lossy(token.bytes).into_owned(),
             };
-            if names(key, &PEOPLE) {
-                add(&value);
+            if token.is_one_of(&PEOPLE) {
+                add(value.trim_end_matches('"'));
+            }
+            if !is_json {
+                value.split(|c: char| !c.is_ascii_digit()).for_each(&mut add);
             }
             numbers_in_message_id(&value).iter().for_each(|number| add(number));
         }
@@ -144,32 +132,32 @@ impl Redaction {
     }
 
     /// A string token, quotes and escapes included, if it changes.
-    fn text(&self, people: &People, key: Option<&[u8]>, token: &[u8]) -> Option<String> {
-        let named = names(key, &PEOPLE);
-        let Some(text) = decoded(token) else {
+    fn text(&self, people: &People, token: &Token<'_>) -> Option<String> {
+        let (is_name, is_content) = (token.is_one_of(&PEOPLE), token.is_content());
+        let Some(text) = decoded(token.bytes) else {
             // No JSON string: cut off, or with escapes of its own.
-            let text = undecoded(token);
+            let text = undecoded(token.bytes);
             let changed = people.replace(&text);
-            let changed = if named || names(key, &CONTENT) { mask(&changed) } else { changed.into_owned() };
+            let changed = if is_name || is_content { mask(&changed) } else { changed.into_owned() };
             return (changed != text).then(|| format!("\"{changed}"));
         };
-        let changed = if named {
+        let changed = if is_name {
             self.identifier(&text)
-        } else if names(key, &CONTENT) {
+        } else if is_content {
             mask(&people.replace(&text))
         } else {
             people.replace(&text).into_owned()
         };
-        (changed != text).then(|| encoded(&changed, token))
+        (changed != text).then(|| encoded(&changed, token.bytes))
     }
 
-    fn number<'t>(&self, people: &People, key: Option<&[u8]>, token: &'t [u8]) -> Cow<'t, str> {
-        let written = String::from_utf8_lossy(token);
-        if names(key, &CONTENT) {
-            return Cow::Borrowed("0");
-        }
-        if names(key, &PEOPLE) && written.bytes().all(|byte| byte.is_ascii_digit()) {
+    fn number<'t>(&self, people: &People, token: &Token<'t>) -> Cow<'t, str> {
+        let written = String::from_utf8_lossy(token.bytes);
+        if token.is_one_of(&PEOPLE) && written.bytes().all(|byte| byte.is_ascii_digit()) {
             return Cow::Owned(self.pseudonym(&written));
+        }
+        if token.is_content() {
+            return Cow::Borrowed("0");
         }
         Cow::Owned(people.replace(&written).into_owned())
     }
@@ -191,7 +179,9 @@ impl Redaction {
             let key = self.key.clone().chain_update(block.to_be_bytes()).chain_update(name);
             <[u8; 32]>::from(key.finalize().into_bytes())
         });
+        let is_long_number = name.len() >= 10 && name.bytes().all(|byte| byte.is_ascii_digit());
         let replaced = name.bytes().zip(stream).enumerate().map(|(position, (byte, chance))| match byte {
+            _ if is_long_number && position < 3 => b'9',
             b'0'..=b'9' if position == 0 => b'1' + chance % 9,
             b'0'..=b'9' => b'0' + chance % 10,
             b'a'..=b'z' => b'a' + chance % 26,
@@ -260,6 +250,7 @@ impl People {
 struct Token<'b> {
     /// The object key before it; the elements of a list have the list's.
     key: Option<&'b [u8]>,
+    in_content: bool,
     kind: Kind,
     bytes: &'b [u8],
 }
@@ -272,29 +263,74 @@ enum Kind {
     Other,
 }
 
-fn tokens(body: &[u8]) -> impl Iterator<Item = Token<'_>> {
-    let mut rest = body;
-    let mut key = None;
-    std::iter::from_fn(move || {
+impl Token<'_> {
+    fn is_one_of(&self, keys: &[&str]) -> bool {
+        self.key.is_some_and(|key| keys.iter().any(|name| name.as_bytes() == key))
+    }
+
+    /// What somebody wrote. A key is none.
+    fn is_content(&self) -> bool {
+        self.in_content && self.key.is_some() && !self.is_one_of(&PLAIN)
+    }
+}
+
+/// Takes a body apart without asking whether it is JSON.
+struct Tokens<'b> {
+    rest: &'b [u8],
+    key: Option<&'b [u8]>,
+    in_content: bool,
+    /// What `key` and `in_content` are again where the list or object ends.
+    around: Vec<(Option<&'b [u8]>, bool)>,
+}
+
+impl<'b> Tokens<'b> {
+    fn of(body: &'b [u8]) -> Self {
+        Self { rest: body, key: None, in_content: false, around: Vec::new() }
+    }
+
+    fn bracket(&mut self, byte: u8) {
+        match byte {
+            b'{' | b'[' => {
+                self.around.push((self.key, self.in_content));
+                self.in_content = match self.key {
+                    Some(key) if CONTENT.contains(&key) => true,
+                    Some(key) if NO_CONTENT.contains(&key) => false,
+                    _ => self.in_content,
+                };
+                self.key = self.key.filter(|_| byte == b'[');
+            }
+            b'}' | b']' => (self.key, self.in_content) = self.around.pop().unwrap_or_default(),
+            _ => {}
+        }
+    }
+}
+
+impl<'b> Iterator for Tokens<'b> {
+    type Item = Token<'b>;
+
+    fn next(&mut self) -> Option<Token<'b>> {
         let is_number = |byte: &u8| byte.is_ascii_digit() || b"+-.eE".contains(byte);
-        let (kind, length) = match rest {
+        let (kind, length) = match self.rest {
             [] => return None,
             [b'"', inner @ ..] => (Kind::Text, 1 + string_length(inner)),
-            [b'-' | b'0'..=b'9', ..] => (Kind::Number, rest.iter().take_while(|byte| is_number(byte)).count()),
+            [b'-' | b'0'..=b'9', ..] => (Kind::Number, self.rest.iter().take_while(|byte| is_number(byte)).count()),
             _ => {
                 let starts = |byte: &u8| *byte == b'"' || *byte == b'-' || byte.is_ascii_digit();
-                (Kind::Other, rest.iter().position(starts).unwrap_or(rest.len()))
+                (Kind::Other, self.rest.iter().position(starts).unwrap_or(self.rest.len()))
             }
         };
-        let (bytes, after) = rest.split_at(length);
-        rest = after;
+        let (bytes, after) = self.rest.split_at(length);
+        self.rest = after;
+        if kind == Kind::Other {
+            bytes.iter().for_each(|byte| self.bracket(*byte));
+        }
         let is_key = kind == Kind::Text && after.trim_ascii_start().starts_with(b":");
-        let token = Token { key: key.filter(|_| !is_key), kind, bytes };
+        let token = Token { key: self.key.filter(|_| !is_key), in_content: self.in_content, kind, bytes };
         if is_key {
-            key = bytes.strip_prefix(b"\"").and_then(|key| key.strip_suffix(b"\""));
+            self.key = bytes.strip_prefix(b"\"").and_then(|key| key.strip_suffix(b"\""));
         }
         Some(token)
-    })
+    }
 }
 
 /// The length of a string after its opening quote, with the closing one.
@@ -336,10 +372,6 @@ fn encoded(text: &str, like: &[u8]) -> String {
     ascii
 }
 
-fn names(key: Option<&[u8]>, keys: &[&str]) -> bool {
-    key.is_some_and(|key| keys.iter().any(|name| name.as_bytes() == key))
-}
-
 fn mask(text: &str) -> String {
     let masked = |c: char| match c {
         c if c.is_alphabetic() => 'x',
@@ -347,6 +379,10 @@ fn mask(text: &str) -> String {
         c => c,
     };
     text.chars().map(masked).collect()
+}
+
+fn masked_byte(byte: &u8) -> u8 {
+    if byte.is_ascii_alphabetic() || !byte.is_ascii() { b'x' } else { *byte }
 }
 
 fn digits_of(text: &str) -> String {
@@ -472,11 +508,9 @@ mod tests {
 
     #[test]
     fn what_people_wrote_is_masked_and_stays_escaped_as_meta_does() {
-        let body = r#"{"profile":{"name":"J\u00f6rg"},"text":{"body":"caf\u00e9 \ud83d\udc4d 2\/3"},"latitude":48.1}"#;
-        assert_eq!(
-            redacted(body),
-            r#"{"profile":{"name":"xxxx"},"text":{"body":"xxxx \ud83d\udc4d 0\/0"},"latitude":0}"#
-        );
+        let body = r#"{"contacts":[{"profile":{"name":"J\u00f6rg"}}],"messages":[{"type":"text","text":{"body":"caf\u00e9 \ud83d\udc4d 2\/3"},"latitude":48.1,"strange":["Anna"],"errors":[{"code":131051,"title":"Unsupported"}]}],"title":"stays"}"#;
+        let expected = r#"{"contacts":[{"profile":{"name":"xxxx"}}],"messages":[{"type":"text","text":{"body":"xxxx \ud83d\udc4d 0\/0"},"latitude":0,"strange":["xxxx"],"errors":[{"code":131051,"title":"Unsupported"}]}],"title":"stays"}"#;
+        assert_eq!(redacted(body), expected);
     }
 
     #[test]
@@ -499,6 +533,7 @@ mod tests {
         let invalid = b"{\"recipient_id\":\"16505551234\",\"x\":\"\xff 16505551234\xff\"} \xff";
         let redacted = redaction().body(invalid);
         assert!(!String::from_utf8_lossy(&redacted).contains("16505551234"));
-        assert!(redacted.ends_with(b"} \xff"));
+        assert_eq!(self::redacted("hello 16505551234 131031")[17..], *" 131031");
+        assert!(!self::redacted("Anna: 16505551234 131031").contains("Anna"));
     }
 }

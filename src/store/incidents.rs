@@ -173,10 +173,10 @@ pub async fn latest_checks(db: &PgPool, incident_id: i64, limit: i64) -> Result<
 }
 
 /// What came of resolving an incident by hand.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Resolved {
-    /// It is resolved now.
-    Now,
+    /// It is resolved now: the incident of this account.
+    Now(String),
     /// It was resolved before; nothing changed.
     Before,
     /// There is no such incident.
@@ -195,7 +195,7 @@ pub async fn resolve(db: &PgPool, id: i64, note: Option<&str>) -> Result<Resolve
     lock_account(&mut transaction, &incident.waba_id).await?;
     let closed = close(&mut transaction, id, &incident.waba_id, Resolution::Manual, note).await?;
     transaction.commit().await?;
-    Ok(if closed { Resolved::Now } else { Resolved::Before })
+    Ok(if closed { Resolved::Now(incident.waba_id) } else { Resolved::Before })
 }
 
 /// Resolves some incidents that have been quiet for long enough and have their cause. An account that is

@@ -31,7 +31,7 @@ async fn a_failure_after_the_resolution_opens_an_incident_that_names_the_one_bef
     let app = TestApp::start().await;
     app.fail_at("a", minutes_ago(60)).await;
     let first = app.incident().await;
-    assert_eq!(resolve(&app.db, first.id, Some("appeal granted")).await.unwrap(), Resolved::Now);
+    assert_eq!(resolve(&app.db, first.id, Some("appeal granted")).await.unwrap(), Resolved::Now(WABA.to_owned()));
     app.fail_at("b", OffsetDateTime::now_utc() + Duration::seconds(5)).await;
 
     let incidents = app.incidents().await;
@@ -189,7 +189,7 @@ async fn resolving_twice_or_nothing_says_so() {
     let app = TestApp::start().await;
     app.fail("a").await;
     let id = app.incident().await.id;
-    assert_eq!(resolve(&app.db, id, None).await.unwrap(), Resolved::Now);
+    assert_eq!(resolve(&app.db, id, None).await.unwrap(), Resolved::Now(WABA.to_owned()));
     assert_eq!(resolve(&app.db, id, Some("again")).await.unwrap(), Resolved::Before);
     assert_eq!(app.incident().await.resolution_note, None);
     assert_eq!(resolve(&app.db, id + 1, None).await.unwrap(), Resolved::Unknown);

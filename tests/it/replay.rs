@@ -243,7 +243,8 @@ async fn exports_are_filtered_by_time_account_incident_and_quarantine() {
         (&["--waba-id", WABA], 1),
         (&["--waba-id", "77"], 1),
         (&["--incident", &incident], 1),
-        (&["--incident", "999999"], 0),
+        (&["--since", "2d"], 3),
+        (&["--since", "10m", "--waba-id", "1033"], 1),
         (&["--quarantined"], 1),
         (&["--quarantined", "--waba-id", WABA], 0),
     ] {
@@ -268,10 +269,19 @@ async fn exports_are_filtered_by_time_account_incident_and_quarantine() {
         (&WABA.into(), &2.into(), &2.into())
     );
     assert!(list(&["--quarantined"]).lines().nth(1).unwrap().contains("yes"));
-    assert_eq!(
-        run(lockwatch(&["captures", "list", "--since", "soon"]).env("DATABASE_URL", &app.database.url)).0,
-        Some(2)
-    );
+    for (flags, code, says) in [
+        (&["--since", "soon"][..], 2, "not a time"),
+        (&["--since", "2026-11-31"], 2, "not a time"),
+        (&["--since", "1h", "--until", "2h"], 2, "--since is not before --until"),
+        (&["--incident", "999999"], 1, "there is no incident 999999"),
+    ] {
+        let arguments = [&["captures", "list"], flags].concat();
+        let (exit, _, stderr) = run(lockwatch(&arguments).env("DATABASE_URL", &app.database.url));
+        assert!(exit == Some(code) && stderr.contains(says), "{flags:?}: {stderr}");
+    }
+    let shown = list(&["--limit", "1"]).lines().nth(1).unwrap().to_owned();
+    let at = shown.split_whitespace().skip(1).take(3).collect::<Vec<_>>().join(" ");
+    assert_eq!(count(&["--since", &at]), 2, "times are taken as they are shown: {at}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -296,7 +306,7 @@ async fn a_bad_file_or_line_is_named_and_the_others_go_on() {
     let expected = [
         format!("lockwatch: {}:2: not JSON: expected ident (column 2)", at("a.jsonl")),
         format!(
-            "lockwatch: {}:5: a capture that cannot be read: it needs one of `body` and `body_base64`",
+            "lockwatch: {}:5: a capture that cannot be read: it needs either `body` or `body_base64`",
             at("a.jsonl")
         ),
         format!("lockwatch: {}:3: not JSON: expected value (column 1)", at("c.json")),
@@ -404,7 +414,8 @@ async fn a_receiver_that_is_not_there_is_given_up() {
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let (code, summary, stderr) = replay(captures.path(), &format!("http://{free}"), &[]);
     assert_eq!(code, Some(1));
-    assert!(summary.contains("Connection refused") && stderr.contains("given up"), "{summary}{stderr}");
+    assert!(summary.contains("Connection refused"), "{summary}{stderr}");
+    assert!(stderr.contains("no answer, trying again") && stderr.contains("given up: what comes after "), "{stderr}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -444,13 +455,18 @@ fn what_replay_needs_is_asked_for_first() {
     let file = write(ODD_BODY);
     let path = file.path().to_str().unwrap();
     for (arguments, says) in [
-        (vec!["replay", path], "--to"),
+        (vec!["replay", path], "say where to: --to URL, --into-database, or --dry-run"),
         (vec!["replay", "--to", "http://127.0.0.1:9"], "PATH"),
-        (vec!["replay", path, "--to", "ftp://127.0.0.1:9"], "neither http nor https"),
-        (vec!["replay", path, "--to", "127.0.0.1:9"], "relative URL without a base"),
+        (vec!["replay", path, "--to", "ftp://127.0.0.1:9"], "starts with http:// or https://"),
+        (vec!["replay", path, "--to", "127.0.0.1:9"], "starts with http:// or https://"),
+        (vec!["replay", path, "--to", "localhost:9"], "starts with http:// or https://"),
+        (vec!["replay", path, "--to", "http://127.0.0.1:9", "--rate", "-1"], "not a number of callbacks a second"),
         (vec!["replay", path, "--to", "http://127.0.0.1:9", "--rate", "0"], "not a number of callbacks a second"),
         (vec!["replay", path, "--to", "http://127.0.0.1:9", "--into-database"], "cannot be used with"),
-        (vec!["replay", path, "--to", "http://127.0.0.1:9"], "META_APP_SECRET is not set"),
+        (
+            vec!["replay", path, "--to", "http://127.0.0.1:9"],
+            "META_APP_SECRET is not set: to sign with, give it, or --app-secret-file",
+        ),
     ] {
         let (code, stdout, stderr) = run(&mut lockwatch(&arguments));
         assert_eq!((code, stdout.as_str()), (Some(2), ""), "{arguments:?}: {stderr}");

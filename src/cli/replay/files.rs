@@ -54,29 +54,32 @@ pub(super) enum Bad {
     EmptyFile(Arc<str>),
 }
 
-/// How many bytes there are to read, where that can be known.
-pub(super) fn total_size(paths: &[PathBuf]) -> Option<u64> {
-    let mut total = 0;
-    for path in paths {
-        if path.as_os_str() == "-" {
-            return None;
-        }
-        total += files(path).ok()?.iter().filter_map(|file| Some(fs::metadata(file).ok()?.len())).sum::<u64>();
-    }
-    (total > 0).then_some(total)
-}
+/// What to read: files, folders, and `-` for stdin.
+pub(super) struct Files(Vec<PathBuf>);
 
-/// Reads all captures, in the order of the arguments and of the names in a folder, on a thread of its own.
-pub(super) fn read(paths: Vec<PathBuf>) -> Receiver<Result<Located, Bad>> {
-    let (sender, receiver) = channel(AHEAD);
-    std::thread::spawn(move || {
-        for path in paths {
-            if read_path(&path, &sender).is_err() {
-                break;
+impl Files {
+    pub(super) fn new(paths: Vec<PathBuf>) -> Self {
+        Self(paths)
+    }
+
+    /// How many bytes there are to read, where that can be known.
+    pub(super) fn total_size(&self) -> Option<u64> {
+        let mut total = 0;
+        for path in &self.0 {
+            if path.as_os_str() == "-" {
+                return None;
             }
+            total += files(path).ok()?.iter().filter_map(|file| Some(fs::metadata(file).ok()?.len())).sum::<u64>();
         }
-    });
-    receiver
+        (total > 0).then_some(total)
+    }
+
+    /// Reads all captures, in the order of the arguments and of the names in a folder, on a thread of its own.
+    pub(super) fn read(self) -> Receiver<Result<Located, Bad>> {
+        let (sender, receiver) = channel(AHEAD);
+        std::thread::spawn(move || self.0.iter().try_for_each(|path| read_path(path, &sender)).is_ok());
+        receiver
+    }
 }
 
 /// Nobody listens any more.
@@ -186,7 +189,7 @@ impl<R: BufRead> Lines<R> {
             if whole.trim_ascii().is_empty() {
                 return Ok(send(to, Err(Bad::EmptyFile(Arc::clone(&self.file)))));
             }
-            return Ok(send(to, self.located(1, whole.len(), Capture::from_bare(&whole))));
+            return Ok(send(to, self.located(1, whole.len(), Capture::from_line(&whole))));
         }
         let mut empty = true;
         while let Some(line) = self.next()? {
