@@ -258,7 +258,7 @@ fn app_secrets_for(what: &'static str) -> Result<Vec<SecretString>, ConfigError>
 /// What to sign bodies with.
 #[derive(Debug, Clone, Args)]
 pub struct SigningArgs {
-    /// File with the app secret to sign with, instead of the first in META_APP_SECRET
+    /// File with the app secret to sign with (the first of several), instead of META_APP_SECRET
     #[arg(long, value_name = "FILE")]
     pub app_secret_file: Option<PathBuf>,
 }
@@ -275,7 +275,7 @@ impl SigningArgs {
         };
         let text = std::fs::read_to_string(path);
         let text = text.map_err(|source| ConfigError::SecretFile { path: path.clone(), source })?;
-        match text.trim_end() {
+        match text.split(',').next().unwrap_or_default().trim() {
             "" => Err(ConfigError::Empty(format!("--app-secret-file {}", path.display()))),
             secret => Ok(secret.into()),
         }

@@ -27,7 +27,7 @@ const PATIENCE: Duration = Duration::from_millis(2500);
 const BATCH_BOUND: Duration = Duration::from_millis(2200);
 /// A batch takes no further callback once it holds this many failures, or bodies of this many bytes.
 const BATCH_FAILURES: usize = 5000;
-const BATCH_BYTES: usize = 16 * 1024 * 1024;
+const BATCH_BYTES: usize = 4 * 1024 * 1024;
 /// Callbacks that may wait. What their bodies take is bounded by whoever hands them over.
 const QUEUE: usize = 16_384;
 /// While the database is away, it is said at once, and then this often.
@@ -151,13 +151,38 @@ impl Recorder {
     /// # Errors
     /// [`NotRecorded`]: some of it may not be.
     pub async fn record(&self, found: Found, arrived: Instant, held: OwnedSemaphorePermit) -> Result<(), NotRecorded> {
+        self.submit(found, arrived, held)?.committed().await
+    }
+
+    /// The same in two steps: what is submitted earlier is written earlier.
+    ///
+    /// # Errors
+    /// [`NotRecorded`]: nothing was submitted.
+    pub fn submit(&self, found: Found, arrived: Instant, held: OwnedSemaphorePermit) -> Result<Submitted, NotRecorded> {
         let deadline = arrived + PATIENCE;
         let (answer, answered) = oneshot::channel();
         self.queue.try_send(Waiting { found, arrived, answer, _held: held }).map_err(|error| match error {
             TrySendError::Full(_) => NotRecorded::Full,
             TrySendError::Closed(_) => NotRecorded::Failed,
         })?;
-        match timeout_at(deadline, answered).await {
+        Ok(Submitted { answered, deadline })
+    }
+}
+
+/// A callback on its way into the database.
+#[derive(Debug)]
+pub struct Submitted {
+    answered: oneshot::Receiver<Result<(), NotRecorded>>,
+    deadline: Instant,
+}
+
+impl Submitted {
+    /// Returns once it is committed.
+    ///
+    /// # Errors
+    /// [`NotRecorded`]: some of it may not be.
+    pub async fn committed(self) -> Result<(), NotRecorded> {
+        match timeout_at(self.deadline, self.answered).await {
             Ok(answer) => answer.unwrap_or(Err(NotRecorded::Failed)),
             Err(_) => Err(NotRecorded::Late),
         }

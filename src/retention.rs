@@ -6,7 +6,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::store::retention::{Deleted, delete_batch};
+use crate::store::retention::{Kind, delete_some};
 use crate::store::{Pool, bounded};
 
 /// Between one clean-up and the next.
@@ -24,28 +24,21 @@ pub async fn run(db: Pool, age: Duration, stop: CancellationToken) {
 
 /// Deletes everything older than `age`. What fails is left for the next time.
 async fn clean_up(db: &Pool, age: Duration, stop: &CancellationToken) {
-    let mut deleted = Deleted::default();
-    while !stop.is_cancelled() {
-        match bounded(delete_batch(db, age)).await {
-            Ok(batch) if batch.rows() == 0 => break,
-            Ok(batch) => deleted.add(batch),
-            Err(error) => {
-                warn!(cause = error.cause(), "old rows stay for now: {error}");
-                break;
+    let mut rows = 0;
+    for kind in Kind::ALL {
+        while !stop.is_cancelled() {
+            match bounded(delete_some(db, kind, age)).await {
+                Ok(0) => break,
+                Ok(deleted) => rows += deleted,
+                Err(error) => {
+                    warn!(cause = error.cause(), "old {kind:?} stay for another hour: {error}");
+                    break;
+                }
             }
+            sleep(BREATH).await;
         }
-        sleep(BREATH).await;
     }
-    let Deleted { failed_deliveries, health_checks, quarantine, captures } = deleted;
-    if deleted.rows() > 0 {
-        info!(
-            failed_deliveries,
-            health_checks,
-            quarantine,
-            captures,
-            "{} rows older than {} days deleted",
-            deleted.rows(),
-            age.as_secs() / 86_400
-        );
+    if rows > 0 {
+        info!(rows, "{rows} rows older than {} days deleted", age.as_secs() / 86_400);
     }
 }

@@ -19,7 +19,7 @@ use crate::store::captures::{self, Filter, Position};
 use crate::store::{Pool, StoreError, bounded, incidents};
 
 /// Captures that are found ahead of reading their bodies.
-const AHEAD: i64 = 10_000;
+const AHEAD: i64 = 100_000;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum CapturesCommand {
@@ -158,7 +158,10 @@ async fn export(args: ExportArgs) -> Result<(), Failure> {
             break;
         }
         for capture in page {
-            out.write(&redaction.as_ref().map_or(capture.clone(), |redaction| redaction.capture(&capture)))?;
+            match &redaction {
+                Some(redaction) => out.write(&redaction.capture(&capture))?,
+                None => out.write(&capture)?,
+            }
             exported += 1;
         }
     }
@@ -193,7 +196,7 @@ impl Reader {
             // Those that are gone meanwhile are not waited for.
             let read = page.last().map_or(last, |(position, _)| *position);
             self.after = Some(read);
-            self.ahead.retain(|position| *position > read);
+            self.ahead.drain(..self.ahead.partition_point(|position| *position <= read));
             if !page.is_empty() {
                 return Ok(page.into_iter().map(|(_, capture)| capture).collect());
             }

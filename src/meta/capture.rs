@@ -135,6 +135,9 @@ impl Capture {
         if !line.method.eq_ignore_ascii_case("POST") {
             return Err(CaptureError::Field(format!("the method is {}, callbacks are POSTed", line.method)));
         }
+        if line.received_at.is_some_and(|at| !(1970..=2200).contains(&at.year())) {
+            return Err(CaptureError::Field("received_at is not of these times".to_owned()));
+        }
         let body = match (line.body, line.body_base64) {
             (Some(text), None) => Bytes::from(text),
             (None, Some(text)) => {
@@ -309,6 +312,10 @@ mod tests {
                 "the body does not fit its body_sha256: the line was changed",
             ),
             ("{\"v\":1,\"body\":\"\",\"received_at\":\"soon\"}", "a capture that cannot be read: "),
+            (
+                "{\"v\":1,\"body\":\"\",\"received_at\":\"0001-01-01T00:00:00Z\"}",
+                "a capture that cannot be read: received_at is not of these times",
+            ),
         ] {
             let error = Capture::from_line(line.as_bytes()).unwrap_err().to_string();
             assert!(error.starts_with(reason), "{line}: {error}");

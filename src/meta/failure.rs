@@ -168,7 +168,7 @@ fn lockout_error(errors: &RawValue) -> Result<Option<LockoutError>, &'static str
 /// Unix seconds as a time, if between 1970 and a day from now.
 fn plausible(seconds: i64, now: OffsetDateTime) -> Option<OffsetDateTime> {
     let at = OffsetDateTime::from_unix_timestamp(seconds).ok()?;
-    (at >= OffsetDateTime::UNIX_EPOCH && at <= now + Duration::DAY).then_some(at)
+    (at >= OffsetDateTime::UNIX_EPOCH && at <= now.saturating_add(Duration::DAY)).then_some(at)
 }
 
 fn digest(parts: [&str; 4]) -> [u8; 32] {

@@ -10,7 +10,7 @@
 //! Nothing here needs valid JSON: what was quarantined can be redacted as well.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 use aho_corasick::{AhoCorasick, MatchKind};
 use base64::Engine;
@@ -25,11 +25,14 @@ use super::json::{readable, text};
 use super::signature;
 
 /// Fields whose value names a person or a group.
-const PEOPLE: [&str; 17] = [
+const PEOPLE: [&str; 20] = [
+    "customer",
     "from",
     "from_parent_user_id",
     "from_user_id",
     "group_id",
+    "input",
+    "new_wa_id",
     "parent_recipient_user_id",
     "parent_user_id",
     "participant_recipient_id",
@@ -45,14 +48,16 @@ const PEOPLE: [&str; 17] = [
     "wa_id",
 ];
 /// What people wrote, and who they are, is in these.
-const CONTENT: [&[u8]; 4] = [b"contacts", b"history", b"message_echoes", b"messages"];
+const CONTENT: [&str; 6] = ["contact", "contacts", "history", "message_echoes", "messages", "state_sync"];
 /// But not in these, wherever they stand.
-const NO_CONTENT: [&[u8]; 1] = [b"errors"];
+const NO_CONTENT: [&str; 1] = ["errors"];
 /// Fields of content that say nothing about anybody.
 const PLAIN: [&str; 7] = ["id", "message_id", "mime_type", "sha256", "status", "timestamp", "type"];
 /// Shorter identifiers are replaced only where they are the whole value of such a field: anything may
 /// contain a few digits.
 const SHORTEST: usize = 7;
+/// Longer ones, which no one of Meta's is, are replaced only there as well.
+const LONGEST: usize = 256;
 /// The shortest run of base64 that could hide one.
 const SHORTEST_BASE64: usize = 10;
 
@@ -107,33 +112,15 @@ impl Redaction {
     }
 
     fn people(&self, body: &[u8], is_json: bool) -> People {
-        let mut pseudonyms = BTreeMap::new();
-        let mut add = |identifier: &str| {
-            let name = if is_numbered(identifier) { digits_of(identifier) } else { identifier.to_owned() };
-            if name.len() >= SHORTEST && !pseudonyms.contains_key(&name) {
-                let pseudonym = self.pseudonym(&name);
-                pseudonyms.insert(name, pseudonym);
-            }
-        };
-        for token in Tokens::of(body).filter(|token| token.kind != Kind::Other) {
-            let value = match token.kind {
-                Kind::Text => decoded(token.bytes).unwrap_or_else(|| undecoded(token.bytes)),
-                Kind::Number | Kind::Other => String::from_utf8_lossy(token.bytes).into_owned(),
-            };
-            if token.is_one_of(&PEOPLE) {
-                add(value.trim_end_matches('"'));
-            }
-            if !is_json {
-                value.split(|c: char| !c.is_ascii_digit()).for_each(&mut add);
-            }
-            numbers_in_message_id(&value).iter().for_each(|number| add(number));
-        }
-        People::new(pseudonyms)
+        let mut names = BTreeSet::new();
+        collect(body, is_json, true, &mut names);
+        let names: Vec<String> = names.into_iter().filter(|name| (SHORTEST..=LONGEST).contains(&name.len())).collect();
+        People::new(&names, names.iter().map(|name| self.pseudonym(name)).collect())
     }
 
     /// A string token, quotes and escapes included, if it changes.
     fn text(&self, people: &People, token: &Token<'_>) -> Option<String> {
-        let (is_name, is_content) = (token.is_one_of(&PEOPLE), token.is_content());
+        let (is_name, is_content) = (token.field == Field::Person, token.is_content());
         let Some(text) = decoded(token.bytes) else {
             // No JSON string: cut off, or with escapes of its own.
             let text = undecoded(token.bytes);
@@ -153,8 +140,9 @@ impl Redaction {
 
     fn number<'t>(&self, people: &People, token: &Token<'t>) -> Cow<'t, str> {
         let written = String::from_utf8_lossy(token.bytes);
-        if token.is_one_of(&PEOPLE) && written.bytes().all(|byte| byte.is_ascii_digit()) {
-            return Cow::Owned(self.pseudonym(&written));
+        if token.field == Field::Person {
+            let (mantissa, exponent) = written.split_at(written.find(['e', 'E']).unwrap_or(written.len()));
+            return Cow::Owned(self.in_place_of_digits(mantissa) + exponent);
         }
         if token.is_content() {
             return Cow::Borrowed("0");
@@ -164,9 +152,10 @@ impl Redaction {
 
     /// The whole value of a field that names somebody.
     fn identifier(&self, value: &str) -> String {
-        if !is_numbered(value) {
-            return self.pseudonym(value);
-        }
+        if is_numbered(value) { self.in_place_of_digits(value) } else { self.pseudonym(value) }
+    }
+
+    fn in_place_of_digits(&self, value: &str) -> String {
         let pseudonym = self.pseudonym(&digits_of(value));
         let mut digits = pseudonym.chars();
         value.chars().map(|c| if c.is_ascii_digit() { digits.next().unwrap_or(c) } else { c }).collect()
@@ -175,9 +164,10 @@ impl Redaction {
     /// Digits for digits, letters for letters, as many bytes. It starts with no zero, since it may stand as
     /// a number.
     fn pseudonym(&self, name: &str) -> String {
+        let seed = self.key.clone().chain_update(name).finalize().into_bytes();
         let stream = (0_u32..).flat_map(|block| {
-            let key = self.key.clone().chain_update(block.to_be_bytes()).chain_update(name);
-            <[u8; 32]>::from(key.finalize().into_bytes())
+            let block = self.key.clone().chain_update(seed).chain_update(block.to_be_bytes());
+            <[u8; 32]>::from(block.finalize().into_bytes())
         });
         let is_long_number = name.len() >= 10 && name.bytes().all(|byte| byte.is_ascii_digit());
         let replaced = name.bytes().zip(stream).enumerate().map(|(position, (byte, chance))| match byte {
@@ -193,16 +183,38 @@ impl Redaction {
     }
 }
 
+/// Collects everybody who is named in a body; in a JSON text within it as well.
+fn collect(body: &[u8], is_json: bool, and_within: bool, names: &mut BTreeSet<String>) {
+    for token in Tokens::of(body).filter(|token| token.kind != Kind::Other) {
+        let value = match token.kind {
+            Kind::Text => decoded(token.bytes).unwrap_or_else(|| undecoded(token.bytes)),
+            Kind::Number | Kind::Other => String::from_utf8_lossy(token.bytes).into_owned(),
+        };
+        if token.field == Field::Person {
+            let value = value.trim_end_matches('"');
+            let mantissa =
+                if token.kind == Kind::Number { value.split(['e', 'E']).next().unwrap_or(value) } else { value };
+            names.insert(if is_numbered(mantissa) { digits_of(mantissa) } else { value.to_owned() });
+        }
+        if !is_json {
+            names.extend(value.split(|c: char| !c.is_ascii_digit()).map(str::to_owned));
+        }
+        names.extend(numbers_in_message_ids(&value));
+        if and_within && value.trim_start().starts_with(['{', '[']) {
+            collect(value.as_bytes(), true, false, names);
+        }
+    }
+}
+
 /// Everybody who is named in a body, with a pseudonym each.
 struct People {
-    pseudonyms: BTreeMap<String, String>,
+    pseudonyms: Vec<String>,
     search: AhoCorasick,
 }
 
 impl People {
-    fn new(pseudonyms: BTreeMap<String, String>) -> Self {
-        let mut search = AhoCorasick::builder();
-        let search = search.match_kind(MatchKind::LeftmostLongest).build(pseudonyms.keys());
+    fn new(names: &[String], pseudonyms: Vec<String>) -> Self {
+        let search = AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(names);
         Self { search: search.expect("a body has few enough names"), pseudonyms }
     }
 
@@ -235,21 +247,26 @@ impl People {
             .with_encode_padding(false);
         let engine = GeneralPurpose::new(alphabet, config);
         let groups = &run[..run.len() - usize::from(run.len() % 4 == 1)];
-        Some(engine.encode(self.replace_bytes(&engine.decode(groups).ok()?)?))
+        let bytes = engine.decode(groups).ok()?;
+        let changed_bytes = self.replace_bytes(&bytes)?;
+        let mut changed = engine.encode(&changed_bytes);
+        // The bits at the end of a last group that is not whole may tell ids apart.
+        let (whole, last) = (groups.len() / 4 * 4, groups.len() / 4 * 3);
+        if bytes[last..] == changed_bytes[last..] {
+            changed.replace_range(whole.., &groups[whole..]);
+        }
+        Some(changed)
     }
 
     fn replace_bytes(&self, text: &[u8]) -> Option<Vec<u8>> {
-        self.search.is_match(text).then(|| {
-            let pseudonyms: Vec<&String> = self.pseudonyms.values().collect();
-            self.search.replace_all_bytes(text, &pseudonyms)
-        })
+        self.search.is_match(text).then(|| self.search.replace_all_bytes(text, &self.pseudonyms))
     }
 }
 
 /// What a body is made of, as far as it matters here. Together the tokens are the body.
 struct Token<'b> {
-    /// The object key before it; the elements of a list have the list's.
-    key: Option<&'b [u8]>,
+    /// What the object key before it says; the elements of a list have the list's.
+    field: Field,
     in_content: bool,
     kind: Kind,
     bytes: &'b [u8],
@@ -263,43 +280,67 @@ enum Kind {
     Other,
 }
 
-impl Token<'_> {
-    fn is_one_of(&self, keys: &[&str]) -> bool {
-        self.key.is_some_and(|key| keys.iter().any(|name| name.as_bytes() == key))
-    }
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+enum Field {
+    /// It is a key itself, or stands alone.
+    #[default]
+    None,
+    Person,
+    Content,
+    NoContent,
+    Plain,
+    Other,
+}
 
-    /// What somebody wrote. A key is none.
+impl Field {
+    fn of(key: &[u8]) -> Self {
+        let key = decoded(key).unwrap_or_default();
+        let is_one_of = |names: &[&str]| names.contains(&key.as_str());
+        match () {
+            () if is_one_of(&PEOPLE) => Self::Person,
+            () if is_one_of(&CONTENT) => Self::Content,
+            () if is_one_of(&NO_CONTENT) => Self::NoContent,
+            () if is_one_of(&PLAIN) => Self::Plain,
+            () => Self::Other,
+        }
+    }
+}
+
+impl Token<'_> {
+    /// What somebody wrote.
     fn is_content(&self) -> bool {
-        self.in_content && self.key.is_some() && !self.is_one_of(&PLAIN)
+        self.in_content && !matches!(self.field, Field::None | Field::Plain)
     }
 }
 
 /// Takes a body apart without asking whether it is JSON.
 struct Tokens<'b> {
     rest: &'b [u8],
-    key: Option<&'b [u8]>,
+    field: Field,
     in_content: bool,
-    /// What `key` and `in_content` are again where the list or object ends.
-    around: Vec<(Option<&'b [u8]>, bool)>,
+    /// What the two are again where the list or object ends.
+    around: Vec<(Field, bool)>,
 }
 
 impl<'b> Tokens<'b> {
     fn of(body: &'b [u8]) -> Self {
-        Self { rest: body, key: None, in_content: false, around: Vec::new() }
+        Self { rest: body, field: Field::None, in_content: false, around: Vec::new() }
     }
 
     fn bracket(&mut self, byte: u8) {
         match byte {
             b'{' | b'[' => {
-                self.around.push((self.key, self.in_content));
-                self.in_content = match self.key {
-                    Some(key) if CONTENT.contains(&key) => true,
-                    Some(key) if NO_CONTENT.contains(&key) => false,
-                    _ => self.in_content,
+                self.around.push((self.field, self.in_content));
+                self.in_content = match self.field {
+                    Field::Content => true,
+                    Field::NoContent => false,
+                    Field::None | Field::Person | Field::Plain | Field::Other => self.in_content,
                 };
-                self.key = self.key.filter(|_| byte == b'[');
+                if byte == b'{' {
+                    self.field = Field::None;
+                }
             }
-            b'}' | b']' => (self.key, self.in_content) = self.around.pop().unwrap_or_default(),
+            b'}' | b']' => (self.field, self.in_content) = self.around.pop().unwrap_or_default(),
             _ => {}
         }
     }
@@ -325,11 +366,11 @@ impl<'b> Iterator for Tokens<'b> {
             bytes.iter().for_each(|byte| self.bracket(*byte));
         }
         let is_key = kind == Kind::Text && after.trim_ascii_start().starts_with(b":");
-        let token = Token { key: self.key.filter(|_| !is_key), in_content: self.in_content, kind, bytes };
+        let field = if is_key { Field::None } else { self.field };
         if is_key {
-            self.key = bytes.strip_prefix(b"\"").and_then(|key| key.strip_suffix(b"\""));
+            self.field = Field::of(bytes);
         }
-        Some(token)
+        Some(Token { field, in_content: self.in_content, kind, bytes })
     }
 }
 
@@ -344,10 +385,9 @@ fn string_length(inner: &[u8]) -> usize {
     end.map_or(inner.len(), |end| end + 1)
 }
 
-/// The text of a string token, if it is a JSON string.
+/// The text of a string token, if it is a JSON string, or nearly.
 fn decoded(token: &[u8]) -> Option<String> {
-    let raw: &RawValue = serde_json::from_slice(token).ok()?;
-    text(raw)
+    text(serde_json::from_str(&readable(token)).ok()?)
 }
 
 /// A string token as it stands, without its opening quote.
@@ -399,27 +439,39 @@ fn is_numbered(identifier: &str) -> bool {
     rest.contains(|c: char| c.is_ascii_digit()) && rest.chars().all(|c| c.is_ascii_digit() || "+-() .".contains(c))
 }
 
-/// The phone numbers in a message id: base64 of a protocol buffer, in which a text is its length and its
-/// bytes.
-fn numbers_in_message_id(text: &str) -> Vec<String> {
+/// The phone numbers in message ids: base64 of a protocol buffer, in which a text is its length and its
+/// bytes. Of an id that is cut off, what is left of the number.
+fn numbers_in_message_ids(text: &str) -> Vec<String> {
     const TEXT_FIELD: u8 = 0x18;
-    let Some(id) = text.strip_prefix("wamid.") else {
-        return Vec::new();
-    };
-    let config = GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
-    let engine = GeneralPurpose::new(&alphabet::STANDARD, config.with_decode_allow_trailing_bits(true));
-    let id = id.trim_end_matches('=');
-    let whole = id.len() - usize::from(id.len() % 4 == 1);
-    let bytes = id.get(..whole).and_then(|id| engine.decode(id).ok()).unwrap_or_default();
-    let numbers = bytes.windows(2).enumerate().filter_map(|(position, head)| match head {
-        [TEXT_FIELD, length] => {
-            let number = bytes.get(position + 2..position + 2 + usize::from(*length))?;
-            let digits = number.len() >= SHORTEST && number.iter().all(u8::is_ascii_digit);
-            digits.then(|| String::from_utf8_lossy(number).into_owned())
+    let config = GeneralPurposeConfig::new().with_decode_allow_trailing_bits(true);
+    let engine =
+        GeneralPurpose::new(&alphabet::STANDARD, config.with_decode_padding_mode(DecodePaddingMode::RequireNone));
+    let mut numbers = Vec::new();
+    for rest in text.split("wamid.").skip(1) {
+        let of_id = |c: &char| c.is_ascii_alphanumeric() || "+/-_".contains(*c);
+        let id: String = rest
+            .chars()
+            .take_while(of_id)
+            .map(|c| {
+                if c == '-' {
+                    '+'
+                } else if c == '_' {
+                    '/'
+                } else {
+                    c
+                }
+            })
+            .collect();
+        let bytes = engine.decode(&id[..id.len() - usize::from(id.len() % 4 == 1)]).unwrap_or_default();
+        for (position, head) in bytes.windows(2).enumerate().filter(|(_, head)| head[0] == TEXT_FIELD) {
+            let number = &bytes[position + 2..];
+            let number = &number[..number.len().min(usize::from(head[1]))];
+            if number.len() >= SHORTEST && number.iter().all(u8::is_ascii_digit) {
+                numbers.push(String::from_utf8_lossy(number).into_owned());
+            }
         }
-        _ => None,
-    });
-    numbers.collect()
+    }
+    numbers
 }
 
 /// The places that may be base64 of this alphabet.
@@ -525,7 +577,62 @@ mod tests {
     }
 
     #[test]
+    fn a_number_is_found_however_its_message_id_is_written() {
+        let id = message_id("5215512345678", "EECECA125C8C2E22C3");
+        for strange in [
+            id.replace('A', "_"),
+            format!("{}_retry1", id.trim_end_matches('=')),
+            format!("see {id}!"),
+            format!(r#"{{\"id\":\"{id}\",\"wa_id\":\"16505551234\"}}"#),
+            id[..25].to_owned(),
+        ] {
+            let everything = everything_in(&redacted(&format!(r#"{{"x":"{strange}","note":"16505551234"}}"#)));
+            assert!(!everything.contains("521551234"), "{strange}: {everything}");
+            assert!(!strange.contains("wa_id") || !everything.contains("16505551234"), "{strange}: {everything}");
+        }
+    }
+
+    #[test]
+    fn fields_are_known_however_they_are_written() {
+        let body =
+            r#"{"recipient\u005fid":"16505551234","wa_id":4915112345678.0,"to":1.65e10,"new_wa_id":"33612345678"}"#;
+        let redacted = redacted(body);
+        for number in ["16505551234", "4915112345678", "1.65", "33612345678"] {
+            assert!(!redacted.contains(number), "{number}: {redacted}");
+        }
+        assert!(serde_json::from_str::<serde_json::Value>(&redacted).is_ok(), "{redacted}");
+    }
+
+    #[test]
+    fn what_was_readable_stays_readable_and_what_was_different_stays_different() {
+        let body = b"{\"messages\":[{\"text\":\"A\nB\\u00e9\xff \\u0031\\u0036505551234\"}],\"wa_id\":\"16505551234\"}";
+        let redacted = String::from_utf8(redaction().body(body)).unwrap();
+        assert!(serde_json::from_str::<serde_json::Value>(&redacted).is_ok(), "{redacted}");
+        let id = message_id("16505551234", "EECECA125C8C2E22C3");
+        let ids: BTreeSet<String> = ["AAAA", "AAAB", "AAAC", "AAAD"]
+            .map(|end| super::tests::redacted(&format!(r#"{{"id":"{}{end}=="}}"#, &id[..id.len() - 6])))
+            .into();
+        assert_eq!(ids.len(), 4);
+    }
+
+    #[test]
+    fn hostile_names_take_no_time() {
+        let names: Vec<String> = (0..20_000).map(|n| format!(r#"{{"wa_id":"1650{n:07}"}}"#)).collect();
+        let body = format!(r#"{{"from":"{}","contacts":[{}]}}"#, "ab-".repeat(100_000), names.join(","));
+        let redacted = redacted(&body);
+        assert_eq!(redacted.len(), body.len());
+    }
+
+    #[test]
     fn broken_bodies_are_redacted_too() {
+        for broken in [
+            r#"{"title":"a"b","code":131031,"recipient_id":"16505551234","id":"wamid.HBgLMTY1MDU1NTEyMzQVAgARGBI="}"#,
+            "{'code':131031,'recipient_id':'16505551234','id':'wamid.HBgLMTY1MDU1NTEyMzQVAgARGBI='}",
+            "code=131031&recipient_id=16505551234&id=wamid.HBgLMTY1MDU1NTEyMzQVAgARGBI=",
+        ] {
+            let everything = everything_in(&redacted(broken));
+            assert!(everything.contains("131031") && !everything.contains("16505551234"), "{everything}");
+        }
         let cut = r#"{"recipient_id":"16505551234","x":"\q 16505551234","id":"tail 16505551234"#;
         assert!(!redacted(cut).contains("16505551234"));
         let cut = r#"{"errors":131031,"recipient_id":"16505551234"#;

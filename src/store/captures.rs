@@ -14,7 +14,7 @@ use crate::meta::signature;
 
 /// The most bytes of bodies that are read at once; a single body may have more.
 const PAGE_BYTES: i64 = 8 * 1024 * 1024;
-const PAGE_ROWS: i64 = 500;
+const PAGE_ROWS: usize = 500;
 /// Stands for the account where none can be read.
 pub(super) const UNKNOWN_ACCOUNT: &str = "unknown";
 
@@ -52,6 +52,8 @@ pub struct Captures<'b>(BTreeMap<&'b [u8; 32], Sighting<'b>>);
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Sighting<'b> {
     pub(super) capture: &'b NewCapture,
+    pub(super) first: OffsetDateTime,
+    pub(super) last: OffsetDateTime,
     pub(super) times: i64,
     kept: bool,
 }
@@ -59,7 +61,11 @@ pub(super) struct Sighting<'b> {
 impl<'b> Captures<'b> {
     /// Counts one callback.
     pub fn add(&mut self, capture: &'b NewCapture) {
-        self.0.entry(&capture.digest).or_insert(Sighting { capture, times: 0, kept: false }).times += 1;
+        let at = capture.received_at;
+        let new = Sighting { capture, first: at, last: at, times: 0, kept: false };
+        let sighting = self.0.entry(&capture.digest).or_insert(new);
+        (sighting.first, sighting.last) = (sighting.first.min(at), sighting.last.max(at));
+        sighting.times += 1;
     }
 
     /// Whether some are not kept yet.
@@ -131,8 +137,9 @@ pub async fn list(db: &PgPool, filter: &Filter, limit: i64) -> Result<Vec<Summar
              from captures c
             where ($1::timestamptz is null or c.received_at >= $1)
               and ($2::timestamptz is null or c.received_at < $2)
-              and ($3::text is null or c.waba_id = $3
-                   or c.id in (select capture_id from failed_deliveries where waba_id = $3))
+              and ($3::text is null or c.id in (select id from captures where waba_id = $3
+                                                union all
+                                                select capture_id from failed_deliveries where waba_id = $3))
               and ($4::bigint is null or c.id in (select capture_id from failed_deliveries where incident_id = $4))
               and (not $5 or exists (select from quarantine q where q.capture_id = c.id))
             order by c.received_at desc, c.id desc
@@ -174,8 +181,9 @@ pub async fn find(
           where (c.received_at, c.id) > ($1, $2)
             and ($3::timestamptz is null or c.received_at >= $3)
             and ($4::timestamptz is null or c.received_at < $4)
-            and ($5::text is null or c.waba_id = $5
-                 or c.id in (select capture_id from failed_deliveries where waba_id = $5))
+            and ($5::text is null or c.id in (select id from captures where waba_id = $5
+                                              union all
+                                              select capture_id from failed_deliveries where waba_id = $5))
             and ($6::bigint is null or c.id in (select capture_id from failed_deliveries where incident_id = $6))
             and (not $7 or exists (select from quarantine q where q.capture_id = c.id))
           order by c.received_at, c.id
@@ -200,6 +208,7 @@ pub async fn find(
 /// # Errors
 /// The database does not answer.
 pub async fn read(db: &PgPool, positions: &[Position]) -> Result<Vec<(Position, Capture)>, StoreError> {
+    let positions = &positions[..positions.len().min(PAGE_ROWS)];
     let (Some(first), Some(last)) = (positions.first(), positions.last()) else {
         return Ok(Vec::new());
     };
@@ -207,16 +216,13 @@ pub async fn read(db: &PgPool, positions: &[Position]) -> Result<Vec<(Position, 
         "select c.received_at, c.id, c.signature, c.body
            from (select waba_id, digest, sum(octet_length(body)) over (order by received_at, id) - octet_length(body) as before
                    from captures
-                  where received_at between $1 and $2 and id = any($3)
-                  order by received_at, id
-                  limit $4) page
+                  where received_at between $1 and $2 and id = any($3)) page
            join captures c using (digest, waba_id)
-          where page.before < $5
+          where page.before < $4
           order by c.received_at, c.id",
         first.received_at,
         last.received_at,
         &positions.iter().map(|position| position.id).collect::<Vec<_>>(),
-        PAGE_ROWS,
         PAGE_BYTES,
     )
     .fetch_all(db)

@@ -192,10 +192,9 @@ async fn insert(
         r#"with kept as (
              insert into captures as c (waba_id, digest, body, signature, app_secret, received_at, last_received_at,
                                         failure_count, times_received)
-             select waba_id, digest, body, signature, app_secret, received_at, received_at, failure_count, times
+             select *
                from unnest($18::text[], $19::bytea[], $20::bytea[], $21::text[], $22::int[], $23::timestamptz[],
-                           $24::int[], $25::bigint[])
-                    as n(waba_id, digest, body, signature, app_secret, received_at, failure_count, times)
+                           $24::timestamptz[], $25::int[], $26::bigint[])
                  on conflict (digest, waba_id) do update
                 set times_received   = c.times_received + excluded.times_received,
                     received_at      = least(c.received_at, excluded.received_at),
@@ -275,7 +274,8 @@ async fn insert(
         &captures.iter().map(|c| c.capture.body.as_ref()).collect::<Vec<_>>() as &[&[u8]],
         &captures.iter().map(|c| c.capture.signature.as_deref()).collect::<Vec<_>>() as &[Option<&str>],
         &captures.iter().map(|c| c.capture.app_secret).collect::<Vec<_>>() as &[Option<i32>],
-        &captures.iter().map(|c| c.capture.received_at).collect::<Vec<_>>(),
+        &captures.iter().map(|c| c.first).collect::<Vec<_>>(),
+        &captures.iter().map(|c| c.last).collect::<Vec<_>>(),
         &captures.iter().map(|c| c.capture.failure_count).collect::<Vec<_>>(),
         &captures.iter().map(|c| c.times).collect::<Vec<_>>(),
     )
@@ -316,7 +316,7 @@ pub async fn rest(
            from unnest($1::text[], $2::timestamptz[], $3::text[], $4::bytea[], $5::bytea[], $6::text[], $7::bytea[])
                 as q(waba_id, received_at, reason, body, digest, capture_account, capture)
            left join captures c on c.waba_id = q.capture_account and c.digest = q.capture
-          order by q.digest
+          order by q.digest, q.waba_id
              on conflict (waba_id, digest) do nothing",
         &quarantined.iter().map(account).collect::<Vec<_>>(),
         &quarantined.iter().map(|q| q.received_at).collect::<Vec<_>>(),

@@ -8,94 +8,79 @@ use super::{StoreError, interval};
 
 /// Rows per statement: short enough to be in nobody's way.
 const BATCH: i64 = 1000;
-/// Captures and quarantine have bodies of up to 4 MB.
-const BODIES: i64 = 100;
+/// And bytes, where there are bodies.
+const BATCH_BYTES: i64 = 16 * 1024 * 1024;
 
-/// What one round deleted.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[allow(missing_docs, reason = "each is a table")]
-pub struct Deleted {
-    pub failed_deliveries: u64,
-    pub health_checks: u64,
-    pub quarantine: u64,
-    pub captures: u64,
+/// What has its time, in the order in which it leaves: captures are last, so that nothing refers to one
+/// that is gone, or not for long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Failed deliveries.
+    Deliveries,
+    /// Health checks, except those that an open incident rests on: its cause is derived from them.
+    Checks,
+    /// What could not be read.
+    Quarantine,
+    /// Callbacks that were kept.
+    Captures,
 }
 
-impl Deleted {
-    /// All rows together.
-    #[must_use]
-    pub fn rows(self) -> u64 {
-        self.failed_deliveries + self.health_checks + self.quarantine + self.captures
-    }
-
-    /// Adds what another round deleted.
-    pub fn add(&mut self, other: Self) {
-        self.failed_deliveries += other.failed_deliveries;
-        self.health_checks += other.health_checks;
-        self.quarantine += other.quarantine;
-        self.captures += other.captures;
-    }
+impl Kind {
+    /// All of them, in order.
+    pub const ALL: [Self; 4] = [Self::Deliveries, Self::Checks, Self::Quarantine, Self::Captures];
 }
 
-/// Deletes one batch of each kind that was received longer ago than `age`. Nothing deleted: nothing is left
-/// to do. Captures come last, so that nothing points to one that is gone.
-///
-/// The checks that an open incident rests on stay: its cause is derived from them.
+/// Deletes some rows that were received longer ago than `age`, the oldest first, and says how many. None:
+/// nothing is left to do.
 ///
 /// # Errors
-/// The database does not answer; what was deleted before stays deleted.
-pub async fn delete_batch(db: &PgPool, age: Duration) -> Result<Deleted, StoreError> {
+/// The database does not answer.
+pub async fn delete_some(db: &PgPool, kind: Kind, age: Duration) -> Result<u64, StoreError> {
     let age = interval(age);
-    let failed_deliveries = sqlx::query!(
-        "delete from failed_deliveries d
-          using (select id, waba_id from failed_deliveries where received_at < now() - $1::interval
-                  order by received_at limit $2 for update skip locked) old
-          where d.id = old.id and d.waba_id = old.waba_id",
-        &age,
-        BATCH
-    )
-    .execute(db)
-    .await?
-    .rows_affected();
-    let health_checks = sqlx::query!(
-        "delete from health_checks h
-          using (select c.id, c.waba_id from health_checks c
-                  where c.checked_at < now() - $1::interval
-                    and not exists (select from incidents i
-                                     where i.id = c.incident_id and i.waba_id = c.waba_id and i.resolved_at is null
-                                       and (i.cause_check_id = c.id
-                                            or exists (select from affected_numbers n
-                                                        where n.incident_id = i.id and n.waba_id = i.waba_id
-                                                          and n.latest_check_id = c.id)))
-                  order by c.checked_at limit $2 for update skip locked) old
-          where h.id = old.id and h.waba_id = old.waba_id",
-        &age,
-        BATCH
-    )
-    .execute(db)
-    .await?
-    .rows_affected();
-    let quarantine = sqlx::query!(
-        "delete from quarantine q
-          using (select id, waba_id from quarantine where received_at < now() - $1::interval
-                  order by received_at limit $2 for update skip locked) old
-          where q.id = old.id and q.waba_id = old.waba_id",
-        &age,
-        BODIES
-    )
-    .execute(db)
-    .await?
-    .rows_affected();
-    let captures = sqlx::query!(
-        "delete from captures c
-          using (select digest, waba_id from captures where received_at < now() - $1::interval
-                  order by received_at limit $2 for update skip locked) old
-          where c.digest = old.digest and c.waba_id = old.waba_id",
-        &age,
-        BODIES
-    )
-    .execute(db)
-    .await?
-    .rows_affected();
-    Ok(Deleted { failed_deliveries, health_checks, quarantine, captures })
+    let deletion = match kind {
+        Kind::Deliveries => sqlx::query!(
+            "delete from failed_deliveries d
+              using (select id, waba_id from failed_deliveries where received_at < now() - $1::interval
+                      order by received_at limit $2 for update skip locked) old
+              where d.id = old.id and d.waba_id = old.waba_id",
+            age,
+            BATCH
+        ),
+        Kind::Checks => sqlx::query!(
+            "delete from health_checks h
+              using (select c.id, c.waba_id from health_checks c
+                      where c.checked_at < now() - $1::interval
+                        and not exists (select from incidents i
+                                         where i.id = c.incident_id and i.waba_id = c.waba_id and i.resolved_at is null
+                                           and (i.cause_check_id = c.id
+                                                or exists (select from affected_numbers n
+                                                            where n.incident_id = i.id and n.waba_id = i.waba_id
+                                                              and n.latest_check_id = c.id)))
+                      order by c.checked_at limit $2 for update skip locked) old
+              where h.id = old.id and h.waba_id = old.waba_id",
+            age,
+            BATCH
+        ),
+        Kind::Quarantine => sqlx::query!(
+            "delete from quarantine q
+              using (select id, waba_id, sum(octet_length(body)) over (order by received_at, id) - octet_length(body) as before
+                       from (select id, waba_id, received_at, body from quarantine
+                              where received_at < now() - $1::interval order by received_at limit $2) oldest) old
+              where q.id = old.id and q.waba_id = old.waba_id and old.before < $3",
+            age,
+            BATCH,
+            BATCH_BYTES
+        ),
+        Kind::Captures => sqlx::query!(
+            "delete from captures c
+              using (select digest, waba_id, sum(octet_length(body)) over (order by received_at, id) - octet_length(body) as before
+                       from (select id, digest, waba_id, received_at, body from captures
+                              where received_at < now() - $1::interval order by received_at limit $2) oldest) old
+              where c.digest = old.digest and c.waba_id = old.waba_id and old.before < $3",
+            age,
+            BATCH,
+            BATCH_BYTES
+        ),
+    };
+    Ok(deletion.execute(db).await?.rows_affected())
 }

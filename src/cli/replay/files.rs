@@ -8,14 +8,19 @@ use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use tokio::runtime::Handle;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::meta::capture::{Capture, CaptureError, is_capture};
 
 /// A body has up to 4 MiB; every byte of it may be escaped.
 const LONGEST_LINE: usize = 32 * 1024 * 1024;
-/// Captures that are read ahead.
+/// Captures that are read ahead, and what they and those under way may take in memory, in KiB.
 const AHEAD: usize = 64;
+const MEMORY_KIB: usize = 64 * 1024;
+/// Blank lines at the start of a file that may be one bare callback.
+const BLANK_LINES: usize = 1000;
 
 /// A capture and where it stands.
 #[derive(Debug)]
@@ -24,6 +29,8 @@ pub(super) struct Located {
     pub(super) capture: Capture,
     /// The bytes it took in the file.
     pub(super) size: u64,
+    /// Its share of the memory.
+    pub(super) held: OwnedSemaphorePermit,
 }
 
 /// A line of a file.
@@ -77,7 +84,8 @@ impl Files {
     /// Reads all captures, in the order of the arguments and of the names in a folder, on a thread of its own.
     pub(super) fn read(self) -> Receiver<Result<Located, Bad>> {
         let (sender, receiver) = channel(AHEAD);
-        std::thread::spawn(move || self.0.iter().try_for_each(|path| read_path(path, &sender)).is_ok());
+        let out = Out { sender, memory: Arc::new(Semaphore::new(MEMORY_KIB)), runtime: Handle::current() };
+        std::thread::spawn(move || self.0.iter().try_for_each(|path| read_path(path, &out)).is_ok());
         receiver
     }
 }
@@ -86,21 +94,36 @@ impl Files {
 struct Gone;
 type Sent = Result<(), Gone>;
 
-fn send(to: &Sender<Result<Located, Bad>>, found: Result<Located, Bad>) -> Sent {
-    to.blocking_send(found).map_err(|_| Gone)
+/// Where captures go, as fast as they are taken.
+struct Out {
+    sender: Sender<Result<Located, Bad>>,
+    memory: Arc<Semaphore>,
+    runtime: Handle,
 }
 
-fn read_path(path: &Path, to: &Sender<Result<Located, Bad>>) -> Sent {
+impl Out {
+    fn bad(&self, bad: Bad) -> Sent {
+        self.sender.blocking_send(Err(bad)).map_err(|_| Gone)
+    }
+
+    fn capture(&self, place: Place, size: usize, capture: Capture) -> Sent {
+        let kib = u32::try_from(size.div_ceil(1024)).unwrap_or(u32::MAX).min(MEMORY_KIB as u32);
+        let held = self.runtime.block_on(Arc::clone(&self.memory).acquire_many_owned(kib)).map_err(|_| Gone)?;
+        self.sender.blocking_send(Ok(Located { place, capture, size: size as u64, held })).map_err(|_| Gone)
+    }
+}
+
+fn read_path(path: &Path, to: &Out) -> Sent {
     if path.as_os_str() == "-" {
         return Lines::new("stdin", io::stdin().lock()).send_all(false, to);
     }
     match files(path) {
-        Ok(files) if files.is_empty() => send(to, Err(Bad::EmptyFolder(path.to_owned()))),
+        Ok(files) if files.is_empty() => to.bad(Bad::EmptyFolder(path.to_owned())),
         Ok(files) => files.iter().try_for_each(|file| match File::open(file) {
             Ok(open) => Lines::new(&file.display().to_string(), BufReader::new(open)).send_all(has_lines(file), to),
-            Err(error) => send(to, Err(Bad::File(file.clone(), error))),
+            Err(error) => to.bad(Bad::File(file.clone(), error)),
         }),
-        Err(error) => send(to, Err(Bad::File(path.to_owned(), error))),
+        Err(error) => to.bad(Bad::File(path.to_owned(), error)),
     }
 }
 
@@ -170,44 +193,49 @@ impl<R: BufRead> Lines<R> {
         Ok((!line.is_empty()).then_some(Ok(line)))
     }
 
-    fn send_all(mut self, has_lines: bool, to: &Sender<Result<Located, Bad>>) -> Sent {
+    fn send_all(mut self, has_lines: bool, to: &Out) -> Sent {
         let file = PathBuf::from(&*self.file);
         match self.try_send_all(has_lines, to) {
             Ok(sent) => sent,
-            Err(error) => send(to, Err(Bad::File(file, error))),
+            Err(error) => to.bad(Bad::File(file, error)),
         }
     }
 
-    fn try_send_all(&mut self, has_lines: bool, to: &Sender<Result<Located, Bad>>) -> io::Result<Sent> {
+    fn try_send_all(&mut self, has_lines: bool, to: &Out) -> io::Result<Sent> {
         if !has_lines && !self.starts_with_lines()? {
             let mut whole: Vec<u8> = self.ahead.drain(..).flatten().flatten().collect();
             let limit = (LONGEST_LINE - whole.len().min(LONGEST_LINE)) as u64;
             self.reader.by_ref().take(limit + 1).read_to_end(&mut whole)?;
-            if whole.len() > LONGEST_LINE {
-                return Ok(send(to, Err(Bad::TooLong(self.place(1)))));
-            }
-            if whole.trim_ascii().is_empty() {
-                return Ok(send(to, Err(Bad::EmptyFile(Arc::clone(&self.file)))));
-            }
-            return Ok(send(to, self.located(1, whole.len(), Capture::from_line(&whole))));
+            return Ok(match whole.trim_ascii() {
+                _ if whole.len() > LONGEST_LINE => to.bad(Bad::TooLong(self.place(1))),
+                b"" => to.bad(Bad::EmptyFile(Arc::clone(&self.file))),
+                _ => self.send(to, 1, whole.len(), Capture::from_line(&whole)),
+            });
         }
         let mut empty = true;
         while let Some(line) = self.next()? {
-            let found = match line {
+            let sent = match line {
                 Ok(line) if line.trim_ascii().is_empty() => continue,
                 Ok(line) => {
                     let text = line.strip_suffix(b"\n").unwrap_or(&line);
                     let text = text.strip_suffix(b"\r").unwrap_or(text);
-                    self.located(self.number, line.len(), Capture::from_line(text))
+                    self.send(to, self.number, line.len(), Capture::from_line(text))
                 }
-                Err(TooLong) => Err(Bad::TooLong(self.place(self.number))),
+                Err(TooLong) => to.bad(Bad::TooLong(self.place(self.number))),
             };
-            empty = false;
-            if send(to, found).is_err() {
-                return Ok(Err(Gone));
+            if sent.is_err() {
+                return Ok(sent);
             }
+            empty = false;
         }
-        Ok(if empty { send(to, Err(Bad::EmptyFile(Arc::clone(&self.file)))) } else { Ok(()) })
+        Ok(if empty { to.bad(Bad::EmptyFile(Arc::clone(&self.file))) } else { Ok(()) })
+    }
+
+    fn send(&self, to: &Out, line: usize, size: usize, capture: Result<Capture, CaptureError>) -> Sent {
+        match capture {
+            Ok(capture) => to.capture(self.place(line), size, capture),
+            Err(error) => to.bad(Bad::Line(self.place(line + error.line() - 1), error)),
+        }
     }
 
     /// Whether the first line that says something is a capture, or one callback of several.
@@ -220,6 +248,7 @@ impl<R: BufRead> Lines<R> {
             };
             self.ahead.push_back(line);
             match (is_blank, first_is_callback) {
+                (true, _) if self.ahead.len() > BLANK_LINES => return Ok(true),
                 (true, _) => {}
                 (false, true) => return Ok(true),
                 (false, false) if is_callback => first_is_callback = true,
@@ -227,12 +256,5 @@ impl<R: BufRead> Lines<R> {
             }
         }
         Ok(false)
-    }
-
-    fn located(&self, line: usize, size: usize, capture: Result<Capture, CaptureError>) -> Result<Located, Bad> {
-        match capture {
-            Ok(capture) => Ok(Located { place: self.place(line), capture, size: size as u64 }),
-            Err(error) => Err(Bad::Line(self.place(line + error.line().saturating_sub(1)), error)),
-        }
     }
 }

@@ -15,7 +15,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use reqwest::Url;
 use tokio::sync::Notify;
 use tokio::task::{JoinError, JoinSet};
-use tokio::time::{Instant, Interval, interval};
+use tokio::time::{Instant, sleep_until};
 
 use self::files::{Bad, Files, Located, Place};
 use self::target::{Intake, Outcome, Target, Webhook};
@@ -116,7 +116,7 @@ fn progress_bar(total: Option<u64>) -> ProgressBar {
 struct Replay {
     target: Arc<Target>,
     bar: ProgressBar,
-    pace: Option<Interval>,
+    pace: Option<Pace>,
     started: Instant,
     answers: BTreeMap<String, Tally>,
     latency: Histogram<u64>,
@@ -151,7 +151,7 @@ impl Replay {
         Self {
             target: Arc::new(target),
             bar,
-            pace: rate.map(|rate| interval(Duration::from_secs_f64(1.0 / rate))),
+            pace: rate.map(Pace::new),
             started: Instant::now(),
             answers: BTreeMap::new(),
             latency: Histogram::new(3).expect("three digits are allowed"),
@@ -191,10 +191,16 @@ impl Replay {
                 }
                 Some(Ok(located)) => {
                     if let Some(pace) = &mut self.pace {
-                        pace.tick().await;
+                        pace.wait().await;
                     }
                     self.last = Some(located.place.clone());
-                    under_way.spawn(deliver(Arc::clone(&self.target), located, self.sent));
+                    let Located { place, capture, size, held } = located;
+                    let (number, outcome) = (self.sent, Arc::clone(&self.target).deliver(capture));
+                    under_way.spawn(async move {
+                        let outcome = outcome.await;
+                        drop(held);
+                        Done { number, place, size, outcome }
+                    });
                     self.sent += 1;
                 }
             }
@@ -281,7 +287,22 @@ impl Replay {
     }
 }
 
-async fn deliver(target: Arc<Target>, located: Located, number: u64) -> Done {
-    let Located { place, capture, size } = located;
-    Done { number, place, size, outcome: target.deliver(capture).await }
+/// When the next callback may leave.
+struct Pace {
+    period: Duration,
+    next: Instant,
+}
+
+impl Pace {
+    /// What was missed while the receiver was slow may be caught up with, but not all at once.
+    const SLACK: Duration = Duration::from_millis(20);
+
+    fn new(rate: f64) -> Self {
+        Self { period: Duration::from_secs_f64(1.0 / rate), next: Instant::now() }
+    }
+
+    async fn wait(&mut self) {
+        sleep_until(self.next).await;
+        self.next = (self.next + self.period).max(Instant::now() - Self::SLACK);
+    }
 }

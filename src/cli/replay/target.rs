@@ -1,5 +1,6 @@
 //! Where replayed callbacks go: to a webhook, into the database, or nowhere.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -15,7 +16,7 @@ use tokio::time::{Instant, sleep};
 use crate::cli::Failure;
 use crate::meta::capture::Capture;
 use crate::meta::signature::{HEADER, Signature, Verifier, sign};
-use crate::recorder::{Callback, Capturing, Found, Recorder};
+use crate::recorder::{Callback, Capturing, Found, NotRecorded, Recorder, Submitted};
 use crate::with_causes;
 
 /// What receivers answer: 200 is success, to Meta no other is, and 503 asks to come again.
@@ -69,12 +70,19 @@ impl Outcome {
 }
 
 impl Target {
-    pub(super) async fn deliver(&self, capture: Capture) -> Outcome {
-        match self {
-            Self::Webhook(webhook) => webhook.deliver(capture).await,
-            Self::Intake(intake) => intake.deliver(capture).await,
-            Self::Nowhere => look_at(capture),
-        }
+    /// Sets out at once, so that the order of the captures is that of the rows; how it went is known later.
+    pub(super) fn deliver(self: Arc<Self>, capture: Capture) -> Pin<Box<dyn Future<Output = Outcome> + Send>> {
+        let submitted = match &*self {
+            Self::Intake(intake) => intake.submit(&capture),
+            Self::Webhook(_) | Self::Nowhere => None,
+        };
+        Box::pin(async move {
+            match &*self {
+                Self::Webhook(webhook) => webhook.deliver(capture).await,
+                Self::Intake(intake) => intake.deliver(capture, submitted).await,
+                Self::Nowhere => look_at(capture),
+            }
+        })
     }
 }
 
@@ -101,10 +109,10 @@ impl Webhook {
     }
 
     async fn deliver(&self, capture: Capture) -> Outcome {
-        let signature = match (&self.app_secret, capture.signature()) {
+        let signature = match (&self.app_secret, original_signature(&capture)) {
             (Some(secret), _) => sign(secret.expose_secret(), &capture.body),
-            (None, Some(original)) => original.to_owned(),
-            (None, None) => return Outcome::bad("not sent", "it has no signature of its own", None),
+            (None, Ok(original)) => original.to_string(),
+            (None, Err(why)) => return Outcome::bad("not sent", why, None),
         };
         let mut url = self.url.clone();
         if url.path() == "/" {
@@ -123,12 +131,16 @@ impl Webhook {
                     pause
                 }
                 Ok(answer) => return Outcome::bad(answer.status, &answer.said, Some(sent.elapsed())),
-                Err(error) if attempt < ATTEMPTS && first_sent.elapsed() < SILENCE => {
+                Err(error) if attempt < ATTEMPTS && first_sent.elapsed() < SILENCE && !error.is_builder() => {
                     // A receiver that is being restarted is back in a moment.
                     self.say_once(&format!("no answer, trying again: {}", with_causes(&error.without_url())));
                     PAUSE
                 }
-                Err(error) => return Outcome::hopeless("no answer", &with_causes(&error.without_url())),
+                // Where there is no receiver at all. One that breaks off may do so for this callback only.
+                Err(error) if error.is_connect() => {
+                    return Outcome::hopeless("no answer", &with_causes(&error.without_url()));
+                }
+                Err(error) => return Outcome::bad("no answer", &with_causes(&error.without_url()), None),
             };
             sleep(pause).await;
             attempt += 1;
@@ -155,7 +167,8 @@ impl Answer {
         let mut response = request.await?;
         let header = |name| Some(response.headers().get(name)?.to_str().ok()?.to_owned());
         let seconds = header(header::RETRY_AFTER).and_then(|value| value.parse().ok());
-        let moved = header(header::LOCATION).map(|to| format!("moved to {to}"));
+        let location = header(header::LOCATION).filter(|_| response.status().is_redirection());
+        let moved = location.map(|to| format!("moved to {to}"));
         let status = response.status().as_u16();
         let only_200 = (status != RECORDED && response.status().is_success()).then(|| "only 200 counts".to_owned());
         let mut body = Vec::new();
@@ -182,37 +195,59 @@ impl Intake {
         Self { recorder, capturing, verifier }
     }
 
-    async fn deliver(&self, capture: Capture) -> Outcome {
-        let signature = capture.signature().and_then(|text| Signature::parse(text.as_bytes()).ok());
+    /// Hands a callback to the recorder; `None` where there is nothing to record.
+    fn submit(&self, capture: &Capture) -> Option<Result<Submitted, NotSubmitted>> {
+        let signature = original_signature(capture);
         let app_secret = match (&self.verifier, &signature) {
             (None, _) => None,
-            (Some(verifier), Some(signature)) => match verifier.verify(&capture.body, signature) {
+            (Some(verifier), Ok(signature)) => match verifier.verify(&capture.body, signature) {
                 Some(position) => i32::try_from(position + 1).ok(),
-                None => return Outcome::bad("refused", "bad signature", None),
+                None => return Some(Err(NotSubmitted::Refused("bad signature"))),
             },
-            (Some(_), None) => return Outcome::bad("refused", "it has no signature of its own", None),
+            (Some(_), Err(why)) => return Some(Err(NotSubmitted::Refused(why))),
         };
         let callback = Callback {
-            body: capture.body,
+            body: capture.body.clone(),
             received_at: capture.received_at.unwrap_or_else(OffsetDateTime::now_utc),
-            signature: signature.map(|signature| signature.to_string()),
+            signature: signature.ok().map(|signature| signature.to_string()),
             app_secret,
         };
+        let found = callback.find(self.capturing)?;
+        let held = Arc::new(Semaphore::new(1)).try_acquire_owned().expect("a permit of its own");
+        Some(self.recorder.submit(found, Instant::now(), held).map_err(NotSubmitted::Later))
+    }
+
+    async fn deliver(&self, capture: Capture, first: Option<Result<Submitted, NotSubmitted>>) -> Outcome {
+        let mut submitted = first;
         let mut attempt = 1;
         loop {
-            let Some(found) = callback.clone().find(self.capturing) else {
-                return Outcome::well("nothing to record", None);
-            };
-            let held = Arc::new(Semaphore::new(1)).try_acquire_owned().expect("a permit of its own");
             let sent = Instant::now();
-            match self.recorder.record(found, sent, held).await {
+            let recorded = match submitted {
+                None => return Outcome::well("nothing to record", None),
+                Some(Err(NotSubmitted::Refused(why))) => return Outcome::bad("refused", why, None),
+                Some(Err(NotSubmitted::Later(error))) => Err(error),
+                Some(Ok(submitted)) => submitted.committed().await,
+            };
+            match recorded {
                 Ok(()) => return Outcome::well("recorded", Some(sent.elapsed())),
                 Err(_) if attempt < ATTEMPTS => sleep(PAUSE).await,
                 Err(error) => return Outcome::hopeless("not recorded", &error.to_string()),
             }
             attempt += 1;
+            submitted = self.submit(&capture);
         }
     }
+}
+
+/// Why a callback did not get to the recorder.
+enum NotSubmitted {
+    Refused(&'static str),
+    Later(NotRecorded),
+}
+
+fn original_signature(capture: &Capture) -> Result<Signature, &'static str> {
+    let text = capture.signature().ok_or("it has no signature of its own")?;
+    Signature::parse(text.as_bytes()).map_err(|_| "its own signature is malformed")
 }
 
 /// Reads everything and sends nothing.
