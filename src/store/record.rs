@@ -186,8 +186,6 @@ async fn insert(
         placed.iter().map(|placed| value(placed.item.failure)).collect()
     }
     let optional = |text: &Option<Text>| text.as_ref().map(|text| text.as_str().to_owned());
-    let capture = |placed: &Placed<'_>| placed.item.capture.map(|capture| capture.digest.to_vec());
-    let capture_account = |placed: &Placed<'_>| placed.item.capture.map(|capture| capture.account().to_owned());
     let row = sqlx::query!(
         r#"with kept as (
              insert into captures as c (waba_id, digest, body, signature, app_secret, received_at, last_received_at,
@@ -266,10 +264,10 @@ async fn insert(
         &column(placed, |f| optional(&f.error_details)) as &[Option<String>],
         &column(placed, |f| optional(&f.callback_data)) as &[Option<String>],
         &column(placed, |f| f.digest.to_vec()),
-        &placed.iter().map(capture_account).collect::<Vec<_>>() as &[Option<String>],
-        &placed.iter().map(capture).collect::<Vec<_>>() as &[Option<Vec<u8>>],
+        &placed.iter().map(|p| p.item.capture.map(NewCapture::account)).collect::<Vec<_>>() as &[Option<&str>],
+        &placed.iter().map(|p| Some(p.item.capture?.digest.as_slice())).collect::<Vec<_>>() as &[Option<&[u8]>],
         i32::try_from(ACCOUNT_LOCKED).expect("131031 fits"),
-        &captures.iter().map(|c| c.capture.account().to_owned()).collect::<Vec<_>>(),
+        &captures.iter().map(|c| c.capture.account()).collect::<Vec<_>>() as &[&str],
         &captures.iter().map(|c| c.capture.digest.as_slice()).collect::<Vec<_>>() as &[&[u8]],
         &captures.iter().map(|c| c.capture.body.as_ref()).collect::<Vec<_>>() as &[&[u8]],
         &captures.iter().map(|c| c.capture.signature.as_deref()).collect::<Vec<_>>() as &[Option<&str>],
