@@ -97,8 +97,8 @@ impl FilterArgs {
 fn moment(text: &str) -> Result<OffsetDateTime, String> {
     let ago = |unit: char| text.strip_suffix(unit)?.parse::<u32>().ok().map(i64::from);
     let ago = ago('d').map(Duration::days).or(ago('h').map(Duration::hours)).or(ago('m').map(Duration::minutes));
-    if let Some(ago) = ago {
-        return Ok(OffsetDateTime::now_utc() - ago);
+    if let Some(then) = ago.and_then(|ago| OffsetDateTime::now_utc().checked_sub(ago)) {
+        return Ok(then);
     }
     let shown = format_description!("[year]-[month]-[day] [hour]:[minute]:[second] UTC");
     let day = format_description!("[year]-[month]-[day]");

@@ -272,6 +272,7 @@ async fn exports_are_filtered_by_time_account_incident_and_quarantine() {
     for (flags, code, says) in [
         (&["--since", "soon"][..], 2, "not a time"),
         (&["--since", "2026-11-31"], 2, "not a time"),
+        (&["--since", "4294967295d"], 2, "not a time"),
         (&["--since", "1h", "--until", "2h"], 2, "--since is not before --until"),
         (&["--incident", "999999"], 1, "there is no incident 999999"),
     ] {
