@@ -23,7 +23,7 @@ use time::format_description::well_known::Rfc3339;
 
 use crate::support::database::TestDatabase;
 use crate::support::process::{Serve, lockwatch};
-use crate::support::{APP_SECRET, NUMBER, TestApp, WABA};
+use crate::support::{APP_SECRET, NUMBER, TestApp, WABA, eventually};
 
 fn run(command: &mut Command) -> (Option<i32>, String, String) {
     let Output { status, stdout, stderr } = command.output().unwrap();
@@ -417,6 +417,28 @@ async fn a_receiver_that_is_not_there_is_given_up() {
     assert_eq!(code, Some(1));
     assert!(summary.contains("Connection refused"), "{summary}{stderr}");
     assert!(stderr.contains("no answer, trying again") && stderr.contains("given up: what comes after "), "{stderr}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_that_waits_for_its_receiver_can_be_interrupted() {
+    let captures = write(format!("{}\n", Capture::from_body(ODD_BODY).to_line()).repeat(3));
+    for (answers, flags) in [(&[(503, "60")][..], ["--concurrency", "1"]), (&[(200, "")], ["--rate", "0.01"])] {
+        let (url, count) = receiver(answers).await;
+        let mut child = lockwatch(&[&["replay", captures.path().to_str().unwrap(), "--to", &url], &flags[..]].concat())
+            .env("META_APP_SECRET", APP_SECRET)
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        eventually("a first callback", async || count.load(Ordering::SeqCst) > 0).await;
+        rustix::process::kill_process(rustix::process::Pid::from_child(&child), Signal::INT).unwrap();
+        let told = Instant::now();
+        let mut stderr = String::new();
+        std::io::Read::read_to_string(&mut child.stderr.take().unwrap(), &mut stderr).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(1));
+        assert!(told.elapsed() < Duration::from_secs(10), "{flags:?}: {:?}", told.elapsed());
+        assert!(stderr.contains("interrupted: what comes after ") && stderr.contains(":1 was not sent"), "{stderr}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -14,6 +14,7 @@ use hdrhistogram::Histogram;
 use indicatif::{ProgressBar, ProgressStyle};
 use reqwest::Url;
 use tokio::sync::Notify;
+use tokio::sync::mpsc::Receiver;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
@@ -169,45 +170,20 @@ impl Replay {
         let mut stop = StopSignals::install()?;
         let mut found = files.read();
         let mut under_way = JoinSet::new();
-        loop {
-            let next = tokio::select! {
-                next = found.recv() => next,
-                Some(done) = under_way.join_next() => {
-                    self.count(done);
-                    continue;
-                }
+        while self.stopped.is_none() {
+            let due = self.pace.as_ref().map(|pace| pace.next);
+            tokio::select! {
+                next = next(&mut found, due), if under_way.len() < concurrency => match next {
+                    None => break,
+                    Some(Err(bad)) => self.tell(&bad),
+                    Some(Ok(_)) if self.hopeless => self.stopped = Some("given up"),
+                    Some(Ok(located)) => self.send(located, &mut under_way),
+                },
+                Some(done) = under_way.join_next() => self.count(done),
                 _ = stop.wait() => {
                     self.stopped = Some("interrupted");
                     under_way.abort_all();
-                    break;
                 }
-            };
-            match next {
-                None => break,
-                Some(Err(bad)) => self.tell(&bad),
-                Some(Ok(_)) if self.hopeless => {
-                    self.stopped = Some("given up");
-                    break;
-                }
-                Some(Ok(located)) => {
-                    if let Some(pace) = &mut self.pace {
-                        pace.wait().await;
-                    }
-                    self.last = Some(located.place.clone());
-                    let Located { place, capture, size, held } = located;
-                    let (number, outcome) = (self.sent, Arc::clone(&self.target).deliver(capture));
-                    under_way.spawn(async move {
-                        let outcome = outcome.await;
-                        drop(held);
-                        Done { number, place, size, outcome }
-                    });
-                    self.sent += 1;
-                }
-            }
-            while under_way.len() >= concurrency
-                && let Some(done) = under_way.join_next().await
-            {
-                self.count(done);
             }
         }
         drop(found);
@@ -222,6 +198,22 @@ impl Replay {
         }
         self.bar.finish_and_clear();
         Ok(())
+    }
+
+    fn send(&mut self, located: Located, under_way: &mut JoinSet<Done>) {
+        let Located { place, capture, size, held } = located;
+        if let Some(pace) = &mut self.pace {
+            pace.left();
+        }
+        let number = self.sent;
+        self.sent += 1;
+        self.last = Some(place.clone());
+        let outcome = Arc::clone(&self.target).deliver(capture);
+        under_way.spawn(async move {
+            let outcome = outcome.await;
+            drop(held);
+            Done { number, place, size, outcome }
+        });
     }
 
     fn tell(&mut self, bad: &Bad) {
@@ -287,6 +279,14 @@ impl Replay {
     }
 }
 
+/// The next capture, not before its time. Whoever stops waiting loses nothing.
+async fn next(found: &mut Receiver<Result<Located, Bad>>, due: Option<Instant>) -> Option<Result<Located, Bad>> {
+    if let Some(due) = due {
+        sleep_until(due).await;
+    }
+    found.recv().await
+}
+
 /// When the next callback may leave.
 struct Pace {
     period: Duration,
@@ -301,8 +301,7 @@ impl Pace {
         Self { period: Duration::from_secs_f64(1.0 / rate), next: Instant::now() }
     }
 
-    async fn wait(&mut self) {
-        sleep_until(self.next).await;
+    fn left(&mut self) {
         self.next = (self.next + self.period).max(Instant::now() - Self::SLACK);
     }
 }
