@@ -4,7 +4,7 @@
 //! or from a file (`NAME_FILE`), never from a command line that others can read.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::builder::NonEmptyStringValueParser;
@@ -36,18 +36,10 @@ pub enum ConfigError {
     #[error("{0} and {0}_FILE are both set: choose one")]
     Twice(&'static str),
     /// The file of a secret cannot be read.
-    #[error("{name}_FILE {path}: {source}", path = path.display())]
+    #[error("{name} {path}: {source}", path = path.display())]
     File {
-        /// The setting.
-        name: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// The file given for a secret cannot be read.
-    #[error("--app-secret-file {path}: {source}", path = path.display())]
-    SecretFile {
+        /// The setting that names it.
+        name: String,
         /// The file.
         path: PathBuf,
         /// Why.
@@ -208,14 +200,13 @@ fn retention_days(text: &str) -> Result<u32, String> {
 /// Which callbacks to keep.
 #[derive(Debug, Clone, Args)]
 pub struct CaptureArgs {
-    /// Callbacks kept byte for byte: those with lockouts, all (each then waits for the database), or none
+    /// Callbacks kept byte for byte: lockouts, all (every one then waits for the database), or off
     #[arg(
         long,
         env = "LOCKWATCH_CAPTURE",
         value_name = "WHICH",
         default_value = "lockouts",
-        hide_possible_values = true,
-        help = "Callbacks kept byte for byte: lockouts, all (every one then waits for the database), or off"
+        hide_possible_values = true
     )]
     pub capture: Capturing,
 }
@@ -273,8 +264,7 @@ impl SigningArgs {
             const WHAT: &str = "to sign with, give it, or --app-secret-file";
             return Ok(app_secrets_for(WHAT)?.swap_remove(0));
         };
-        let text = std::fs::read_to_string(path);
-        let text = text.map_err(|source| ConfigError::SecretFile { path: path.clone(), source })?;
+        let text = read_secret("--app-secret-file".to_owned(), path)?;
         match text.split(',').next().unwrap_or_default().trim() {
             "" => Err(ConfigError::Empty(format!("--app-secret-file {}", path.display()))),
             secret => Ok(secret.into()),
@@ -302,14 +292,16 @@ pub fn secret(name: &'static str) -> Result<Option<SecretString>, ConfigError> {
         (Some(_), Some(_)) => return Err(ConfigError::Twice(name)),
         (Some(value), None) => value.into_string().map_err(|_| ConfigError::Empty(name.to_owned()))?,
         (None, Some(path)) if path.is_empty() => return Err(ConfigError::Empty(file_name)),
-        (None, Some(path)) => {
-            let path = PathBuf::from(path);
-            let text = std::fs::read_to_string(&path);
-            text.map_err(|source| ConfigError::File { name, path, source })?.trim_end().to_owned()
-        }
+        (None, Some(path)) => read_secret(file_name, Path::new(&path))?,
     };
     if value.trim().is_empty() {
         return Err(ConfigError::Empty(name.to_owned()));
     }
     Ok(Some(value.into()))
+}
+
+fn read_secret(name: String, path: &Path) -> Result<String, ConfigError> {
+    let text = std::fs::read_to_string(path);
+    let text = text.map_err(|source| ConfigError::File { name, path: path.to_owned(), source })?;
+    Ok(text.trim_end().to_owned())
 }

@@ -17,6 +17,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{debug, error, info, warn};
 
 use crate::meta::callback::{Findings, Unreadable, may_hold_lockout};
+use crate::meta::signature::Signature;
 use crate::store::captures::{Captures, NewCapture};
 use crate::store::record::{self, Item, Quarantined, Recorded};
 use crate::store::{Database, RecorderConnection, StoreError};
@@ -52,7 +53,7 @@ pub struct Callback {
     /// When it came.
     pub received_at: OffsetDateTime,
     /// The signature as it came, if there was one.
-    pub signature: Option<String>,
+    pub signature: Option<Signature>,
     /// The position of the app secret that matched it, from 1.
     pub app_secret: Option<i32>,
 }
@@ -84,7 +85,7 @@ impl Callback {
             digest: Sha256::digest(&body).into(),
             body: body.clone(),
             received_at,
-            signature,
+            signature: signature.map(|signature| signature.to_string()),
             app_secret,
             failure_count: i32::try_from(findings.failures.len()).unwrap_or(i32::MAX),
         });

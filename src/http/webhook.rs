@@ -109,7 +109,7 @@ impl FromRequest<Webhook> for SignedCallback {
         let callback = Callback {
             body,
             received_at: OffsetDateTime::now_utc(),
-            signature: Some(signature.to_string()),
+            signature: Some(signature),
             app_secret: i32::try_from(position + 1).ok(),
         };
         Ok(Self { callback, arrived: Instant::now(), held })

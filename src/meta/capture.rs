@@ -27,14 +27,15 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 
-use super::json::{fields, readable};
+use super::json::{fields, integer, readable};
 use super::signature;
 
 /// The version of the format that is written and read here.
-const VERSION: u64 = 1;
+const VERSION: i64 = 1;
 const WEBHOOK: &str = "/webhook";
 
 /// A callback to keep or to play back.
@@ -77,7 +78,7 @@ pub enum CaptureError {
     Field(String),
     /// It is a capture of a later version.
     #[error("a capture of version {0}: this lockwatch reads version 1")]
-    Version(u64),
+    Version(i64),
     /// The body is not the one that was kept.
     #[error("the body does not fit its body_sha256: the line was changed")]
     Changed,
@@ -112,7 +113,7 @@ impl Capture {
     /// # Errors
     /// It is not a JSON object with `entry`.
     pub fn from_bare(text: &[u8]) -> Result<Self, CaptureError> {
-        serde_json::from_slice::<&serde_json::value::RawValue>(text).map_err(|error| not_json(&error))?;
+        serde_json::from_slice::<&RawValue>(text).map_err(|error| not_json(&error))?;
         match fields(&readable(text), ["entry"]) {
             Some([Some(_)]) => Ok(Self::from_body(Bytes::copy_from_slice(text))),
             _ => Err(CaptureError::Neither),
@@ -124,11 +125,11 @@ impl Capture {
     /// # Errors
     /// It is neither, or damaged.
     pub fn from_line(line: &[u8]) -> Result<Self, CaptureError> {
-        if !is_capture(line) {
+        let text = readable(line);
+        let Some(fields) = capture_fields(&text) else {
             return Self::from_bare(line);
-        }
-        let Version { v } = serde_json::from_slice(line).map_err(|error| field(&error))?;
-        if v != VERSION {
+        };
+        if let Some(v) = fields[0].and_then(integer).filter(|v| *v != VERSION) {
             return Err(CaptureError::Version(v));
         }
         let line: Line = serde_json::from_slice(line).map_err(|error| field(&error))?;
@@ -190,18 +191,17 @@ impl Capture {
 /// that only captures have.
 #[must_use]
 pub fn is_capture(line: &[u8]) -> bool {
-    let names = ["v", "body", "body_base64", "body_sha256"];
-    fields(&readable(line), names).is_some_and(|found| found.iter().any(Option::is_some))
+    capture_fields(&readable(line)).is_some()
 }
 
-#[derive(Deserialize)]
-struct Version {
-    v: u64,
+/// `v` and the rest of them, if there is any.
+fn capture_fields(text: &str) -> Option<[Option<&RawValue>; 4]> {
+    fields(text, ["v", "body", "body_base64", "body_sha256"]).filter(|found| found.iter().any(Option::is_some))
 }
 
 #[derive(Serialize, Deserialize)]
 struct Line {
-    v: u64,
+    v: i64,
     #[serde(default, skip_serializing_if = "Option::is_none", with = "time::serde::rfc3339::option")]
     received_at: Option<OffsetDateTime>,
     #[serde(default = "post")]

@@ -209,7 +209,7 @@ impl Intake {
         let callback = Callback {
             body: capture.body.clone(),
             received_at: capture.received_at.unwrap_or_else(OffsetDateTime::now_utc),
-            signature: signature.ok().map(|signature| signature.to_string()),
+            signature: signature.ok(),
             app_secret,
         };
         let found = callback.find(self.capturing)?;
