@@ -301,7 +301,8 @@ async fn a_request_under_way_is_answered_before_the_end() {
     assert_eq!(app.incident().await.failure_count, 1);
 }
 
-#[tokio::test]
+// The simulated Meta has to answer while this thread waits for a line of the log.
+#[tokio::test(flavor = "multi_thread")]
 async fn the_log_is_json_if_asked_for_and_holds_no_secret_and_no_recipient() {
     let app = TestApp::start().await;
     app.simulator.script(NUMBER, [Scenario::RepeatsToken]);
