@@ -121,16 +121,18 @@ impl Demo {
             retention: Duration::from_secs(90 * 24 * 3600),
         };
         let service = Service::start(settings).await?;
-        let demo = Self { started, embedded, simulator, service, db: database.pool() };
+        Ok(Self { started, embedded, simulator, service, db: database.pool() })
+    }
+
+    fn introduce(&self) -> io::Result<()> {
         for (what, is) in [
-            ("database", format!("PostgreSQL {} of its own, removed in the end", demo.embedded.version())),
-            ("Meta", format!("simulated on {}", demo.simulator.url())),
-            ("webhook", demo.webhook()),
+            ("database", format!("PostgreSQL {} of its own, removed in the end", self.embedded.version())),
+            ("Meta", format!("simulated on {}", self.simulator.url())),
+            ("webhook", self.webhook()),
         ] {
             say(format_args!("  {DIM}{what:<10}{DIM:#}{is}"))?;
         }
-        say("")?;
-        Ok(demo)
+        say("")
     }
 
     fn webhook(&self) -> String {
@@ -139,6 +141,7 @@ impl Demo {
 
     /// Posts the callbacks, tells what is found, and checks that it is what was expected.
     async fn play(&self, stay: bool) -> anyhow::Result<()> {
+        self.introduce()?;
         for account in accounts() {
             for (number, _) in account.numbers {
                 self.simulator.script(number, [account.meta_says.clone()]);
