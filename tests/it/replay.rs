@@ -243,7 +243,7 @@ async fn exports_are_filtered_by_time_account_incident_and_quarantine() {
         (&["--waba-id", WABA], 1),
         (&["--waba-id", "77"], 1),
         (&["--incident", &incident], 1),
-        (&["--since", "2d"], 3),
+        (&["--since", "3d"], 3),
         (&["--since", "10m", "--waba-id", "1033"], 1),
         (&["--quarantined"], 1),
         (&["--quarantined", "--waba-id", WABA], 0),
