@@ -121,22 +121,22 @@ pub struct ListenArgs {
     /// Public address: /webhook and /healthz, nothing else
     #[arg(long, env = "LOCKWATCH_LISTEN", value_name = "IP:PORT", default_value = "0.0.0.0:8080")]
     pub listen: SocketAddr,
-    /// Admin address: /readyz. Not loopback: LOCKWATCH_ADMIN_TOKEN is required
+    /// Admin address: dashboard, API, /metrics, /readyz. Not loopback: LOCKWATCH_ADMIN_TOKEN is required
     #[arg(long, env = "LOCKWATCH_ADMIN_LISTEN", value_name = "IP:PORT", default_value = "127.0.0.1:8081")]
     pub admin_listen: SocketAddr,
 }
 
 impl ListenArgs {
-    /// Sees to it that the admin listener is not open to everybody.
+    /// The admin listener's token. An address that others can reach needs one.
     ///
     /// # Errors
-    /// It would be.
-    pub fn check_admin(&self) -> Result<(), ConfigError> {
+    /// It has none, or one that cannot be used.
+    pub fn admin_token(&self) -> Result<Option<SecretString>, ConfigError> {
         let token = secret("LOCKWATCH_ADMIN_TOKEN")?;
         if token.is_none() && !self.admin_listen.ip().is_loopback() {
             return Err(ConfigError::OpenAdmin(self.admin_listen));
         }
-        Ok(())
+        Ok(token)
     }
 }
 

@@ -68,6 +68,7 @@ pub mod http;
 pub mod lockout;
 pub mod meta;
 pub mod recorder;
+pub mod report;
 pub mod retention;
 pub mod service;
 pub mod simulator;

@@ -42,6 +42,8 @@ pub struct Settings {
     pub listen: SocketAddr,
     /// The admin address.
     pub admin_listen: SocketAddr,
+    /// The token of the admin listener. Without one it must be a loopback address.
+    pub admin_token: Option<SecretString>,
     /// The app secrets that sign callbacks.
     pub app_secrets: Vec<SecretString>,
     /// The verify token of the handshake.
@@ -81,8 +83,17 @@ impl Service {
     /// # Errors
     /// An address is taken or not ours.
     pub async fn start(settings: Settings) -> Result<Self, CannotListen> {
-        let Settings { database, listen, admin_listen, app_secrets, verify_token, graph, capturing, retention } =
-            settings;
+        let Settings {
+            database,
+            listen,
+            admin_listen,
+            admin_token,
+            app_secrets,
+            verify_token,
+            graph,
+            capturing,
+            retention,
+        } = settings;
         let public = bind(listen).await?;
         let admin = bind(admin_listen).await?;
         let address = public.local_addr().map_err(|source| CannotListen { address: listen, source })?;
@@ -98,7 +109,12 @@ impl Service {
         let mut tasks = JoinSet::new();
         tasks.spawn(webhook.clone().report_refusals(stop.clone()));
         tasks.spawn(http::serve(public, public_router(webhook), connection_limit(), stop.clone()));
-        tasks.spawn(http::serve(admin, admin_router(db.clone()), ADMIN_CONNECTIONS, stop.clone()));
+        tasks.spawn(http::serve(
+            admin,
+            admin_router(db.clone(), admin_token.as_ref()),
+            ADMIN_CONNECTIONS,
+            stop.clone(),
+        ));
         tasks.spawn(on_a_thread_of_its_own("recorder", recorder_task.run()));
         tasks.spawn(work_when_migrated(database, db.clone(), follow_up, retention, stop.clone()));
         Ok(Self { address, admin_address, db, stop, tasks })

@@ -7,14 +7,13 @@ use std::path::PathBuf;
 use anyhow::{Context, anyhow};
 use clap::{Args, Subcommand};
 use serde_json::json;
-use time::format_description::well_known::Rfc3339;
-use time::macros::format_description;
-use time::{Date, Duration, OffsetDateTime, PrimitiveDateTime};
+use time::OffsetDateTime;
 
 use super::{Failure, connect, render, say};
 use crate::config::DataArgs;
 use crate::meta::capture::Capture;
 use crate::meta::redact::Redaction;
+use crate::report::text;
 use crate::store::captures::{self, Filter, Position};
 use crate::store::{Pool, StoreError, bounded, incidents};
 
@@ -32,10 +31,10 @@ pub(super) enum CapturesCommand {
 #[derive(Debug, Args)]
 struct FilterArgs {
     /// Received at this time or later: 2026-11-22, "2026-11-22 18:00:00 UTC", or 36h for so long ago
-    #[arg(long, value_name = "TIME", value_parser = moment)]
+    #[arg(long, value_name = "TIME", value_parser = text::parse_moment)]
     since: Option<OffsetDateTime>,
     /// Received before this time
-    #[arg(long, value_name = "TIME", value_parser = moment)]
+    #[arg(long, value_name = "TIME", value_parser = text::parse_moment)]
     until: Option<OffsetDateTime>,
     /// About this account, alone or among others
     #[arg(long, value_name = "ID")]
@@ -91,22 +90,6 @@ impl FilterArgs {
         }
         Ok(Filter { since, until, waba_id, incident, quarantined })
     }
-}
-
-/// A day, a time as RFC 3339 or as our tables show it, or so many days, hours or minutes ago.
-fn moment(text: &str) -> Result<OffsetDateTime, String> {
-    let ago = |unit: char| text.strip_suffix(unit)?.parse::<u32>().ok().map(i64::from);
-    let ago = ago('d').map(Duration::days).or(ago('h').map(Duration::hours)).or(ago('m').map(Duration::minutes));
-    if let Some(then) = ago.and_then(|ago| OffsetDateTime::now_utc().checked_sub(ago)) {
-        return Ok(then);
-    }
-    let shown = format_description!("[year]-[month]-[day] [hour]:[minute]:[second] UTC");
-    let day = format_description!("[year]-[month]-[day]");
-    let midnight = |_| Date::parse(text, day).map(|date| date.midnight().assume_utc());
-    OffsetDateTime::parse(text, &Rfc3339)
-        .or_else(|_| PrimitiveDateTime::parse(text, shown).map(PrimitiveDateTime::assume_utc))
-        .or_else(midnight)
-        .map_err(|_| "not a time: 2026-11-22, 2026-11-22T18:00:00Z, or 36h for so long ago".to_owned())
 }
 
 pub(super) async fn run(command: CapturesCommand) -> Result<(), Failure> {

@@ -22,9 +22,11 @@ use crate::lockout::cause::LockoutCause;
 use crate::meta::compose::{StatusCallback, message_id};
 use crate::meta::signature::{self, sign};
 use crate::recorder::Capturing;
+use crate::report::text::{count, state};
+use crate::report::{self, IncidentReport};
 use crate::service::{Service, Settings};
 use crate::simulator::{Scenario, Simulator};
-use crate::store::incidents::{self, Incident, State};
+use crate::store::incidents::{self, Filter, Incident};
 use crate::store::{Database, Pool};
 
 #[derive(Debug, Args)]
@@ -114,6 +116,7 @@ impl Demo {
             database: database.clone(),
             listen: loopback,
             admin_listen: loopback,
+            admin_token: None,
             app_secrets,
             verify_token: VERIFY_TOKEN.into(),
             graph: Graph::new(graph)?,
@@ -156,9 +159,10 @@ impl Demo {
             }
             sleep(POLL).await;
         }
-        let incidents = watch.tell(self).await?;
-        print_table(&incidents)?;
-        let verdict = self.verify(&incidents);
+        let verdict = self.verify(&watch.tell(self).await?);
+        let mut reports = report::incidents(&self.db, &Filter::default(), 100).await?.data;
+        reports.reverse();
+        print_table(&reports)?;
         if stay {
             self.invite()?;
             loop {
@@ -259,7 +263,7 @@ struct Watch {
 
 impl Watch {
     async fn tell(&mut self, demo: &Demo) -> anyhow::Result<Vec<Incident>> {
-        let mut incidents = incidents::list(&demo.db, State::All, 100).await?;
+        let mut incidents = incidents::list(&demo.db, &Filter::default(), 100).await?;
         incidents.reverse();
         for incident in &incidents {
             let (id, account) = (incident.id, &incident.waba_id);
@@ -267,9 +271,10 @@ impl Watch {
             let (told_failures, told_cause) =
                 self.told.insert(id, (failures, incident.cause.clone())).unwrap_or((0, "pending".to_owned()));
             if told_failures == 0 {
-                let affected = incidents::numbers(&demo.db, id, 100).await?.len();
+                let affected =
+                    incidents::numbers(&demo.db, &[id], 1).await?.remove(&id).map_or(0, |numbers| numbers.count);
                 let failed = count(failures, "failure", "failures");
-                let numbers = count(affected as i64, "number", "numbers");
+                let numbers = count(affected, "number", "numbers");
                 demo.line("locked", format_args!("{RED}{account}{RED:#}  incident {id}: {failed} on {numbers}"))?;
             } else if told_failures != failures {
                 demo.line("locked", format_args!("{RED}{account}{RED:#}  incident {id}: {failures} failures now"))?;
@@ -282,22 +287,18 @@ impl Watch {
     }
 }
 
-fn print_table(incidents: &[Incident]) -> io::Result<()> {
+fn print_table(reports: &[IncidentReport]) -> io::Result<()> {
     say(format_args!("\n{BOLD} ID  ACCOUNT          STATE  FAILURES  CAUSE{BOLD:#}"))?;
-    for incident in incidents {
+    for IncidentReport { incident, next_steps, .. } in reports {
         let Incident { id, waba_id, failure_count, cause, .. } = incident;
-        let state = render::state(incident);
+        let state = state(incident);
         say(format_args!("{id:>3}  {waba_id:<15}  {RED}{state:<5}{RED:#}  {failure_count:>8}  {BOLD}{cause}{BOLD:#}"))?;
         let summary = incident.cause_summary.as_deref().unwrap_or_default();
         say(format_args!("{DIM}{}{DIM:#}", render::paragraph("     ", summary)))?;
-        for step in incident.next_steps() {
-            say(render::step("     ", &step))?;
+        for step in next_steps {
+            say(render::step("     ", step))?;
         }
         say("")?;
     }
     Ok(())
-}
-
-fn count(n: i64, one: &str, many: &str) -> String {
-    format!("{n} {}", if n == 1 { one } else { many })
 }

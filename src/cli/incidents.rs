@@ -1,19 +1,25 @@
 //! `lockwatch incidents list|show|resolve`
 
 use anyhow::{Context, anyhow};
-use clap::{Args, Subcommand, ValueEnum};
-use serde_json::{Value, json};
+use clap::builder::PossibleValuesParser;
+use clap::{Args, Subcommand};
+use serde_json::json;
+use time::OffsetDateTime;
 
-use super::{Failure, connect, render, say};
+use super::{Failure, chart, connect, render, say};
 use crate::config::DataArgs;
+use crate::lockout::cause::LockoutCause;
+use crate::report::csv::{self, Row};
+use crate::report::timeline::timeline;
+use crate::report::{self, text};
 use crate::store::bounded;
-use crate::store::incidents::{self, Incident, Resolved, State};
+use crate::store::incidents::{self, Filter, Resolved, State};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum IncidentsCommand {
     /// The newest incidents first
     List(ListArgs),
-    /// One incident: its cause, what to do, its numbers and checks
+    /// One incident: its cause, what to do, its timeline, numbers and checks
     Show(ShowArgs),
     /// Say that an incident is over
     Resolve(ResolveArgs),
@@ -22,34 +28,47 @@ pub(super) enum IncidentsCommand {
 #[derive(Debug, Args)]
 pub(super) struct ListArgs {
     /// Which incidents
-    #[arg(long, default_value = "all")]
-    state: StateArg,
+    #[arg(long, default_value = "all", hide_possible_values = true, value_name = "open|resolved|all")]
+    state: State,
+    /// Of this account
+    #[arg(long, value_name = "ID")]
+    waba_id: Option<String>,
+    /// With this cause
+    #[arg(long, value_parser = PossibleValuesParser::new(LockoutCause::ALL.map(LockoutCause::as_str)))]
+    cause: Option<String>,
+    /// Opened at this time or later: 2026-11-22, "2026-11-22 18:00:00 UTC", or 36h for so long ago
+    #[arg(long, value_name = "TIME", value_parser = text::parse_moment)]
+    since: Option<OffsetDateTime>,
+    /// Opened before this time
+    #[arg(long, value_name = "TIME", value_parser = text::parse_moment)]
+    until: Option<OffsetDateTime>,
     /// How many at the most
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(i64).range(1..=1000))]
     limit: i64,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    format: FormatArgs,
     #[command(flatten)]
     data: DataArgs,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum StateArg {
-    Open,
-    Resolved,
-    All,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct ShowArgs {
     /// The incident's number
     id: i64,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    format: FormatArgs,
     #[command(flatten)]
     data: DataArgs,
+}
+
+#[derive(Debug, Args)]
+struct FormatArgs {
+    /// Print JSON: the objects of the API
+    #[arg(long, conflicts_with = "csv")]
+    json: bool,
+    /// Print CSV, for a spreadsheet
+    #[arg(long)]
+    csv: bool,
 }
 
 #[derive(Debug, Args)]
@@ -64,7 +83,7 @@ pub(super) struct ResolveArgs {
 }
 
 /// Numbers and checks shown of one incident.
-const SHOWN: i64 = 20;
+const SHOWN: usize = 20;
 
 pub(super) async fn run(command: IncidentsCommand) -> Result<(), Failure> {
     match command {
@@ -75,42 +94,52 @@ pub(super) async fn run(command: IncidentsCommand) -> Result<(), Failure> {
 }
 
 async fn list(args: ListArgs) -> Result<(), Failure> {
-    let db = connect(&args.data).await?;
-    let state = match args.state {
-        StateArg::Open => State::Open,
-        StateArg::Resolved => State::Resolved,
-        StateArg::All => State::All,
-    };
-    let incidents = bounded(incidents::list(&db, state, args.limit)).await.context("cannot list incidents")?;
-    if args.json {
-        let objects: Vec<Value> = incidents.iter().map(to_json).collect();
-        say(format_args!("{:#}", json!(objects)))?;
-    } else if incidents.is_empty() {
+    let ListArgs { state, waba_id, cause, since, until, limit, format, data } = args;
+    if since.zip(until).is_some_and(|(since, until)| since >= until) {
+        return Err(Failure::Usage("--since is not before --until".to_owned()));
+    }
+    let db = connect(&data).await?;
+    let is_filtered = state != State::All || [&waba_id, &cause].iter().any(|filter| filter.is_some());
+    let is_filtered = is_filtered || since.is_some() || until.is_some();
+    let filter = Filter { state, waba_id, cause, since, until, ..Filter::default() };
+    let page = report::incidents(&db, &filter, limit).await.context("cannot list incidents")?;
+    if format.json {
+        say(format_args!("{:#}", json!(page.data)))?;
+    } else if format.csv {
+        print_csv(&page.data)?;
+    } else if page.data.is_empty() && is_filtered {
+        anstream::eprintln!("No such incidents.");
+    } else if page.data.is_empty() {
         anstream::eprintln!("No incidents. That is good news, if callbacks arrive: see the README's set-up.");
     } else {
-        say(render::incidents(&incidents))?;
+        say(render::incidents(&page.data))?;
+    }
+    if page.next.is_some() {
+        anstream::eprintln!("The newest {limit}; --limit shows more.");
     }
     Ok(())
 }
 
 async fn show(args: ShowArgs) -> Result<(), Failure> {
     let db = connect(&args.data).await?;
-    let incident = bounded(incidents::find(&db, args.id)).await.context("cannot read the incident")?;
-    let incident = incident.ok_or_else(|| anyhow!("there is no incident {}", args.id))?;
-    let numbers = bounded(incidents::numbers(&db, args.id, SHOWN)).await.context("cannot read its numbers")?;
-    let checks = bounded(incidents::latest_checks(&db, args.id, SHOWN)).await.context("cannot read its checks")?;
-    if args.json {
-        let mut object = to_json(&incident);
-        object["affected_numbers"] = json!(numbers);
-        object["health_checks"] = json!(checks);
-        say(format_args!("{object:#}"))?;
-    } else {
-        say(render::incident(&incident))?;
-        say(render::heading("Affected numbers"))?;
-        say(render::numbers(&numbers))?;
-        say(render::heading("Latest health checks"))?;
-        say(render::checks(&checks))?;
+    let report = report::incident(&db, args.id).await.context("cannot read the incident")?;
+    let report = report.ok_or_else(|| anyhow!("there is no incident {}", args.id))?;
+    if args.format.json {
+        return Ok(say(format_args!("{:#}", json!(report)))?);
     }
+    if args.format.csv {
+        return print_csv(&[report]);
+    }
+    let checks = report::checks(&db, args.id, None, SHOWN as i64).await.context("cannot read its checks")?;
+    let columns = chart::columns(render::width());
+    let timeline = timeline(&db, &report, OffsetDateTime::now_utc(), columns).await.context("cannot draw it")?;
+    say(render::incident(&report))?;
+    say(render::heading("Timeline"))?;
+    say(chart::timeline(&report.incident, &timeline))?;
+    say(render::heading("Affected numbers"))?;
+    say(render::numbers(&report, SHOWN))?;
+    say(render::heading("Latest health checks"))?;
+    say(render::checks(&checks.map_or_else(Vec::new, |page| page.data)))?;
     Ok(())
 }
 
@@ -126,8 +155,7 @@ async fn resolve(args: ResolveArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-fn to_json(incident: &Incident) -> Value {
-    let mut object = json!(incident);
-    object["next_steps"] = json!(incident.next_steps());
-    object
+fn print_csv<T: Row>(rows: &[T]) -> Result<(), Failure> {
+    use std::io::Write;
+    Ok(anstream::stdout().write_all(csv::table(rows).as_bytes())?)
 }

@@ -2,6 +2,7 @@
 //! 0 for ok, 1 for failed, 2 for wrong usage or configuration.
 
 mod captures;
+mod chart;
 mod check;
 mod demo;
 mod healthcheck;

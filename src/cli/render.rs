@@ -2,18 +2,20 @@
 
 use std::io::{IsTerminal, stdout};
 
+use crate::meta::health::Entity;
+use crate::report::text::{grouped, moment, printable, short_moment, state};
+use crate::report::timeline::Health;
+use crate::report::{IncidentReport, NumberReport};
+use crate::store::captures::Summary;
+use crate::store::details::HealthCheck;
 use anstyle::{AnsiColor, Color, Style};
 use comfy_table::{CellAlignment, ContentArrangement, Table};
-use time::OffsetDateTime;
-use time::macros::format_description;
-
-use crate::meta::health::Entity;
-use crate::store::captures::Summary;
-use crate::store::incidents::{AffectedNumber, HealthCheck, Incident};
 
 /// Wider lines are hard to read, and 120 is what the width is without a terminal.
 const WIDEST: usize = 120;
 const NARROWEST: usize = 60;
+/// From here on tables show all their columns.
+const WIDE: usize = 110;
 
 pub(super) const BOLD: Style = Style::new().bold();
 pub(super) const DIM: Style = Style::new().dimmed();
@@ -41,51 +43,37 @@ pub(super) fn step(indent: &str, text: &str) -> String {
     hanging(&format!("{indent}→ "), &format!("{indent}  "), text)
 }
 
-fn hanging(first: &str, rest: &str, text: &str) -> String {
+pub(super) fn hanging(first: &str, rest: &str, text: &str) -> String {
     let options = textwrap::Options::new(width()).initial_indent(first).subsequent_indent(rest).break_words(false);
     // A link broken at a hyphen cannot be clicked.
     let options = options.word_splitter(textwrap::WordSplitter::NoHyphenation);
     textwrap::fill(&printable(text), options)
 }
 
-/// Received text cannot move the cursor, change colours or turn the line around.
-pub(super) fn printable(text: &str) -> String {
-    let turns = |c| matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    text.chars().map(|c| if c.is_control() || turns(c) { ' ' } else { c }).collect()
-}
-
-/// A moment as `2026-11-22 18:24:05 UTC`.
-pub(super) fn moment(at: OffsetDateTime) -> String {
-    at.to_offset(time::UtcOffset::UTC)
-        .format(format_description!("[year]-[month]-[day] [hour]:[minute]:[second] UTC"))
-        .unwrap_or_default()
-}
-
-pub(super) fn state(incident: &Incident) -> String {
-    incident.resolution.clone().unwrap_or_else(|| "open".to_owned())
-}
-
-pub(super) fn incidents(incidents: &[Incident]) -> String {
-    let rows = incidents.iter().map(|incident| {
-        vec![
-            incident.id.to_string(),
-            incident.waba_id.clone(),
-            state(incident),
-            moment(incident.opened_at),
-            moment(incident.last_failure_at),
-            incident.failure_count.to_string(),
-            incident.cause.clone(),
-        ]
+pub(super) fn incidents(reports: &[IncidentReport]) -> String {
+    let is_wide = width() >= WIDE;
+    let when = |at| if is_wide { moment(at) } else { short_moment(at) };
+    let rows = reports.iter().map(|IncidentReport { incident, .. }| {
+        let last = is_wide.then(|| when(incident.last_failure_at));
+        let mut row = vec![incident.id.to_string(), incident.waba_id.clone(), state(incident).to_owned()];
+        row.push(when(incident.opened_at));
+        row.extend(last);
+        row.extend([incident.failure_count.to_string(), incident.cause.clone()]);
+        row
     });
-    table(&["ID", "ACCOUNT", "STATE", "OPENED", "LAST FAILURE", "FAILURES", "CAUSE"], &[0, 5], rows)
+    match is_wide {
+        true => table(&["ID", "ACCOUNT", "STATE", "OPENED", "LAST FAILURE", "FAILURES", "CAUSE"], &[0, 5], rows),
+        false => table(&["ID", "ACCOUNT", "STATE", "OPENED (UTC)", "FAILED", "CAUSE"], &[0, 4], rows),
+    }
 }
 
-pub(super) fn incident(incident: &Incident) -> String {
+pub(super) fn incident(report: &IncidentReport) -> String {
+    let incident = &report.incident;
     let mut lines = vec![format!("{BOLD}Incident {}{BOLD:#}, account {}", incident.id, printable(&incident.waba_id))];
     let mut field = |name: &str, value: String| {
         lines.push(hanging(&format!("  {name:<14}"), &" ".repeat(16), &value));
     };
-    field("State", state(incident));
+    field("State", state(incident).to_owned());
     field("Opened", moment(incident.opened_at));
     field("Last failure", moment(incident.last_failure_at));
     if let Some(at) = incident.resolved_at {
@@ -94,32 +82,44 @@ pub(super) fn incident(incident: &Incident) -> String {
     if let Some(note) = &incident.resolution_note {
         field("Note", note.clone());
     }
-    field("Failures", incident.failure_count.to_string());
-    field("Cause", incident.cause.clone());
+    field("Failures", grouped(incident.failure_count));
+    field(
+        "Cause",
+        report.cause().map_or_else(|| incident.cause.clone(), |cause| format!("{cause}: {}", cause.title())),
+    );
     if let Some(summary) = &incident.cause_summary {
         field("", summary.clone());
+    }
+    if let Some(check) = &report.evidence {
+        field("Evidence", format!("health check {} of {}", check.id, moment(check.checked_at)));
     }
     if let Some(previous) = incident.previous_incident_id {
         field("Previous", format!("incident {previous}"));
     }
     if incident.resolved_at.is_none() {
         lines.push(heading("Next steps"));
-        lines.extend(incident.next_steps().iter().map(|text| step("  ", text)));
+        lines.extend(report.next_steps.iter().map(|text| step("  ", text)));
     }
     lines.join("\n")
 }
 
-pub(super) fn numbers(numbers: &[AffectedNumber]) -> String {
-    let rows = numbers.iter().map(|number| {
-        vec![
-            number.phone_number_id.clone(),
-            number.display_phone_number.clone().unwrap_or_default(),
-            moment(number.first_failure_at),
-            moment(number.last_failure_at),
-            number.failure_count.to_string(),
-        ]
+/// The first of the numbers, each with what its latest look-up said.
+pub(super) fn numbers(report: &IncidentReport, at_most: usize) -> String {
+    let is_wide = width() >= WIDE;
+    let rows = report.affected_numbers.iter().take(at_most).map(|NumberReport { number, latest_check }| {
+        let health = latest_check.as_ref().map(|c| Health::of(&c.outcome, c.can_send_message.as_deref()).word());
+        let mut row = vec![number.phone_number_id.clone(), number.display_phone_number.clone().unwrap_or_default()];
+        row.extend(is_wide.then(|| moment(number.first_failure_at)));
+        row.push(if is_wide { moment(number.last_failure_at) } else { short_moment(number.last_failure_at) });
+        row.extend([number.failure_count.to_string(), health.unwrap_or("not yet").to_owned()]);
+        row
     });
-    table(&["NUMBER ID", "NUMBER", "FIRST FAILURE", "LAST FAILURE", "FAILURES"], &[4], rows)
+    let table = match is_wide {
+        true => table(&["NUMBER ID", "NUMBER", "FIRST FAILURE", "LAST FAILURE", "FAILURES", "HEALTH"], &[4], rows),
+        false => table(&["NUMBER ID", "NUMBER", "LAST (UTC)", "FAILED", "HEALTH"], &[3], rows),
+    };
+    let more = report.affected_number_count - i64::try_from(report.affected_numbers.len().min(at_most)).unwrap_or(0);
+    if more > 0 { format!("{table}\n {DIM}and {more} more{DIM:#}") } else { table }
 }
 
 pub(super) fn checks(checks: &[HealthCheck]) -> String {

@@ -38,7 +38,7 @@ Secrets (environment only; or NAME_FILE names a file that holds it):
 pub(super) async fn run(args: ServeArgs) -> Result<(), Failure> {
     let app_secrets = app_secrets()?;
     let verify_token = verify_token()?;
-    args.listen.check_admin()?;
+    let admin_token = args.listen.admin_token()?;
     let graph = args.graph.graph(&app_secrets)?;
     let outside = args.data.database()?;
     start_log(args.log.log_format, "info")?;
@@ -70,6 +70,7 @@ pub(super) async fn run(args: ServeArgs) -> Result<(), Failure> {
         database,
         listen: args.listen.listen,
         admin_listen: args.listen.admin_listen,
+        admin_token,
         app_secrets,
         verify_token,
         graph,

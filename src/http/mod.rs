@@ -3,7 +3,12 @@
 //! `axum::serve` has no header timeout, so connections are served by hyper itself: a header must arrive
 //! in time, a body too, and there are never more connections than descriptors.
 
+pub mod api;
+mod auth;
+mod dashboard;
+mod error;
 pub mod ops;
+mod query;
 pub mod webhook;
 
 use std::io;
@@ -12,18 +17,25 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use axum::Router;
+use axum::http::StatusCode;
+use axum::{Router, middleware};
 use hyper::rt::{Sleep, Timer};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
+use secrecy::SecretString;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
+use tower_http::csrf::CsrfLayer;
 use tower_http::timeout::RequestBodyDeadlineLayer;
 use tracing::{debug, warn};
+
+use self::auth::Guard;
+use self::error::Problem;
+use crate::store::Pool;
 
 /// A whole header must arrive within this time.
 const HEADER: Duration = Duration::from_secs(10);
@@ -129,7 +141,17 @@ pub fn public_router(webhook: webhook::Webhook) -> Router {
     webhook::router(webhook).merge(ops::liveness_router())
 }
 
-/// The admin listener.
-pub fn admin_router(db: crate::store::Pool) -> Router {
-    ops::readiness_router(db)
+/// The admin listener: readiness for everybody, all else for who may come in. Without a token it belongs on
+/// a loopback address.
+pub fn admin_router(db: Pool, token: Option<&SecretString>) -> Router {
+    let guarded = api::router(db.clone())
+        .merge(dashboard::router(db.clone()))
+        .fallback(|| async { Problem::new(StatusCode::NOT_FOUND, "there is no such page") })
+        .method_not_allowed_fallback(|| async {
+            Problem::new(StatusCode::METHOD_NOT_ALLOWED, "this page does not take such a request")
+        })
+        .layer(CsrfLayer::new().with_rejection_response(auth::cross_site))
+        .layer(middleware::from_fn_with_state(Guard::new(token), auth::guard))
+        .layer(middleware::from_fn(dashboard::problems_as_pages));
+    ops::readiness_router(db).merge(guarded).layer(middleware::from_fn(auth::secure))
 }

@@ -6,7 +6,8 @@ use crate::meta::health::{CanSend, Entity, EntityError};
 
 /// Why an account is locked. The order is that of the rules: among equally severe evidence the earlier
 /// cause is chosen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, utoipa::ToSchema)]
+#[schema(as = Cause, rename_all = "snake_case")]
 pub enum LockoutCause {
     /// The account or its business broke a policy.
     PolicyViolation,
@@ -62,6 +63,22 @@ impl LockoutCause {
     #[must_use]
     pub fn parse(word: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|cause| cause.as_str() == word)
+    }
+
+    /// The cause in a few words for a person.
+    #[must_use]
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::PolicyViolation => "Policy violation",
+            Self::Payment => "Payment problem",
+            Self::BusinessVerification => "Business not verified",
+            Self::PhoneRegistration => "Number not registered",
+            Self::TwoStepVerification => "Two-step PIN problem",
+            Self::OtherRestriction => "Other restriction by Meta",
+            Self::Unreported => "Meta gives no reason",
+            Self::LookupDenied => "Cause may not be looked up",
+            Self::Pending => "Cause is being looked up",
+        }
     }
 
     /// Whether Meta named it: a found cause stays until another found one takes its place.

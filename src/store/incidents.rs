@@ -1,116 +1,133 @@
 //! Incidents as people read and resolve them.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
+use utoipa::ToSchema;
 
 use super::{StoreError, interval, lock_account};
-use crate::lockout::cause::{LockoutCause, next_steps};
 use crate::lockout::incident::{QUIET_AFTER, Resolution};
 
-/// An incident, with the names of its columns.
-#[derive(Debug, Clone, Serialize)]
-#[allow(missing_docs, reason = "the migration documents the columns")]
+/// One lockout of one account, from its first failure until resolved. The fields are columns.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+#[schema(as = IncidentColumns)]
 pub struct Incident {
+    /// Its number.
     pub id: i64,
+    /// The WhatsApp Business Account; Meta's test numbers as `phone:<phone_number_id>`.
     pub waba_id: String,
+    /// When the first message failed.
     #[serde(with = "time::serde::rfc3339")]
     pub opened_at: OffsetDateTime,
+    /// When the latest message failed.
     #[serde(with = "time::serde::rfc3339")]
     pub last_failure_at: OffsetDateTime,
+    /// When it was over. Null while it is open.
     #[serde(with = "time::serde::rfc3339::option")]
     pub resolved_at: Option<OffsetDateTime>,
+    /// How it ended: `recovered`, `quiet` or `manual`.
     pub resolution: Option<String>,
+    /// What the person said who resolved it.
     pub resolution_note: Option<String>,
+    /// How many messages failed.
     pub failure_count: i64,
+    /// Why the account is locked; `pending` until Meta's first answer.
+    #[schema(example = "payment")]
     pub cause: String,
+    /// How badly the entity with the reason is hit, in Meta's words.
+    #[schema(example = "BLOCKED")]
     pub cause_severity: Option<String>,
+    /// The cause in a sentence.
     pub cause_summary: Option<String>,
+    /// The kind of entity that carries the reason.
+    #[schema(example = "WABA")]
     pub cause_entity_type: Option<String>,
+    /// Its id.
     pub cause_entity_id: Option<String>,
+    /// Meta's code of the reason.
+    #[schema(example = 141_006)]
     pub cause_error_code: Option<i64>,
+    /// Meta's own advice.
     pub possible_solution: Option<String>,
+    /// When this cause was recorded first.
     #[serde(with = "time::serde::rfc3339::option")]
     pub cause_recorded_at: Option<OffsetDateTime>,
+    /// The health check that showed it.
+    pub cause_check_id: Option<i64>,
+    /// The account's incident before this one.
     pub previous_incident_id: Option<i64>,
 }
 
-impl Incident {
-    /// What a person does next.
-    #[must_use]
-    pub fn next_steps(&self) -> Vec<String> {
-        let cause = LockoutCause::parse(&self.cause).unwrap_or(LockoutCause::OtherRestriction);
-        next_steps(cause, self.possible_solution.as_deref())
-    }
-}
-
-/// A number with failures in an incident, with the names of its columns.
-#[derive(Debug, Clone, Serialize)]
-#[allow(missing_docs, reason = "the migration documents the columns")]
+/// A phone number with failures in an incident. The fields are columns.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+#[schema(as = AffectedNumberColumns)]
 pub struct AffectedNumber {
+    /// Meta's id of the business phone number: the node that is looked up.
     pub phone_number_id: String,
+    /// The number itself, as Meta writes it.
     pub display_phone_number: Option<String>,
+    /// When its first message failed.
     #[serde(with = "time::serde::rfc3339")]
     pub first_failure_at: OffsetDateTime,
+    /// When its latest message failed.
     #[serde(with = "time::serde::rfc3339")]
     pub last_failure_at: OffsetDateTime,
+    /// How many of its messages failed.
     pub failure_count: i64,
+    /// When it is looked up next. Null once the incident is resolved.
     #[serde(with = "time::serde::rfc3339::option")]
     pub check_due_at: Option<OffsetDateTime>,
 }
 
-/// A look-up and its answer, with the names of its columns.
-#[derive(Debug, Clone, Serialize)]
-#[allow(missing_docs, reason = "the migration documents the columns")]
-pub struct HealthCheck {
-    pub id: i64,
-    pub phone_number_id: String,
-    #[serde(with = "time::serde::rfc3339")]
-    pub checked_at: OffsetDateTime,
-    pub outcome: String,
-    pub http_status: Option<i32>,
-    pub can_send_message: Option<String>,
-    pub entities: Option<serde_json::Value>,
-    pub error: Option<String>,
-    pub duration_ms: i32,
+/// The numbers of one incident: those with most failures, and how many there are in all.
+#[derive(Debug, Clone, Default)]
+pub struct Numbers {
+    /// Those with most failures, most first.
+    pub top: Vec<AffectedNumber>,
+    /// How many there are.
+    pub count: i64,
 }
 
 /// Which incidents to list.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum, ToSchema)]
+#[schema(rename_all = "lowercase")]
 pub enum State {
     /// Not resolved.
     Open,
     /// Resolved.
     Resolved,
     /// Both.
+    #[default]
     All,
+}
+
+/// Which incidents to list. What is `None` does not restrict.
+#[derive(Debug, Clone, Default)]
+pub struct Filter {
+    /// Open, resolved, or both.
+    pub state: State,
+    /// Of this account.
+    pub waba_id: Option<String>,
+    /// With this cause, as the column has it.
+    pub cause: Option<String>,
+    /// Opened at this time or later.
+    pub since: Option<OffsetDateTime>,
+    /// Opened before this time.
+    pub until: Option<OffsetDateTime>,
+    /// With this in the account's id, or in the id or digits of one of its numbers.
+    pub search: Option<String>,
+    /// With a smaller number than this one: where the page before ended.
+    pub before: Option<i64>,
 }
 
 /// The newest incidents first.
 ///
 /// # Errors
 /// The database does not answer.
-pub async fn list(db: &PgPool, state: State, limit: i64) -> Result<Vec<Incident>, StoreError> {
-    let resolved = match state {
-        State::Open => Some(false),
-        State::Resolved => Some(true),
-        State::All => None,
-    };
-    let incidents = sqlx::query_as!(
-        Incident,
-        "select id, waba_id, opened_at, last_failure_at, resolved_at, resolution, resolution_note, failure_count, cause,
-                cause_severity, cause_summary, cause_entity_type, cause_entity_id, cause_error_code, possible_solution,
-                cause_recorded_at, previous_incident_id
-           from incidents
-          where $1::boolean is null or (resolved_at is not null) = $1
-          order by id desc
-          limit $2",
-        resolved,
-        limit,
-    )
-    .fetch_all(db)
-    .await?;
-    Ok(incidents)
+pub async fn list(db: &PgPool, filter: &Filter, limit: i64) -> Result<Vec<Incident>, StoreError> {
+    select(db, None, filter, limit).await
 }
 
 /// One incident, if it exists.
@@ -118,58 +135,94 @@ pub async fn list(db: &PgPool, state: State, limit: i64) -> Result<Vec<Incident>
 /// # Errors
 /// The database does not answer.
 pub async fn find(db: &PgPool, id: i64) -> Result<Option<Incident>, StoreError> {
-    let incident = sqlx::query_as!(
+    Ok(select(db, Some(id), &Filter::default(), 1).await?.pop())
+}
+
+async fn select(db: &PgPool, id: Option<i64>, filter: &Filter, limit: i64) -> Result<Vec<Incident>, StoreError> {
+    let resolved = match filter.state {
+        State::Open => Some(false),
+        State::Resolved => Some(true),
+        State::All => None,
+    };
+    let digits = filter.search.as_ref().map(|text| text.chars().filter(char::is_ascii_digit).collect::<String>());
+    let incidents = sqlx::query_as!(
         Incident,
-        "select id, waba_id, opened_at, last_failure_at, resolved_at, resolution, resolution_note, failure_count, cause,
-                cause_severity, cause_summary, cause_entity_type, cause_entity_id, cause_error_code, possible_solution,
-                cause_recorded_at, previous_incident_id
-           from incidents
-          where id = $1",
+        r#"select id, waba_id, opened_at, last_failure_at, resolved_at, resolution, resolution_note, failure_count,
+                  cause, cause_severity, cause_summary, cause_entity_type, cause_entity_id, cause_error_code,
+                  possible_solution, cause_recorded_at, cause_check_id, previous_incident_id
+             from incidents i
+            where ($1::bigint is null or id = $1)
+              and ($2::boolean is null or (resolved_at is not null) = $2)
+              and ($3::text is null or waba_id = $3)
+              and ($4::text is null or cause = $4)
+              and ($5::timestamptz is null or opened_at >= $5)
+              and ($6::timestamptz is null or opened_at < $6)
+              and ($7::bigint is null or id < $7)
+              and ($8::text is null or strpos(waba_id, $8) > 0
+                   or exists (select from affected_numbers n
+                               where n.incident_id = i.id
+                                 and (strpos(n.phone_number_id, $8) > 0
+                                      or strpos(regexp_replace(n.display_phone_number, '\D', '', 'g'), $9) > 0)))
+            order by id desc
+            limit $10"#,
         id,
-    )
-    .fetch_optional(db)
-    .await?;
-    Ok(incident)
-}
-
-/// The numbers of an incident, those with most failures first.
-///
-/// # Errors
-/// The database does not answer.
-pub async fn numbers(db: &PgPool, incident_id: i64, limit: i64) -> Result<Vec<AffectedNumber>, StoreError> {
-    let numbers = sqlx::query_as!(
-        AffectedNumber,
-        "select phone_number_id, display_phone_number, first_failure_at, last_failure_at, failure_count, check_due_at
-           from affected_numbers
-          where incident_id = $1
-          order by failure_count desc, phone_number_id
-          limit $2",
-        incident_id,
+        resolved,
+        filter.waba_id,
+        filter.cause,
+        filter.since,
+        filter.until,
+        filter.before,
+        filter.search,
+        digits.filter(|digits| !digits.is_empty()),
         limit,
     )
     .fetch_all(db)
     .await?;
+    Ok(incidents)
+}
+
+/// How many incidents are open.
+///
+/// # Errors
+/// The database does not answer.
+pub async fn count_open(db: &PgPool) -> Result<i64, StoreError> {
+    let count = sqlx::query_scalar!(r#"select count(*) as "count!" from incidents where resolved_at is null"#);
+    Ok(count.fetch_one(db).await?)
+}
+
+/// The numbers of some incidents, up to `limit` each.
+///
+/// # Errors
+/// The database does not answer.
+pub async fn numbers(db: &PgPool, ids: &[i64], limit: i64) -> Result<BTreeMap<i64, Numbers>, StoreError> {
+    let rows = sqlx::query!(
+        r#"select n.incident_id, n.phone_number_id, n.display_phone_number, n.first_failure_at, n.last_failure_at,
+                  n.failure_count, n.check_due_at, n.count as "count!"
+             from unnest($1::bigint[]) as i(id)
+            cross join lateral (select *, count(*) over () as count
+                                  from affected_numbers
+                                 where incident_id = i.id
+                                 order by failure_count desc, phone_number_id
+                                 limit $2) n"#,
+        ids,
+        limit,
+    )
+    .fetch_all(db)
+    .await?;
+    let mut numbers: BTreeMap<i64, Numbers> = BTreeMap::new();
+    for row in rows {
+        let of_incident = numbers.entry(row.incident_id).or_default();
+        of_incident.count = row.count;
+        of_incident.top.push(AffectedNumber {
+            phone_number_id: row.phone_number_id,
+            display_phone_number: row.display_phone_number,
+            first_failure_at: row.first_failure_at,
+            last_failure_at: row.last_failure_at,
+            failure_count: row.failure_count,
+            check_due_at: row.check_due_at,
+        });
+    }
     Ok(numbers)
-}
-
-/// The latest checks of an incident, newest first.
-///
-/// # Errors
-/// The database does not answer.
-pub async fn latest_checks(db: &PgPool, incident_id: i64, limit: i64) -> Result<Vec<HealthCheck>, StoreError> {
-    let checks = sqlx::query_as!(
-        HealthCheck,
-        "select id, phone_number_id, checked_at, outcome, http_status, can_send_message, entities, error, duration_ms
-           from health_checks
-          where incident_id = $1
-          order by id desc
-          limit $2",
-        incident_id,
-        limit,
-    )
-    .fetch_all(db)
-    .await?;
-    Ok(checks)
 }
 
 /// What came of resolving an incident by hand.

@@ -6,6 +6,7 @@
 
 pub mod captures;
 pub mod checks;
+pub mod details;
 pub mod incidents;
 pub mod record;
 pub mod retention;
@@ -160,7 +161,11 @@ impl Database {
                     Ok(true)
                 })
             })
-            .connect_lazy_with(self.options("lockwatch", STATEMENT, Duration::from_secs(2)))
+            // What people filter by is not known when a statement is prepared: one plan for all would scan.
+            .connect_lazy_with(
+                self.options("lockwatch", STATEMENT, Duration::from_secs(2))
+                    .options([("plan_cache_mode", "force_custom_plan")]),
+            )
     }
 
     /// Creates or updates the tables. Several processes may do so at once: an advisory lock lets one go

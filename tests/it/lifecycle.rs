@@ -22,7 +22,7 @@ async fn an_incident_spans_its_first_and_last_failure_in_whatever_order_they_com
     let incident = app.incident().await;
     assert_eq!((incident.opened_at, incident.last_failure_at), (first, last));
     assert_eq!((incident.failure_count, incident.resolved_at), (3, None));
-    let number = &numbers(&app.db, incident.id, 10).await.unwrap()[0];
+    let number = &numbers(&app.db, &[incident.id], 10).await.unwrap()[&incident.id].top[0];
     assert_eq!((number.first_failure_at, number.last_failure_at, number.failure_count), (first, last, 3));
 }
 

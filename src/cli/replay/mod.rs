@@ -20,12 +20,12 @@ use tokio::time::{Instant, sleep_until};
 
 use self::files::{Bad, Files, Located, Place};
 use self::target::{Intake, Outcome, Target, Webhook};
-use super::render::printable;
 use super::serve::StopSignals;
 use super::{Failure, ready_database, say};
 use crate::config::{CaptureArgs, DataArgs, SigningArgs, app_secrets};
 use crate::meta::signature::Verifier;
 use crate::recorder::recorder;
+use crate::report::text::printable;
 
 /// Posts captured callbacks to a webhook, each signed anew, or takes them into the database as serve would
 #[derive(Debug, Args)]

@@ -11,7 +11,8 @@ use lockwatch::meta::signature::{HEADER, sign};
 use lockwatch::recorder::Capturing;
 use lockwatch::service::{Service, Settings};
 use lockwatch::simulator::{Scenario, Simulator};
-use lockwatch::store::incidents::{self, HealthCheck, Incident, State};
+use lockwatch::store::details::{self, HealthCheck};
+use lockwatch::store::incidents::{self, Filter, Incident};
 use lockwatch::store::{Database, Pool};
 use reqwest::{Client, RequestBuilder, Response, StatusCode};
 use secrecy::SecretString;
@@ -91,7 +92,7 @@ impl TestApp {
     }
 
     pub async fn incidents(&self) -> Vec<Incident> {
-        let mut incidents = incidents::list(&self.db, State::All, 1000).await.unwrap();
+        let mut incidents = incidents::list(&self.db, &Filter::default(), 1000).await.unwrap();
         incidents.reverse();
         incidents
     }
@@ -103,7 +104,7 @@ impl TestApp {
     }
 
     pub async fn checks(&self) -> Vec<HealthCheck> {
-        let mut checks = incidents::latest_checks(&self.db, self.incident().await.id, 1000).await.unwrap();
+        let mut checks = details::checks(&self.db, self.incident().await.id, None, 1000).await.unwrap();
         checks.reverse();
         checks
     }
@@ -142,11 +143,14 @@ impl TestApp {
         .unwrap();
         let mut transaction = self.db.begin().await.unwrap();
         for (table, column) in columns {
-            let seconds = time.whole_seconds();
-            let sql = format!(
-                "update {table} set {column} = {column} - interval '{seconds} seconds' where {column} is not null"
-            );
-            sqlx::query(AssertSqlSafe(sql)).execute(&mut *transaction).await.unwrap();
+            // In two steps: a row must not take the place of one that has yet to move.
+            for step in [
+                format!("+ interval '400 years {} seconds'", -time.whole_seconds()),
+                "- interval '400 years'".to_owned(),
+            ] {
+                let sql = format!("update {table} set {column} = {column} {step} where {column} is not null");
+                sqlx::query(AssertSqlSafe(sql)).execute(&mut *transaction).await.unwrap();
+            }
         }
         transaction.commit().await.unwrap();
     }
@@ -186,6 +190,7 @@ async fn service_with(database: Database, simulator: &Simulator, app_secrets: &[
         database,
         listen: loopback,
         admin_listen: loopback,
+        admin_token: None,
         app_secrets,
         verify_token: VERIFY_TOKEN.into(),
         graph: graph.unwrap(),

@@ -1,0 +1,99 @@
+//! An incident's timeline in characters.
+
+use super::render::{BOLD, DIM, GREEN, RED, YELLOW, hanging};
+use crate::report::text::{count, duration, moment, printable};
+use crate::report::timeline::{Health, Timeline};
+use crate::store::incidents::Incident;
+
+/// What stands before the columns.
+const LABEL: usize = 20;
+
+/// How many columns a picture has in a terminal of this width.
+pub(super) fn columns(width: usize) -> usize {
+    width.saturating_sub(LABEL + 4).clamp(20, 80)
+}
+
+/// Failures as bars, then when what happened, then a lane for each number.
+pub(super) fn timeline(incident: &Incident, timeline: &Timeline) -> String {
+    let mut lines = vec![row("failures", &bars(&timeline.failures)), row("", &events(incident, timeline))];
+    lines.extend(timeline.lanes.iter().map(|lane| {
+        let name = lane.display_phone_number.as_deref().unwrap_or(&lane.phone_number_id);
+        row(name, &lane.health.iter().map(|health| cell(*health)).collect::<String>())
+    }));
+    if timeline.more > 0 {
+        lines.push(row("", &count(timeline.more, "more number", "more numbers")));
+    }
+    let each = duration(timeline.bins.width);
+    let most = timeline.failures.iter().max().copied().unwrap_or_default();
+    let most = count(i64::try_from(most).unwrap_or(i64::MAX), "failure", "failures");
+    lines.push(hanging(
+        "  ",
+        "  ",
+        &format!(
+            "From {} to {}; a column is {each}, the highest {most}.",
+            moment(timeline.bins.start),
+            moment(timeline.until)
+        ),
+    ));
+    let mut legend = "o opened, c cause recorded".to_owned();
+    if incident.resolved_at.is_some() {
+        legend.push_str(", r resolved");
+    }
+    let seen = |health: &Health| timeline.lanes.iter().any(|lane| lane.health.contains(&Some(*health)));
+    for health in Health::ALL.into_iter().filter(seen) {
+        legend = format!("{legend}, {} {}", cell_text(health), health.word());
+    }
+    lines.push(format!("{DIM}{}{DIM:#}", hanging("  ", "  ", &legend)));
+    lines.join("\n")
+}
+
+fn row(name: &str, columns: &str) -> String {
+    let name: String = printable(name).chars().take(LABEL - 1).collect();
+    format!("  {name:<LABEL$}{columns}").trim_end().to_owned()
+}
+
+/// The highest bar is a whole block; any failure at all can be seen.
+fn bars(failures: &[u64]) -> String {
+    const BLOCKS: [char; 9] = [' ', '▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+    let most = failures.iter().max().copied().unwrap_or_default().max(1);
+    let bars: String =
+        failures.iter().map(|n| BLOCKS[usize::try_from((n * 8).div_ceil(most)).unwrap_or(8).min(8)]).collect();
+    format!("{RED}{bars}{RED:#}")
+}
+
+fn events(incident: &Incident, timeline: &Timeline) -> String {
+    let mut columns = vec![' '; timeline.bins.count];
+    let events = [(Some(incident.opened_at), 'o'), (incident.cause_recorded_at, 'c'), (incident.resolved_at, 'r')];
+    for (at, sign) in events {
+        let Some(at) = at else { continue };
+        let column = (timeline.position(at) * timeline.bins.count as f64) as usize;
+        // What happened in the same column stands beside it.
+        let free = (column..columns.len()).chain((0..column.min(columns.len())).rev()).find(|c| columns[*c] == ' ');
+        if let Some(free) = free {
+            columns[free] = sign;
+        }
+    }
+    format!("{BOLD}{}{BOLD:#}", columns.into_iter().collect::<String>())
+}
+
+fn cell(health: Option<Health>) -> String {
+    let Some(health) = health else { return " ".to_owned() };
+    let style = match health {
+        Health::Available => GREEN,
+        Health::Limited => YELLOW,
+        Health::Blocked => RED,
+        Health::Other | Health::Refused | Health::Unreachable => DIM,
+    };
+    format!("{style}{}{style:#}", cell_text(health))
+}
+
+fn cell_text(health: Health) -> char {
+    match health {
+        Health::Available => '·',
+        Health::Limited => '▒',
+        Health::Blocked => '█',
+        Health::Other => '?',
+        Health::Refused => 'x',
+        Health::Unreachable => '-',
+    }
+}

@@ -1,0 +1,479 @@
+//! The admin API: incidents, their deliveries and checks, as JSON or CSV, and resolving.
+
+use std::sync::LazyLock;
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{DefaultBodyLimit, Path, RawQuery, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use base64::Engine;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use serde::{Deserialize, Serialize};
+use tracing::{info, warn};
+use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
+use utoipa::{Modify, OpenApi, ToSchema};
+
+use super::error::Problem;
+use super::query::Query;
+use crate::lockout::cause::LockoutCause;
+use crate::meta::ids::WabaId;
+use crate::report::csv::{self, Row};
+use crate::report::text::parse_moment;
+use crate::report::{self, IncidentReport, Page, Recipients};
+use crate::store::details::{Delivery, HealthCheck};
+use crate::store::incidents::{self, Filter, Resolved, State as IncidentState};
+use crate::store::{Pool, bounded};
+
+/// How many a page holds if nothing else is asked for, and at the most.
+const LIMIT: i64 = 50;
+const LONGEST_PAGE: i64 = 200;
+/// The longest note, in characters.
+pub(super) const LONGEST_NOTE: usize = 2000;
+const BODY_LIMIT: usize = 64 * 1024;
+
+pub(super) fn router(db: Pool) -> Router {
+    Router::new()
+        .route("/openapi.json", get(openapi_json))
+        .route("/api/v1/incidents", get(list))
+        .route("/api/v1/incidents/{id}", get(show))
+        .route("/api/v1/incidents/{id}/deliveries", get(deliveries))
+        .route("/api/v1/incidents/{id}/checks", get(checks))
+        .route("/api/v1/incidents/{id}/resolve", post(resolve))
+        .layer(DefaultBodyLimit::max(BODY_LIMIT))
+        .with_state(db)
+}
+
+/// A page of incidents.
+#[derive(Debug, Serialize, ToSchema)]
+struct IncidentList {
+    /// The newest first.
+    data: Vec<IncidentReport>,
+    /// Where the next page starts: give it as `cursor`. Null on the last page.
+    next_cursor: Option<String>,
+}
+
+/// A page of failed deliveries.
+#[derive(Debug, Serialize, ToSchema)]
+struct DeliveryList {
+    /// The latest first.
+    data: Vec<Delivery>,
+    /// Where the next page starts: give it as `cursor`. Null on the last page.
+    next_cursor: Option<String>,
+}
+
+/// A page of health checks.
+#[derive(Debug, Serialize, ToSchema)]
+struct HealthCheckList {
+    /// The latest first.
+    data: Vec<HealthCheck>,
+    /// Where the next page starts: give it as `cursor`. Null on the last page.
+    next_cursor: Option<String>,
+}
+
+/// Why an incident is resolved by hand.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct Resolution {
+    /// For those who read it later.
+    #[serde(default)]
+    #[schema(max_length = 2000, example = "Meta granted the review")]
+    note: Option<String>,
+}
+
+/// What every page takes.
+struct PageRequest {
+    before: Option<i64>,
+    limit: i64,
+    format: Format,
+}
+
+impl PageRequest {
+    /// A cursor fits the list that it came from.
+    fn take(query: &mut Query, headers: &HeaderMap, list: char) -> Result<Self, Problem> {
+        let before = query.take("cursor", |text| read_cursor(list, text).ok_or("not a cursor of this list"))?;
+        let limit = query.take("limit", |text| {
+            text.parse().ok().filter(|n| (1..=LONGEST_PAGE).contains(n)).ok_or("not a number from 1 to 200")
+        })?;
+        let format = query.word("format", &[("json", Format::Json), ("csv", Format::Csv)])?;
+        Ok(Self { before, limit: limit.unwrap_or(LIMIT), format: format.unwrap_or_else(|| preferred(headers)) })
+    }
+}
+
+/// What the header Accept asks for.
+fn preferred(headers: &HeaderMap) -> Format {
+    let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    let mut best = (0.0, Format::Json);
+    for range in accepted.flat_map(|value| value.split(',')) {
+        let mut parts = range.split(';').map(str::trim);
+        let format = match parts.next().map(str::to_ascii_lowercase).as_deref() {
+            Some("text/csv") => Format::Csv,
+            Some("application/json" | "application/*" | "*/*") => Format::Json,
+            _ => continue,
+        };
+        let weight = parts.find_map(|part| part.strip_prefix("q=")?.parse().ok()).unwrap_or(1.0);
+        // Among equals the first counts.
+        if weight > best.0 {
+            best = (weight, format);
+        }
+    }
+    best.1
+}
+
+pub(super) fn cursor(list: char, id: i64) -> String {
+    BASE64_URL_SAFE_NO_PAD.encode(format!("{list}{id}"))
+}
+
+pub(super) fn read_cursor(list: char, text: &str) -> Option<i64> {
+    let bytes = BASE64_URL_SAFE_NO_PAD.decode(text).ok()?;
+    let id = std::str::from_utf8(&bytes).ok()?.strip_prefix(list)?.parse().ok()?;
+    (cursor(list, id) == text).then_some(id)
+}
+
+/// What the filters of a list of incidents say.
+pub(super) fn filter(query: &mut Query) -> Result<Filter, Problem> {
+    let states = [("open", IncidentState::Open), ("resolved", IncidentState::Resolved), ("all", IncidentState::All)];
+    let state = query.word("state", &states)?.unwrap_or_default();
+    let waba_id = query
+        .take("waba_id", |text| WabaId::parse(text).map(|id| id.to_string()).map_err(|error| error.to_string()))?;
+    let causes = LockoutCause::ALL.map(|cause| (cause.as_str(), cause));
+    let cause = query.word("cause", &causes)?.map(|cause| cause.as_str().to_owned());
+    let since = query.take("since", parse_moment)?;
+    let until = query.take("until", parse_moment)?;
+    if since.zip(until).is_some_and(|(since, until)| since >= until) {
+        return Err(Problem::parameter("until", "not after since"));
+    }
+    Ok(Filter { state, waba_id, cause, since, until, ..Filter::default() })
+}
+
+/// List incidents
+///
+/// The newest first.
+#[utoipa::path(
+    get, path = "/api/v1/incidents", operation_id = "list_incidents", tag = "incidents",
+    params(
+        ("state" = Option<IncidentState>, Query, description = "Only these"),
+        ("waba_id" = Option<String>, Query, description = "Only of this account", max_length = 64),
+        ("cause" = Option<LockoutCause>, Query, description = "Only with this cause"),
+        ("since" = Option<String>, Query, example = "2026-11-22T18:00:00Z",
+         description = "Opened at this time or later: RFC 3339, a day (`2026-11-22`), or so long ago (`3d`, `36h`, `10m`)"),
+        ("until" = Option<String>, Query, example = "2026-11-23", description = "Opened before this time"),
+        ("limit" = Option<i64>, Query, minimum = 1, maximum = 200, description = "How many at the most; 50 if not given"),
+        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
+        ("format" = Option<Format>, Query, description = "Instead of the header Accept"),
+    ),
+    responses(
+        (status = 200, description = "A page", content(
+            (IncidentList = "application/json"),
+            (String = "text/csv")
+        ), headers(("Link" = Option<String>, description = "The next page, if there is one"))),
+        (status = 400, description = "A parameter cannot be used", body = Problem, content_type = "application/problem+json"),
+        (status = "default", description = "Another problem", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+async fn list(
+    State(db): State<Pool>,
+    uri: Uri,
+    headers: HeaderMap,
+    RawQuery(query): RawQuery,
+) -> Result<Response, Problem> {
+    let mut query = Query::parse(query.as_deref());
+    let filter = filter(&mut query)?;
+    let request = PageRequest::take(&mut query, &headers, 'i')?;
+    query.finish()?;
+    let filter = Filter { before: request.before, ..filter };
+    let page = report::incidents(&db, &filter, request.limit).await?;
+    Ok(answer(&uri, 'i', &request, page, |data, next_cursor| IncidentList { data, next_cursor }))
+}
+
+/// Get an incident
+///
+/// With its cause, the evidence for it, the next steps, and the latest check of each number.
+#[utoipa::path(
+    get, path = "/api/v1/incidents/{id}", operation_id = "get_incident", tag = "incidents",
+    params(("id" = i64, Path, description = "The incident's number", minimum = 1)),
+    responses(
+        (status = 200, description = "The incident", body = IncidentReport),
+        (status = 404, description = "There is none", body = Problem, content_type = "application/problem+json"),
+        (status = "default", description = "Another problem", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+async fn show(State(db): State<Pool>, Path(id): Path<String>, RawQuery(query): RawQuery) -> Result<Response, Problem> {
+    let number = incident_number(&id)?;
+    Query::parse(query.as_deref()).finish()?;
+    let report = report::incident(&db, number).await?.ok_or_else(|| Problem::no_incident(&id))?;
+    Ok(json(&report))
+}
+
+/// List an incident's failed deliveries
+///
+/// The latest first. Recipients are masked, inside message ids too, unless `reveal=recipients` is asked for,
+/// which is logged.
+#[utoipa::path(
+    get, path = "/api/v1/incidents/{id}/deliveries", operation_id = "list_deliveries", tag = "incidents",
+    params(
+        ("id" = i64, Path, description = "The incident's number", minimum = 1),
+        ("reveal" = Option<Reveal>, Query, description = "Show recipients in full; this is logged"),
+        ("limit" = Option<i64>, Query, minimum = 1, maximum = 200, description = "How many at the most; 50 if not given"),
+        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
+        ("format" = Option<Format>, Query, description = "Instead of the header Accept"),
+    ),
+    responses(
+        (status = 200, description = "A page", content(
+            (DeliveryList = "application/json"),
+            (String = "text/csv")
+        ), headers(("Link" = Option<String>, description = "The next page, if there is one"))),
+        (status = 400, description = "A parameter cannot be used", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "There is no such incident", body = Problem, content_type = "application/problem+json"),
+        (status = "default", description = "Another problem", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+async fn deliveries(
+    State(db): State<Pool>,
+    Path(id): Path<String>,
+    uri: Uri,
+    headers: HeaderMap,
+    RawQuery(query): RawQuery,
+) -> Result<Response, Problem> {
+    let number = incident_number(&id)?;
+    let mut query = Query::parse(query.as_deref());
+    let recipients = recipients(&mut query)?;
+    let request = PageRequest::take(&mut query, &headers, 'd')?;
+    query.finish()?;
+    let page = report::deliveries(&db, number, request.before, request.limit, recipients).await?;
+    let page = page.ok_or_else(|| Problem::no_incident(&id))?;
+    tell_revealed(recipients, number);
+    Ok(answer(&uri, 'd', &request, page, |data, next_cursor| DeliveryList { data, next_cursor }))
+}
+
+/// List an incident's health checks
+///
+/// The latest first, each with Meta's answer as it came.
+#[utoipa::path(
+    get, path = "/api/v1/incidents/{id}/checks", operation_id = "list_checks", tag = "incidents",
+    params(
+        ("id" = i64, Path, description = "The incident's number", minimum = 1),
+        ("limit" = Option<i64>, Query, minimum = 1, maximum = 200, description = "How many at the most; 50 if not given"),
+        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
+        ("format" = Option<Format>, Query, description = "Instead of the header Accept"),
+    ),
+    responses(
+        (status = 200, description = "A page", content(
+            (HealthCheckList = "application/json"),
+            (String = "text/csv")
+        ), headers(("Link" = Option<String>, description = "The next page, if there is one"))),
+        (status = 400, description = "A parameter cannot be used", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "There is no such incident", body = Problem, content_type = "application/problem+json"),
+        (status = "default", description = "Another problem", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+async fn checks(
+    State(db): State<Pool>,
+    Path(id): Path<String>,
+    uri: Uri,
+    headers: HeaderMap,
+    RawQuery(query): RawQuery,
+) -> Result<Response, Problem> {
+    let number = incident_number(&id)?;
+    let mut query = Query::parse(query.as_deref());
+    let request = PageRequest::take(&mut query, &headers, 'c')?;
+    query.finish()?;
+    let page = report::checks(&db, number, request.before, request.limit).await?;
+    let page = page.ok_or_else(|| Problem::no_incident(&id))?;
+    Ok(answer(&uri, 'c', &request, page, |data, next_cursor| HealthCheckList { data, next_cursor }))
+}
+
+/// Resolve an incident
+///
+/// Says that it is over. Failures that come later open another.
+#[utoipa::path(
+    post, path = "/api/v1/incidents/{id}/resolve", operation_id = "resolve_incident", tag = "incidents",
+    params(("id" = i64, Path, description = "The incident's number", minimum = 1)),
+    request_body(content = Option<Resolution>, description = "Why; may be left out"),
+    responses(
+        (status = 200, description = "It is resolved", body = IncidentReport),
+        (status = 400, description = "The body cannot be used", body = Problem, content_type = "application/problem+json"),
+        (status = 403, description = "Another site's page asked for it", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "There is no such incident", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "It was resolved before", body = Problem, content_type = "application/problem+json"),
+        (status = 415, description = "The body is not JSON", body = Problem, content_type = "application/problem+json"),
+        (status = "default", description = "Another problem", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+async fn resolve(
+    State(db): State<Pool>,
+    Path(id): Path<String>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, Problem> {
+    let number = incident_number(&id)?;
+    Query::parse(query.as_deref()).finish()?;
+    let body = whole(body)?;
+    let resolution = if body.is_empty() { Resolution::default() } else { read_json(&headers, &body)? };
+    resolve_by_hand(&db, number, resolution.note).await?;
+    let report = report::incident(&db, number).await?.ok_or_else(|| Problem::no_incident(&id))?;
+    Ok(json(&report))
+}
+
+/// Resolves an incident, if it is open.
+pub(super) async fn resolve_by_hand(db: &Pool, id: i64, note: Option<String>) -> Result<(), Problem> {
+    let note = note.map(|note| note.trim().to_owned()).filter(|note| !note.is_empty());
+    let is_wrong = |note: &String| note.chars().count() > LONGEST_NOTE || note.contains('\0');
+    if note.as_ref().is_some_and(is_wrong) {
+        return Err(Problem::new(StatusCode::BAD_REQUEST, "note: longer than 2000 characters, or with a NUL in it"));
+    }
+    let db = db.clone();
+    // A task of its own: who goes away must not leave a transaction behind.
+    let resolving = tokio::spawn(async move { bounded(incidents::resolve(&db, id, note.as_deref())).await });
+    let resolved = resolving.await.map_err(|_| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "not resolved"))?;
+    match resolved? {
+        Resolved::Now(waba_id) => {
+            info!(incident.id = id, waba.id = waba_id, "incident {id} of {waba_id} is resolved by hand");
+            Ok(())
+        }
+        Resolved::Before => {
+            Err(Problem::new(StatusCode::CONFLICT, format!("incident {id} was resolved before; nothing changed")))
+        }
+        Resolved::Unknown => Err(Problem::no_incident(&id.to_string())),
+    }
+}
+
+/// A whole body, or why there is none.
+pub(super) fn whole(body: Result<Bytes, BytesRejection>) -> Result<Bytes, Problem> {
+    body.map_err(|rejection| match rejection.status() {
+        StatusCode::PAYLOAD_TOO_LARGE => Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "the body is over 64 KiB"),
+        _ => Problem::new(StatusCode::BAD_REQUEST, "the body did not arrive whole"),
+    })
+}
+
+fn read_json(headers: &HeaderMap, body: &[u8]) -> Result<Resolution, Problem> {
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let kind = kind.split(';').next().unwrap_or_default().trim();
+    if !kind.eq_ignore_ascii_case("application/json") {
+        let detail = "the body is to be application/json: {\"note\": \"…\"}, or empty";
+        return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail));
+    }
+    // A struct could be read from an array, and `null` stands for nothing.
+    match body.trim_ascii() {
+        b"null" => Ok(Resolution::default()),
+        object if object.starts_with(b"{") => serde_json::from_slice(object).map_err(|error| error.to_string()),
+        _ => Err("not an object".to_owned()),
+    }
+    .map_err(|why| Problem::new(StatusCode::BAD_REQUEST, format!("the body is not {{\"note\": \"…\"}}: {why}")))
+}
+
+pub(super) fn incident_number(id: &str) -> Result<i64, Problem> {
+    let id_shown: String = id.chars().take(32).collect();
+    id.parse().ok().filter(|id| *id > 0).ok_or_else(|| Problem::no_incident(&id_shown))
+}
+
+pub(super) fn recipients(query: &mut Query) -> Result<Recipients, Problem> {
+    let revealed = query.word("reveal", &[("recipients", Recipients::Revealed)])?;
+    Ok(revealed.unwrap_or(Recipients::Masked))
+}
+
+/// Who looks at recipients leaves a trace.
+pub(super) fn tell_revealed(recipients: Recipients, id: i64) {
+    match recipients {
+        Recipients::Revealed => warn!(incident.id = id, "recipients of incident {id} were shown in full on request"),
+        Recipients::Masked => {}
+    }
+}
+
+fn answer<T: Row, L: Serialize>(
+    uri: &Uri,
+    list: char,
+    request: &PageRequest,
+    page: Page<T>,
+    body: impl FnOnce(Vec<T>, Option<String>) -> L,
+) -> Response {
+    let next = page.next.map(|id| cursor(list, id));
+    let link = next.as_deref().map(|next| next_link(uri, next));
+    let mut response = match request.format {
+        Format::Csv => {
+            let kind = [(header::CONTENT_TYPE, "text/csv; charset=utf-8; header=present")];
+            (kind, csv::table(&page.data)).into_response()
+        }
+        Format::Json => json(&body(page.data, next)),
+    };
+    if let Some(link) = link.and_then(|link| HeaderValue::try_from(link).ok()) {
+        response.headers_mut().insert(header::LINK, link);
+    }
+    response.headers_mut().insert(header::VARY, HeaderValue::from_static("accept"));
+    response
+}
+
+/// The same request with another cursor ([RFC 8288](https://www.rfc-editor.org/rfc/rfc8288)).
+fn next_link(uri: &Uri, cursor: &str) -> String {
+    let mut query = form_urlencoded::Serializer::new(String::new());
+    let given = form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes());
+    query.extend_pairs(given.filter(|(name, _)| name != "cursor"));
+    query.append_pair("cursor", cursor);
+    format!("<{}?{}>; rel=\"next\"", uri.path(), query.finish())
+}
+
+fn json(value: &impl Serialize) -> Response {
+    let body = serde_json::to_vec(value).expect("our objects have text for keys");
+    ([(header::CONTENT_TYPE, "application/json")], body).into_response()
+}
+
+async fn openapi_json() -> Response {
+    static DOCUMENT: LazyLock<String> = LazyLock::new(openapi);
+    ([(header::CONTENT_TYPE, "application/json")], DOCUMENT.as_str()).into_response()
+}
+
+/// The API's description as OpenAPI 3.1, in JSON.
+#[must_use]
+pub fn openapi() -> String {
+    Description::openapi().to_pretty_json().expect("the description is plain data") + "\n"
+}
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Lockwatch",
+        description = "WhatsApp lockouts (error 131031): incidents, their causes and what to do next.\n\n\
+            Served on the admin listener. Where LOCKWATCH_ADMIN_TOKEN is set, give it as a bearer token or as the \
+            password of HTTP Basic; where it is not, ask as localhost. Problems are told as \
+            application/problem+json."
+    ),
+    paths(list, show, deliveries, checks, resolve),
+    modifiers(&Security)
+)]
+struct Description;
+
+struct Security;
+
+impl Modify for Security {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        let components = document.components.get_or_insert_default();
+        for (name, scheme) in [("bearer", HttpAuthScheme::Bearer), ("basic", HttpAuthScheme::Basic)] {
+            components.add_security_scheme(name, SecurityScheme::Http(Http::new(scheme)));
+        }
+        let none: [&str; 0] = [];
+        document.security = Some(vec![
+            utoipa::openapi::SecurityRequirement::default(),
+            utoipa::openapi::SecurityRequirement::new("bearer", none),
+            utoipa::openapi::SecurityRequirement::new("basic", none),
+        ]);
+    }
+}
+
+/// JSON or CSV.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ToSchema)]
+#[schema(rename_all = "lowercase")]
+enum Format {
+    Json,
+    Csv,
+}
+
+/// The one word that shows recipients.
+#[derive(ToSchema)]
+#[schema(rename_all = "lowercase")]
+#[allow(dead_code, reason = "the description is made from it")]
+enum Reveal {
+    Recipients,
+}

@@ -1,0 +1,394 @@
+//! `/incidents/{id}`: one incident, whole: what to do, when what happened, why we say so.
+
+use axum::body::Bytes;
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{Path, RawQuery, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::Response;
+use maud::{Markup, html};
+use time::OffsetDateTime;
+
+use super::list::cause_title;
+use super::{
+    Refresh, badge, full_time, linked, page as whole_page, picture, received, see_other, support_home, time_ago,
+};
+use crate::http::api::{
+    LONGEST_NOTE, cursor, incident_number, read_cursor, recipients, resolve_by_hand, tell_revealed, whole,
+};
+use crate::http::error::Problem;
+use crate::http::query::Query;
+use crate::lockout::cause::LockoutCause;
+use crate::meta::health::Entity;
+use crate::report::appeal::{EXAMPLES, appeal};
+use crate::report::text::{count, duration, grouped, state};
+use crate::report::timeline::{self, Health, timeline};
+use crate::report::{self, IncidentReport, NumberReport, Page, Recipients};
+use crate::store::Pool;
+use crate::store::details::{Delivery, HealthCheck};
+
+const DELIVERIES: i64 = 20;
+const CHECKS: i64 = 8;
+/// Numbers with a row. All of them are in the API's answer.
+const NUMBERS: usize = 20;
+/// How much of a raw answer is shown. All of it is in the API's answer.
+const ANSWER: usize = 1500;
+
+/// Where the two lists on the page are, and whether recipients are shown.
+struct Asked {
+    id: i64,
+    deliveries: Option<i64>,
+    checks: Option<i64>,
+    recipients: Recipients,
+}
+
+impl Asked {
+    fn read(id: &str, query: Option<&str>) -> Result<Self, Problem> {
+        let id = incident_number(id)?;
+        let mut query = Query::of_form(query);
+        let recipients = recipients(&mut query)?;
+        let mut place =
+            |name, list| query.take(name, |text| read_cursor(list, text).ok_or("not a cursor of this list"));
+        let (deliveries, checks) = (place("deliveries", 'd')?, place("checks", 'c')?);
+        query.finish()?;
+        Ok(Self { id, deliveries, checks, recipients })
+    }
+
+    /// The same page with the lists elsewhere.
+    fn link(&self, deliveries: Option<i64>, checks: Option<i64>, recipients: Recipients, anchor: &str) -> String {
+        let mut query = form_urlencoded::Serializer::new(String::new());
+        let places =
+            [("deliveries", deliveries.map(|id| cursor('d', id))), ("checks", checks.map(|id| cursor('c', id)))];
+        query.extend_pairs(places.into_iter().filter_map(|(name, place)| Some((name, place?))));
+        if recipients == Recipients::Revealed {
+            query.append_pair("reveal", "recipients");
+        }
+        format!("/incidents/{}?{}#{anchor}", self.id, query.finish())
+    }
+}
+
+pub(super) async fn page(
+    State(db): State<Pool>,
+    Path(id): Path<String>,
+    RawQuery(query): RawQuery,
+) -> Result<Response, Problem> {
+    let asked = Asked::read(&id, query.as_deref())?;
+    let now = OffsetDateTime::now_utc();
+    let none = || Problem::no_incident(&id);
+    let report = report::incident(&db, asked.id).await?.ok_or_else(none)?;
+    let timeline = timeline(&db, &report, now, timeline::PICTURE).await?;
+    let deliveries = report::deliveries(&db, asked.id, asked.deliveries, DELIVERIES, asked.recipients).await?;
+    let deliveries = deliveries.ok_or_else(none)?;
+    let checks = report::checks(&db, asked.id, asked.checks, CHECKS).await?.ok_or_else(none)?;
+    tell_revealed(asked.recipients, asked.id);
+
+    let incident = &report.incident;
+    let is_open = incident.resolved_at.is_none();
+    let title = format!("Account {} {} locked", incident.waba_id, if is_open { "is" } else { "was" });
+    let main = html! {
+        nav .crumbs aria-label="Breadcrumb" { a href="/" { "All incidents" } " › Incident " (incident.id) }
+        div #headline data-live .headline .alarm[is_open] {
+            h1 { "Account " (received(&incident.waba_id, 64)) (if is_open { " is locked" } else { " was locked" }) " " (badge(is_open, state(incident))) }
+            p .cause { strong { (cause_title(&report)) } @if let Some(summary) = &incident.cause_summary { ": " (received(summary, 400)) } }
+        }
+        (facts(&report, now))
+        @if is_open { (what_to_do(&report)) }
+        section #timeline data-live aria-labelledby="timeline-heading" {
+            h2 #timeline-heading { "Timeline" }
+            (picture::timeline(&report, &timeline))
+        }
+        (why(&report))
+        (numbers(&report, now))
+        (for_the_appeal(&asked, &report, &deliveries.data, now))
+        @if is_open { (resolve_form(&report)) }
+        (checks_list(&asked, &checks))
+        (deliveries_list(&asked, &deliveries))
+    };
+    let refresh = match asked.recipients {
+        Recipients::Masked => Refresh::WithScript,
+        // Each look leaves a line in the log.
+        Recipients::Revealed => Refresh::Never,
+    };
+    Ok(whole_page(&title, refresh, now, &main))
+}
+
+fn facts(report: &IncidentReport, now: OffsetDateTime) -> Markup {
+    let incident = &report.incident;
+    html! {
+        dl #facts data-live .facts {
+            div { dt { "Locked since" } dd { (time_ago(incident.opened_at, now)) } }
+            @if let Some(at) = incident.resolved_at {
+                div { dt { "Resolved" } dd { (full_time(at)) " " span .ago { "(after " (duration(at - incident.opened_at)) ")" } } }
+            }
+            div { dt { "Messages failed" } dd { span .big { (grouped(incident.failure_count)) } } }
+            div { dt { "Latest failure" } dd { (time_ago(incident.last_failure_at, now)) } }
+            div { dt { "Numbers affected" } dd { span .big { (grouped(report.affected_number_count)) } } }
+            @if let Some(note) = &incident.resolution_note { div .wide { dt { "Note" } dd { (received(note, LONGEST_NOTE)) } } }
+            @if let Some(previous) = incident.previous_incident_id {
+                div { dt { "Incident before" } dd { a href={ "/incidents/" (previous) } { "Incident " (previous) } } }
+            }
+        }
+    }
+}
+
+fn what_to_do(report: &IncidentReport) -> Markup {
+    html! {
+        section #steps data-live .todo aria-labelledby="steps-heading" {
+            h2 #steps-heading { "What to do now" }
+            ol { @for step in &report.next_steps { li { (linked(step)) } } }
+            p { (support_home("Open Business Support Home")) " · " a href="#appeal" { "Text for the appeal" } " · " a href="#resolve" { "Mark as resolved" } }
+        }
+    }
+}
+
+fn why(report: &IncidentReport) -> Markup {
+    let incident = &report.incident;
+    html! {
+        section #why data-live aria-labelledby="why-heading" {
+            h2 #why-heading { "Why" }
+            dl .facts {
+                div { dt { "Cause" } dd { code { (received(&incident.cause, 64)) } } }
+                @if let Some(at) = incident.cause_recorded_at { div { dt { "Recorded" } dd { (full_time(at)) } } }
+                @if let Some(kind) = &incident.cause_entity_type {
+                    div { dt { "Entity" } dd { (received(kind, 64)) " " (received(incident.cause_entity_id.as_deref().unwrap_or_default(), 64)) } }
+                }
+                @if let Some(severity) = &incident.cause_severity { div { dt { "Meta's verdict" } dd { (received(severity, 64)) } } }
+                @if let Some(code) = incident.cause_error_code { div { dt { "Meta's code" } dd { (code) } } }
+                @if let Some(advice) = &incident.possible_solution { div .wide { dt { "Meta's advice" } dd { (received(advice, 600)) } } }
+            }
+            @match &report.evidence {
+                Some(check) => {
+                    p {
+                        "We say so because of health check " (check.id) " of number " (received(&check.phone_number_id, 64)) " at " (full_time(check.checked_at))
+                        @match &check.error { Some(error) => { ": " (received(error, 400)) } None => { ":" } }
+                    }
+                    (entities(check))
+                }
+                None if report.cause() == Some(LockoutCause::Pending) => p { "Meta was asked and has not answered yet; it is asked again until it does." },
+                None => p { "The health check that showed it is older than what is kept." },
+            }
+        }
+    }
+}
+
+/// What Meta said of each entity.
+fn entities(check: &HealthCheck) -> Markup {
+    let entities: Vec<Entity> =
+        check.entities.clone().and_then(|entities| serde_json::from_value(entities).ok()).unwrap_or_default();
+    html! {
+        @if !entities.is_empty() {
+            div .scroll role="region" aria-label="What Meta said" tabindex="0" {
+                table {
+                    thead { tr { th scope="col" { "Entity" } th scope="col" { "Can send" } th scope="col" { "What Meta says" } } }
+                    tbody {
+                        @for entity in entities.iter().take(8) {
+                            tr {
+                                th scope="row" { (received(&entity.entity_type, 32)) " " (received(&entity.id, 64)) }
+                                td { (health(Health::of("answered", Some(&entity.can_send_message.to_string())), &entity.can_send_message.to_string())) }
+                                td {
+                                    @for error in entity.errors.iter().take(3) {
+                                        p { @if let Some(code) = error.error_code { "(" (code) ") " } (received(&error.error_description, 300)) }
+                                    }
+                                    @for info in entity.additional_info.iter().take(3) { p { (received(info, 300)) } }
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn numbers(report: &IncidentReport, now: OffsetDateTime) -> Markup {
+    let shown = report.affected_numbers.len().min(NUMBERS);
+    let more = report.affected_number_count - i64::try_from(shown).unwrap_or_default();
+    html! {
+        section #numbers data-live aria-labelledby="numbers-heading" {
+            h2 #numbers-heading { "Affected numbers" }
+            div .scroll role="region" aria-labelledby="numbers-heading" tabindex="0" {
+                table {
+                    thead { tr {
+                        th scope="col" { "Number" } th scope="col" { "Health" } th scope="col" .right { "Failures" }
+                        th scope="col" { "First" } th scope="col" { "Latest" } th scope="col" { "Next look" }
+                    } }
+                    tbody {
+                        @for NumberReport { number, latest_check } in report.affected_numbers.iter().take(NUMBERS) {
+                            tr {
+                                th scope="row" {
+                                    @if let Some(display) = &number.display_phone_number { (received(display, 40)) br; }
+                                    small { "ID " (received(&number.phone_number_id, 64)) }
+                                }
+                                td { @match latest_check { Some(check) => (check_health(check)), None => "not looked up yet" } }
+                                td .right { (grouped(number.failure_count)) }
+                                td { (full_time(number.first_failure_at)) }
+                                td { (full_time(number.last_failure_at)) }
+                                td { (next_look(number.check_due_at, now)) }
+                            }
+                        }
+                    }
+                }
+            }
+            @if more > 0 { p { "And " (count(more, "more number", "more numbers")) ", in the " a href={ "/api/v1/incidents/" (report.incident.id) } { "API's answer" } "." } }
+        }
+    }
+}
+
+fn next_look(due_at: Option<OffsetDateTime>, now: OffsetDateTime) -> Markup {
+    html! {
+        @match due_at {
+            None => "none",
+            Some(at) if at <= now => "now",
+            Some(at) => { "in " (duration(at - now)) }
+        }
+    }
+}
+
+fn check_health(check: &HealthCheck) -> Markup {
+    let health_of = Health::of(&check.outcome, check.can_send_message.as_deref());
+    let word = match health_of {
+        Health::Other => check.can_send_message.as_deref().unwrap_or("no verdict"),
+        known => known.word(),
+    };
+    health(health_of, word)
+}
+
+/// A verdict with its colour; the word says the same.
+fn health(health: Health, word: &str) -> Markup {
+    html! { span .verdict .(picture::class(health)) { (received(word, 32)) } }
+}
+
+fn for_the_appeal(asked: &Asked, report: &IncidentReport, deliveries: &[Delivery], now: OffsetDateTime) -> Markup {
+    let examples = &deliveries[..deliveries.len().min(usize::try_from(EXAMPLES).unwrap_or_default())];
+    let text = appeal(report, examples, now);
+    html! {
+        section #appeal aria-labelledby="appeal-heading" {
+            h2 #appeal-heading { "Copy for the appeal" }
+            p { label for="appeal-text" { "What Meta's support asks for, ready to be pasted into the request for a review." } }
+            textarea #appeal-text readonly rows=(text.lines().count() + 1) spellcheck="false" { (text) }
+            p {
+                button type="button" data-copy="appeal-text" hidden { "Copy" } " "
+                span role="status" data-copied="appeal-text" {}
+                @if asked.recipients == Recipients::Masked {
+                    " Message IDs contain the recipient's number and are masked. "
+                    a href=(asked.link(asked.deliveries, asked.checks, Recipients::Revealed, "appeal")) { "Show them in full" } " (this is logged)."
+                }
+            }
+        }
+    }
+}
+
+fn resolve_form(report: &IncidentReport) -> Markup {
+    html! {
+        section #resolve aria-labelledby="resolve-heading" {
+            h2 #resolve-heading { "Mark as resolved" }
+            p { "Lockwatch resolves an incident by itself once Meta's health checks are clear again, or after 7 quiet days. If you know better, say so:" }
+            form method="post" action={ "/incidents/" (report.incident.id) "/resolve" } {
+                label for="note" { "Note, for those who read it later" }
+                input #note name="note" maxlength=(LONGEST_NOTE) autocomplete="off" placeholder="Meta granted the review";
+                button { "Resolve" }
+            }
+        }
+    }
+}
+
+fn checks_list(asked: &Asked, checks: &Page<HealthCheck>) -> Markup {
+    html! {
+        section #checks data-live[asked.checks.is_none()] aria-labelledby="checks-heading" {
+            h2 #checks-heading { "Health checks" }
+            @if checks.data.is_empty() { p .none { "None yet." } }
+            @for check in &checks.data { (check_details(check)) }
+            p .pages {
+                @if asked.checks.is_some() { a href=(asked.link(asked.deliveries, None, asked.recipients, "checks")) { "Latest checks" } " " }
+                @if let Some(next) = checks.next { a .older href=(asked.link(asked.deliveries, Some(next), asked.recipients, "checks")) { "Older checks" } " " }
+                a href={ "/api/v1/incidents/" (asked.id) "/checks?format=csv" } download { "CSV" }
+            }
+        }
+    }
+}
+
+fn check_details(check: &HealthCheck) -> Markup {
+    let answer = check.response.as_deref().unwrap_or_default();
+    html! {
+        details #{ "check-" (check.id) } {
+            summary {
+                (full_time(check.checked_at)) " " (check_health(check)) " " (received(&check.phone_number_id, 64))
+                span .ago { " " (received(&check.outcome, 32)) @if let Some(status) = check.http_status { ", HTTP " (status) } ", " (check.duration_ms) " ms" }
+            }
+            @if let Some(error) = &check.error { p { (received(error, 400)) } }
+            (entities(check))
+            @if !answer.is_empty() { p { "Meta's answer as it came:" } pre { (received(answer, ANSWER)) } }
+        }
+    }
+}
+
+fn deliveries_list(asked: &Asked, deliveries: &Page<Delivery>) -> Markup {
+    let is_masked = asked.recipients == Recipients::Masked;
+    let csv = format!("/api/v1/incidents/{}/deliveries?format=csv", asked.id);
+    html! {
+        section #deliveries data-live[asked.deliveries.is_none()] aria-labelledby="deliveries-heading" {
+            h2 #deliveries-heading { "Failed deliveries" }
+            p {
+                @if is_masked {
+                    "Recipients are masked. "
+                    a href=(asked.link(asked.deliveries, asked.checks, Recipients::Revealed, "deliveries")) { "Show recipients" } " (this is logged)."
+                } @else {
+                    "Recipients are shown, and that was logged. "
+                    a href=(asked.link(asked.deliveries, asked.checks, Recipients::Masked, "deliveries")) { "Mask them" } "."
+                }
+            }
+            @if deliveries.data.is_empty() {
+                p .none { "None is kept any more: they leave after the time that LOCKWATCH_RETENTION_DAYS says." }
+            } @else {
+                div .scroll role="region" aria-labelledby="deliveries-heading" tabindex="0" {
+                    table {
+                        thead { tr {
+                            th scope="col" { "Failed at" } th scope="col" { "Recipient" } th scope="col" { "Number ID" }
+                            th scope="col" { "Error" } th scope="col" { "Message ID" }
+                        } }
+                        tbody { @for delivery in &deliveries.data { (delivery_row(delivery)) } }
+                    }
+                }
+            }
+            p .pages {
+                @if asked.deliveries.is_some() { a href=(asked.link(None, asked.checks, asked.recipients, "deliveries")) { "Latest deliveries" } " " }
+                @if let Some(next) = deliveries.next { a .older href=(asked.link(Some(next), asked.checks, asked.recipients, "deliveries")) { "Older deliveries" } " " }
+                a href=(csv) download { "CSV" }
+            }
+        }
+    }
+}
+
+fn delivery_row(delivery: &Delivery) -> Markup {
+    let Delivery { error_title, error_message, error_details, .. } = delivery;
+    let said = error_details.as_ref().or(error_message.as_ref()).or(error_title.as_ref());
+    html! {
+        tr {
+            td { (full_time(delivery.failed_at)) }
+            td {
+                (received(delivery.recipient_id.as_deref().unwrap_or("unknown"), 64))
+                @if let Some(participant) = &delivery.participant_id { br; small { "participant " (received(participant, 64)) } }
+            }
+            td { (received(&delivery.phone_number_id, 64)) }
+            td { (delivery.error_code) @if let Some(said) = said { " " (received(said, 120)) } }
+            td { code { (received(&delivery.message_id, 120)) } }
+        }
+    }
+}
+
+/// The form's answer: the page again, with what changed.
+pub(super) async fn resolve(
+    State(db): State<Pool>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, Problem> {
+    let number = incident_number(&id)?;
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    if !kind.starts_with("application/x-www-form-urlencoded") {
+        return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "a form is expected; programs use /api/v1"));
+    }
+    let body = whole(body)?;
+    let note = form_urlencoded::parse(&body).find(|(name, _)| name == "note").map(|(_, note)| note.into_owned());
+    resolve_by_hand(&db, number, note).await?;
+    Ok(see_other(&format!("/incidents/{number}")))
+}

@@ -1,0 +1,255 @@
+//! Pictures in SVG: an incident over time, and a sparkline.
+//!
+//! Places are given in percent of the width and sizes in pixels, so that a picture fits any screen and its
+//! words stay readable. Health is told by colour, by height, by pattern, and in words.
+
+use maud::{Markup, PreEscaped, html};
+use time::{Duration, OffsetDateTime};
+
+use crate::report::IncidentReport;
+use crate::report::text::{count, duration, grouped, moment, printable, short_moment};
+use crate::report::timeline::{Health, Lane, Timeline};
+
+const MARKER: u32 = 18;
+const BARS: u32 = 96;
+const AXIS: u32 = 22;
+const LANE: u32 = 40;
+/// Stretches of health that get a title each: with more of them the page would grow too large.
+const TITLES: usize = 100;
+/// Stretches of a lane that are told in words: the latest.
+const TOLD: usize = 6;
+/// Of a lane, for its name.
+const NAME: u32 = 16;
+
+/// A few bars in a row.
+pub(super) fn sparkline(failures: &[u64]) -> Markup {
+    let most = failures.iter().max().copied().unwrap_or_default().max(1);
+    html! {
+        svg .spark viewBox={ "0 0 " (failures.len() * 4) " 20" } preserveAspectRatio="none" aria-hidden="true" {
+            @for (bin, n) in failures.iter().enumerate() {
+                @let height = bar_height(*n, most, 20);
+                @if *n > 0 { rect x=(bin * 4) y=(20 - height) width="3" height=(height) {} }
+            }
+        }
+    }
+}
+
+/// Any failure at all can be seen.
+fn bar_height(n: u64, most: u64, whole: u32) -> u32 {
+    let height = (n as f64 / most as f64 * f64::from(whole)).round() as u32;
+    if n > 0 { height.max(2) } else { 0 }
+}
+
+struct Marker {
+    at: OffsetDateTime,
+    text: String,
+    class: &'static str,
+}
+
+/// The picture with its legend.
+pub(super) fn timeline(report: &IncidentReport, timeline: &Timeline) -> Markup {
+    let markers = markers(report);
+    let bars_top = u32::try_from(markers.len()).unwrap_or(0) * MARKER + 14;
+    let axis = bars_top + BARS;
+    let lanes_top = axis + AXIS + 6;
+    let height = lanes_top + u32::try_from(timeline.lanes.len()).unwrap_or(0) * LANE;
+    let percent = |at: OffsetDateTime| percent(timeline.position(at));
+    let has_room = timeline.lanes.iter().map(|lane| lane.stretches().len()).sum::<usize>() <= TITLES;
+    html! {
+        figure .picture {
+            svg .timeline width="100%" height=(height) role="img" aria-labelledby="timeline-title timeline-text" {
+                title #timeline-title { "Timeline of incident " (report.incident.id) }
+                desc #timeline-text { (in_words(report, timeline)) }
+                (patterns())
+                @for (row, marker) in markers.iter().enumerate() {
+                    @let y = u32::try_from(row).unwrap_or(0) * MARKER;
+                    @let (dx, anchor) = if timeline.position(marker.at) > 0.5 { ("-6", "end") } else { ("6", "start") };
+                    line .marker .(marker.class) x1=(percent(marker.at)) x2=(percent(marker.at)) y1=(y + 3) y2=(axis) {}
+                    text .marker .(marker.class) x=(percent(marker.at)) dx=(dx) y=(y + 13) text-anchor=(anchor) { (marker.text) }
+                }
+                (bars(timeline, bars_top))
+                line .axis x1="0" x2="100%" y1=(axis) y2=(axis) {}
+                @for (place, anchor, class, text) in ticks(timeline) {
+                    text .tick .(class) x=(self::percent(place)) y=(axis + 15) text-anchor=(anchor) { (text) }
+                }
+                @for (position, lane) in timeline.lanes.iter().enumerate() {
+                    (lane_of(timeline, lane, lanes_top + u32::try_from(position).unwrap_or(0) * LANE, has_room))
+                }
+            }
+            figcaption { (legend(timeline)) }
+        }
+    }
+}
+
+fn markers(report: &IncidentReport) -> Vec<Marker> {
+    let incident = &report.incident;
+    let mut markers = vec![Marker {
+        at: incident.opened_at,
+        text: format!("first failure {}", moment(incident.opened_at)),
+        class: "opened",
+    }];
+    if let Some(at) = incident.cause_recorded_at {
+        markers.push(Marker { at, text: format!("cause recorded {}", moment(at)), class: "caused" });
+    }
+    if let Some(at) = incident.resolved_at {
+        let how = incident.resolution.as_deref().unwrap_or_default();
+        markers.push(Marker { at, text: format!("resolved ({how}) {}", moment(at)), class: "resolved" });
+    }
+    markers
+}
+
+fn bars(timeline: &Timeline, top: u32) -> Markup {
+    let most = timeline.failures.iter().max().copied().unwrap_or_default();
+    let wide = 100.0 / timeline.bins.count as f64;
+    html! {
+        line .grid x1="0" x2="100%" y1=(top) y2=(top) {}
+        text .most x="100%" y=(top - 3) text-anchor="end" { (failed(most)) " per " (duration(timeline.bins.width)) }
+        @for (bin, n) in timeline.failures.iter().enumerate().filter(|(_, n)| **n > 0) {
+            @let height = bar_height(*n, most, BARS);
+            rect .bar x={ (two(bin as f64 * wide)) "%" } y=(top + BARS - height) width={ (two(wide * 0.86)) "%" } height=(height) {
+                title { (failed(*n)) " from " (moment(start_of(timeline, bin))) " on, in " (duration(timeline.bins.width)) }
+            }
+        }
+    }
+}
+
+fn failed(n: u64) -> String {
+    count(i64::try_from(n).unwrap_or(i64::MAX), "failure", "failures")
+}
+
+/// The axis's times: both ends, and what lies between where there is room.
+fn ticks(timeline: &Timeline) -> Vec<(f64, &'static str, &'static str, String)> {
+    let bins = timeline.bins.count;
+    let mut ticks = vec![(0.0, "start", "", format!("{} UTC", short_moment(timeline.bins.start)))];
+    for quarter in [1, 2, 3] {
+        let bin = bins * quarter / 4;
+        if bins >= 8 {
+            let class = if quarter == 2 { "middle" } else { "between" };
+            ticks.push((bin as f64 / bins as f64, "middle", class, short_moment(start_of(timeline, bin))));
+        }
+    }
+    ticks.push((1.0, "end", "", short_moment(start_of(timeline, bins))));
+    ticks
+}
+
+fn start_of(timeline: &Timeline, bin: usize) -> OffsetDateTime {
+    let seconds = timeline.bins.width.whole_seconds().saturating_mul(i64::try_from(bin).unwrap_or(i64::MAX));
+    timeline.bins.start.checked_add(Duration::seconds(seconds)).unwrap_or(timeline.until)
+}
+
+fn lane_of(timeline: &Timeline, lane: &Lane, top: u32, has_titles: bool) -> Markup {
+    let wide = 100.0 / timeline.bins.count as f64;
+    let name = name(lane);
+    let latest = lane.health.iter().rev().flatten().next().copied();
+    html! {
+        text .lane x="0" y=(top + 12) {
+            (name) ": " tspan .word { (latest.map_or("not looked up yet", Health::word)) }
+        }
+        rect .track x="0" y=(top + NAME) width="100%" height="16" {}
+        @for (bin, length, health) in lane.stretches() {
+            @let (offset, high) = shape(health);
+            rect .health .(class(health)) x={ (two(bin as f64 * wide)) "%" } y=(top + NAME + offset) width={ (two(length as f64 * wide)) "%" } height=(high) {
+                @if has_titles {
+                    title { (name) ": " (health.word()) " from " (moment(start_of(timeline, bin))) " to " (moment(start_of(timeline, bin + length).min(timeline.until))) }
+                }
+            }
+        }
+    }
+}
+
+fn name(lane: &Lane) -> String {
+    printable(lane.display_phone_number.as_deref().unwrap_or(&lane.phone_number_id)).chars().take(40).collect()
+}
+
+/// The worse, the higher.
+fn shape(health: Health) -> (u32, u32) {
+    match health {
+        Health::Available => (11, 5),
+        Health::Limited => (6, 10),
+        Health::Blocked | Health::Other | Health::Refused => (0, 16),
+        Health::Unreachable => (6, 10),
+    }
+}
+
+pub(super) fn class(health: Health) -> &'static str {
+    match health {
+        Health::Available => "available",
+        Health::Limited => "limited",
+        Health::Blocked => "blocked",
+        Health::Other => "other",
+        Health::Refused => "refused",
+        Health::Unreachable => "unreachable",
+    }
+}
+
+fn patterns() -> Markup {
+    PreEscaped(
+        "<defs>\
+         <pattern id=\"hatch\" width=\"6\" height=\"6\" patternUnits=\"userSpaceOnUse\" patternTransform=\"rotate(45)\">\
+         <rect class=\"ground\" width=\"6\" height=\"6\"/><rect class=\"ink\" width=\"2.5\" height=\"6\"/></pattern>\
+         <pattern id=\"dots\" width=\"6\" height=\"5\" patternUnits=\"userSpaceOnUse\">\
+         <rect class=\"ground\" width=\"6\" height=\"5\"/><circle class=\"ink\" cx=\"3\" cy=\"2.5\" r=\"1.4\"/></pattern>\
+         </defs>"
+            .to_owned(),
+    )
+}
+
+/// What is in the picture, with the same shapes; nothing that is not.
+fn legend(timeline: &Timeline) -> Markup {
+    let seen = |health: &Health| timeline.lanes.iter().any(|lane| lane.health.contains(&Some(*health)));
+    html! {
+        span .key { svg .swatch width="14" height="16" aria-hidden="true" { rect .bar width="14" height="16" {} } "failures" }
+        @for health in Health::ALL.into_iter().filter(seen) {
+            @let (offset, high) = shape(health);
+            span .key {
+                svg .swatch width="22" height="16" aria-hidden="true" {
+                    rect .health .(class(health)) y=(offset) width="22" height=(high) {}
+                }
+                (meaning(health))
+            }
+        }
+        @if timeline.more > 0 { span .key { (count(timeline.more, "more number", "more numbers")) " without a lane" } }
+    }
+}
+
+fn meaning(health: Health) -> &'static str {
+    match health {
+        Health::Available => "AVAILABLE: can send",
+        Health::Limited => "LIMITED",
+        Health::Blocked => "BLOCKED: cannot send",
+        Health::Other => "a word of Meta's that we do not know",
+        Health::Refused => "look-up refused",
+        Health::Unreachable => "Meta not reached",
+    }
+}
+
+/// The same for who does not see it.
+fn in_words(report: &IncidentReport, timeline: &Timeline) -> String {
+    let incident = &report.incident;
+    let mut text = format!(
+        "{} failures from {} to {}, up to {} in {}.",
+        grouped(incident.failure_count),
+        moment(incident.opened_at),
+        moment(incident.last_failure_at),
+        grouped(i64::try_from(timeline.failures.iter().max().copied().unwrap_or_default()).unwrap_or(i64::MAX)),
+        duration(timeline.bins.width),
+    );
+    for lane in &timeline.lanes {
+        let stretches = lane.stretches();
+        let stretches: Vec<String> = stretches[stretches.len().saturating_sub(TOLD)..]
+            .iter()
+            .map(|(bin, _, health)| format!("{} from {}", health.word(), moment(start_of(timeline, *bin))))
+            .collect();
+        let stretches = if stretches.is_empty() { "not looked up yet".to_owned() } else { stretches.join(", then ") };
+        text = format!("{text} {}: {stretches}.", name(lane));
+    }
+    text
+}
+
+fn percent(part: f64) -> String {
+    format!("{}%", two(part * 100.0))
+}
+
+fn two(n: f64) -> String {
+    format!("{n:.2}")
+}

@@ -1,0 +1,48 @@
+//! What Meta's support asks for, ready to be pasted into the request for a review.
+
+use std::fmt::Write;
+
+use time::OffsetDateTime;
+
+use super::IncidentReport;
+use super::text::{count, moment, printable};
+use crate::store::details::Delivery;
+
+/// Example messages in it.
+pub const EXAMPLES: i64 = 5;
+
+/// The text. `examples` are some deliveries, as whoever asks may see them.
+#[must_use]
+pub fn appeal(report: &IncidentReport, examples: &[Delivery], now: OffsetDateTime) -> String {
+    let incident = &report.incident;
+    let mut text = String::new();
+    let mut line = |name: &str, value: String| {
+        let _ = writeln!(text, "{name}: {}", printable(&value));
+    };
+    line("Request", "review of a locked WhatsApp Business Account".to_owned());
+    line("WhatsApp Business Account ID", incident.waba_id.clone());
+    for number in &report.affected_numbers {
+        let number = &number.number;
+        let failed = count(number.failure_count, "message failed", "messages failed");
+        let display = number.display_phone_number.as_ref().map(|display| format!("{display}, ")).unwrap_or_default();
+        line("Phone number", format!("{display}ID {} ({failed})", number.phone_number_id));
+    }
+    let more = report.affected_number_count - i64::try_from(report.affected_numbers.len()).unwrap_or(i64::MAX);
+    if more > 0 {
+        line("Phone numbers not listed", more.to_string());
+    }
+    let said = examples.first().and_then(|delivery| delivery.error_title.clone().or(delivery.error_message.clone()));
+    line("Error", format!("131031 {}", said.unwrap_or_else(|| "Business Account locked".to_owned())));
+    line("First failed message", moment(incident.opened_at));
+    line("Latest failed message", moment(incident.last_failure_at));
+    line("Failed messages", incident.failure_count.to_string());
+    if let Some(summary) = &incident.cause_summary {
+        let at = report.evidence.as_ref().map(|check| format!(" at {}", moment(check.checked_at))).unwrap_or_default();
+        line(&format!("health_status{at}"), summary.clone());
+    }
+    for delivery in examples {
+        line("Example message ID", delivery.message_id.clone());
+    }
+    line("Written", moment(now));
+    text
+}

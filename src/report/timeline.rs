@@ -1,0 +1,261 @@
+//! An incident over time: failures in equal bins, and the health of each number in a lane of its own.
+
+use std::collections::BTreeMap;
+
+use time::{Duration, OffsetDateTime};
+
+use super::IncidentReport;
+use crate::meta::health::CanSend;
+use crate::store::details::{self, Bins};
+use crate::store::incidents::Incident;
+use crate::store::{Pool, StoreError, bounded};
+
+/// Bins of a whole picture.
+pub const PICTURE: usize = 60;
+/// Bins of a sparkline.
+pub const SPARKLINE: usize = 24;
+/// Numbers with a lane; the others are only counted.
+const LANES: usize = 8;
+
+/// What a number's latest look-up said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Health {
+    /// Every entity lets messages through.
+    Available,
+    /// Meta limits an entity.
+    Limited,
+    /// Meta blocks an entity.
+    Blocked,
+    /// Meta uses a word that we do not know.
+    Other,
+    /// Meta does not let us look, or we have no token to look with.
+    Refused,
+    /// No answer came that means anything.
+    Unreachable,
+}
+
+impl Health {
+    /// All of them, the best first.
+    pub const ALL: [Self; 6] =
+        [Self::Available, Self::Limited, Self::Blocked, Self::Other, Self::Refused, Self::Unreachable];
+
+    /// What a look-up says, by its outcome and verdict.
+    #[must_use]
+    pub fn of(outcome: &str, can_send_message: Option<&str>) -> Self {
+        match (outcome, can_send_message.map(|word| CanSend::from(word.to_owned()))) {
+            ("answered", Some(CanSend::Available)) => Self::Available,
+            ("answered", Some(CanSend::Limited)) => Self::Limited,
+            ("answered", Some(CanSend::Blocked)) => Self::Blocked,
+            ("answered", _) => Self::Other,
+            ("no_health" | "not_asked" | "refused", _) => Self::Refused,
+            _ => Self::Unreachable,
+        }
+    }
+
+    /// In a word: Meta's own, where it is Meta's verdict.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Available => "AVAILABLE",
+            Self::Limited => "LIMITED",
+            Self::Blocked => "BLOCKED",
+            Self::Other => "unknown word",
+            Self::Refused => "refused",
+            Self::Unreachable => "unreachable",
+        }
+    }
+}
+
+/// An incident over time.
+#[derive(Debug, Clone)]
+pub struct Timeline {
+    /// How time is divided, from before the first failure to the end.
+    pub bins: Bins,
+    /// The time it was drawn at, or the incident's end.
+    pub until: OffsetDateTime,
+    /// Failures in each bin.
+    pub failures: Vec<u64>,
+    /// The numbers with most failures, most first.
+    pub lanes: Vec<Lane>,
+    /// How many numbers have no lane.
+    pub more: i64,
+}
+
+/// A number's health over time.
+#[derive(Debug, Clone)]
+pub struct Lane {
+    /// The number's id at Meta.
+    pub phone_number_id: String,
+    /// The number itself, where it is known.
+    pub display_phone_number: Option<String>,
+    /// What was known of it at the end of each bin. `None` before the first look-up.
+    pub health: Vec<Option<Health>>,
+}
+
+impl Lane {
+    /// Stretches of the same health: first bin, number of bins, health.
+    #[must_use]
+    pub fn stretches(&self) -> Vec<(usize, usize, Health)> {
+        let mut stretches: Vec<(usize, usize, Health)> = Vec::new();
+        for (bin, health) in self.health.iter().enumerate() {
+            match (stretches.last_mut(), health) {
+                (Some((start, length, same)), Some(health)) if same == health && *start + *length == bin => {
+                    *length += 1
+                }
+                (_, Some(health)) => stretches.push((bin, 1, *health)),
+                (_, None) => {}
+            }
+        }
+        stretches
+    }
+}
+
+impl Timeline {
+    /// Where a moment lies, from 0 at the start to 1 at the end.
+    #[must_use]
+    pub fn position(&self, at: OffsetDateTime) -> f64 {
+        let whole = self.bins.width.as_seconds_f64() * self.bins.count as f64;
+        ((at - self.bins.start).as_seconds_f64() / whole).clamp(0.0, 1.0)
+    }
+}
+
+/// An incident from its opening until it was over, or until now; `at_most` bins.
+///
+/// # Errors
+/// The database does not answer.
+pub async fn timeline(
+    db: &Pool,
+    report: &IncidentReport,
+    now: OffsetDateTime,
+    at_most: usize,
+) -> Result<Timeline, StoreError> {
+    let bins = bins_of(&report.incident, now, at_most);
+    let numbers: Vec<&str> =
+        report.affected_numbers.iter().take(LANES).map(|n| n.number.phone_number_id.as_str()).collect();
+    let ends: Vec<OffsetDateTime> = (1..=bins.count).map(|bin| bins.start + bins.width * bin_factor(bin)).collect();
+    let (failures, health) = bounded(async {
+        let failures = details::failures_over_time(db, &[(report.incident.id, bins)]).await?;
+        Ok((failures, details::health_over_time(db, report.incident.id, &numbers, &ends).await?))
+    })
+    .await?;
+
+    let mut lanes: Vec<Lane> = report
+        .affected_numbers
+        .iter()
+        .take(LANES)
+        .map(|number| Lane {
+            phone_number_id: number.number.phone_number_id.clone(),
+            display_phone_number: number.number.display_phone_number.clone(),
+            health: vec![None; bins.count],
+        })
+        .collect();
+    for at in health {
+        let lane = lanes.iter_mut().find(|lane| lane.phone_number_id == at.phone_number_id);
+        if let Some(bin) = lane.and_then(|lane| lane.health.get_mut(at.position)) {
+            *bin = Some(Health::of(&at.outcome, at.can_send_message.as_deref()));
+        }
+    }
+    Ok(Timeline {
+        bins,
+        until: report.incident.resolved_at.unwrap_or(now),
+        failures: failures.into_values().next().unwrap_or_default(),
+        more: report.affected_number_count - i64::try_from(lanes.len()).unwrap_or(i64::MAX),
+        lanes,
+    })
+}
+
+/// The failures of each incident in a few bins, by incident.
+///
+/// # Errors
+/// The database does not answer.
+pub async fn sparklines(
+    db: &Pool,
+    incidents: &[IncidentReport],
+    now: OffsetDateTime,
+) -> Result<BTreeMap<i64, Vec<u64>>, StoreError> {
+    let of: Vec<(i64, Bins)> =
+        incidents.iter().map(|report| (report.incident.id, bins_of(&report.incident, now, SPARKLINE))).collect();
+    bounded(details::failures_over_time(db, &of)).await
+}
+
+fn bins_of(incident: &Incident, now: OffsetDateTime, at_most: usize) -> Bins {
+    /// A single bar as wide as the picture would say nothing.
+    const SHORTEST: Duration = Duration::minutes(15);
+    let until = incident.resolved_at.unwrap_or(now).max(incident.opened_at);
+    bins(incident.opened_at.min(until.saturating_sub(SHORTEST)), until, at_most)
+}
+
+/// Divides a stretch of time into at most so many bins of a width that people can read off an axis.
+fn bins(from: OffsetDateTime, to: OffsetDateTime, at_most: usize) -> Bins {
+    const MINUTES: [i64; 14] = [1, 2, 5, 10, 15, 30, 60, 120, 180, 360, 720, 1440, 2880, 10_080];
+    const WEEK: i64 = 10_080;
+    let at_most = i64::try_from(at_most.max(1)).unwrap_or(i64::MAX);
+    let divided = |minutes: i64| {
+        let seconds = minutes * 60;
+        let start = from.unix_timestamp().div_euclid(seconds);
+        let end = to.max(from).unix_timestamp().div_euclid(seconds);
+        (start * seconds, seconds, end - start + 1)
+    };
+    let wide = (1..).map(|n| n * WEEK);
+    let fitting = MINUTES.into_iter().chain(wide).map(divided).find(|(_, _, count)| *count <= at_most);
+    let (start, seconds, count) = fitting.expect("some width is wide enough");
+    Bins {
+        start: OffsetDateTime::from_unix_timestamp(start).unwrap_or(from),
+        width: Duration::seconds(seconds),
+        count: usize::try_from(count).unwrap_or(1),
+    }
+}
+
+fn bin_factor(bin: usize) -> i32 {
+    i32::try_from(bin).unwrap_or(i32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use time::macros::datetime;
+
+    use super::*;
+
+    #[test]
+    fn bins_have_round_widths_and_cover_everything() {
+        let from = datetime!(2026-11-22 03:07:30 UTC);
+        for (length, width, count) in [
+            (Duration::ZERO, Duration::minutes(1), 1),
+            (Duration::seconds(31), Duration::minutes(1), 2),
+            (Duration::minutes(59), Duration::minutes(1), 60),
+            (Duration::minutes(61), Duration::minutes(2), 31),
+            (Duration::hours(24), Duration::minutes(30), 49),
+            (Duration::days(90), Duration::days(2), 46),
+            (Duration::days(3650), Duration::weeks(9), 59),
+        ] {
+            let bins = bins(from, from + length, 60);
+            assert_eq!((bins.width, bins.count), (width, count), "{length}");
+            assert!(bins.start <= from && bins.start + bins.width * bin_factor(count) > from + length);
+            assert_eq!(bins.start.second(), 0);
+        }
+        assert_eq!(bins(from, from - Duration::days(1), 60).count, 1, "a clock that went back");
+    }
+
+    #[test]
+    fn a_lane_falls_into_stretches_of_the_same_health() {
+        let (a, b) = (Some(Health::Available), Some(Health::Blocked));
+        let lane = |health: &[Option<Health>]| {
+            Lane { phone_number_id: String::new(), display_phone_number: None, health: health.to_vec() }.stretches()
+        };
+        assert_eq!(
+            lane(&[None, b, b, a, b]),
+            [(1, 2, Health::Blocked), (3, 1, Health::Available), (4, 1, Health::Blocked)]
+        );
+        assert_eq!(lane(&[None, None]), []);
+        assert_eq!(lane(&[a, None, a]).len(), 2);
+    }
+
+    #[test]
+    fn every_outcome_has_its_health() {
+        assert_eq!(Health::of("answered", Some("BLOCKED")), Health::Blocked);
+        assert_eq!(Health::of("answered", Some("SLEEPING")), Health::Other);
+        assert_eq!(Health::of("answered", None), Health::Other);
+        assert_eq!(Health::of("not_asked", None), Health::Refused);
+        assert_eq!(Health::of("throttled", None), Health::Unreachable);
+    }
+}
