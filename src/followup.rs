@@ -15,6 +15,7 @@ use tracing::{debug, error, info, warn};
 use crate::graph::Graph;
 use crate::lockout::cause::LockoutCause;
 use crate::meta::health::Answer;
+use crate::metrics::FollowUpMetrics;
 use crate::store::checks::{self, Check, Claim, Saved};
 use crate::store::{Pool, StoreError, bounded, incidents};
 
@@ -34,13 +35,14 @@ pub struct FollowUp {
     db: Pool,
     graph: Arc<Graph>,
     checks_due: Arc<Notify>,
+    metrics: FollowUpMetrics,
 }
 
 impl FollowUp {
     /// A worker on this database, which `checks_due` wakes.
     #[must_use]
-    pub fn new(db: Pool, graph: Arc<Graph>, checks_due: Arc<Notify>) -> Self {
-        Self { db, graph, checks_due }
+    pub fn new(db: Pool, graph: Arc<Graph>, checks_due: Arc<Notify>, metrics: FollowUpMetrics) -> Self {
+        Self { db, graph, checks_due, metrics }
     }
 
     /// Works until told to stop; the look-ups under way then finish.
@@ -109,6 +111,7 @@ impl FollowUp {
             Err(error) => return warn!(cause = error.cause(), "a health check waits for the database: {error}"),
         }
         let check = self.graph.look_up(&claim.waba_id, &claim.phone_number_id).await;
+        self.metrics.looked_up(&check);
         match self.save(&claim, check).await {
             Ok(saved) => tell(&claim, &saved),
             Err(error) => error!(

@@ -51,7 +51,7 @@
 //! | layer | module |
 //! | --- | --- |
 //! | rim | [`cli`] (one file a command), [`config`], [`service`] (wires what runs), [`simulator`] (a small fake Graph) |
-//! | doing | [`http`], [`recorder`], [`followup`], [`retention`], [`graph`], [`embedded`] (the embedded Postgres) |
+//! | doing | [`http`], [`recorder`], [`followup`], [`retention`], [`graph`], [`metrics`], [`embedded`] (the embedded Postgres) |
 //! | rows | [`store`]: the only place that knows SQL |
 //! | rules | [`lockout`]: pure functions; time and chance are arguments |
 //! | words | [`meta`]: wire formats, as Meta writes them |
@@ -67,6 +67,7 @@ pub mod graph;
 pub mod http;
 pub mod lockout;
 pub mod meta;
+pub mod metrics;
 pub mod recorder;
 pub mod report;
 pub mod retention;

@@ -18,6 +18,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::meta::callback::{Findings, Unreadable, may_hold_lockout};
 use crate::meta::signature::Signature;
+use crate::metrics::RecorderMetrics;
 use crate::store::captures::{Captures, NewCapture};
 use crate::store::record::{self, Item, Quarantined, Recorded};
 use crate::store::{Database, RecorderConnection, StoreError};
@@ -139,9 +140,9 @@ struct Waiting {
 
 /// Creates the two ends. `checks_due` is notified when a number waits for its first look-up.
 #[must_use]
-pub fn recorder(database: Database, checks_due: Arc<Notify>) -> (Recorder, RecorderTask) {
+pub fn recorder(database: Database, checks_due: Arc<Notify>, metrics: RecorderMetrics) -> (Recorder, RecorderTask) {
     let (sender, receiver) = mpsc::channel(QUEUE);
-    let writer = Writer { database, connection: None, checks_due, failing: None };
+    let writer = Writer { database, connection: None, checks_due, metrics, failing: None };
     (Recorder { queue: sender }, RecorderTask { queue: receiver, writer })
 }
 
@@ -229,6 +230,7 @@ struct Writer {
     database: Database,
     connection: Option<RecorderConnection>,
     checks_due: Arc<Notify>,
+    metrics: RecorderMetrics,
     /// When it was last said that nothing can be recorded.
     failing: Option<Instant>,
 }
@@ -237,12 +239,16 @@ impl Writer {
     /// Writes a batch. On any doubt the connection is closed, not handed on: nobody knows what state a
     /// transaction is in whose answer did not come.
     async fn settle(&mut self, batch: &[Waiting]) -> Result<(), NotRecorded> {
+        let started = Instant::now();
         let mut recorded = Recorded::default();
         let written = timeout(BATCH_BOUND, self.write(batch, &mut recorded)).await;
         // Also where the rest failed: an incident that was opened is never told again.
         self.tell(batch, &recorded);
+        self.metrics.wrote(&recorded);
         match written.unwrap_or(Err(StoreError::TimedOut)) {
             Ok(()) => {
+                let failures = batch.iter().map(|waiting| waiting.found.findings.failures.len()).sum();
+                self.metrics.committed(batch.len(), failures, started.elapsed());
                 if self.failing.take().is_some() {
                     info!("failures are recorded again");
                 }
@@ -250,6 +256,7 @@ impl Writer {
             }
             Err(error) => {
                 self.connection = None;
+                self.metrics.failed();
                 if self.failing.is_none_or(|said| said.elapsed() > REPEAT_ERROR) {
                     self.failing = Some(Instant::now());
                     let cause = error.cause();
@@ -282,7 +289,7 @@ impl Writer {
         }
         let quarantined = batch.quarantined();
         if !quarantined.is_empty() || batch.captures.is_unfinished() {
-            record::rest(&mut connection, &quarantined, &mut batch.captures).await?;
+            recorded.add(record::rest(&mut connection, &quarantined, &mut batch.captures).await?);
         }
         for Quarantined { unreadable: Unreadable { waba_id, reason, .. }, .. } in &quarantined {
             let waba_id = waba_id.as_ref().map(tracing::field::display);

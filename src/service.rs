@@ -19,6 +19,7 @@ use crate::followup::FollowUp;
 use crate::graph::Graph;
 use crate::http::webhook::Webhook;
 use crate::http::{self, admin_router, connection_limit, public_router};
+use crate::metrics::Metrics;
 use crate::recorder::{Capturing, recorder};
 use crate::retention;
 use crate::store::{self, Database, Pool};
@@ -102,19 +103,16 @@ impl Service {
         let stop = CancellationToken::new();
         let db = database.pool();
         let checks_due = Arc::new(Notify::new());
-        let (recorder, recorder_task) = recorder(database.clone(), Arc::clone(&checks_due));
-        let webhook = Webhook::new(&app_secrets, verify_token, recorder, capturing);
-        let follow_up = FollowUp::new(db.clone(), Arc::new(graph), checks_due);
+        let metrics = Metrics::new();
+        let (recorder, recorder_task) = recorder(database.clone(), Arc::clone(&checks_due), metrics.recorder.clone());
+        let webhook = Webhook::new(&app_secrets, verify_token, recorder, capturing, metrics.webhook.clone());
+        let follow_up = FollowUp::new(db.clone(), Arc::new(graph), checks_due, metrics.follow_up.clone());
 
         let mut tasks = JoinSet::new();
         tasks.spawn(webhook.clone().report_refusals(stop.clone()));
         tasks.spawn(http::serve(public, public_router(webhook), connection_limit(), stop.clone()));
-        tasks.spawn(http::serve(
-            admin,
-            admin_router(db.clone(), admin_token.as_ref()),
-            ADMIN_CONNECTIONS,
-            stop.clone(),
-        ));
+        let admin_router = admin_router(db.clone(), admin_token.as_ref(), metrics);
+        tasks.spawn(http::serve(admin, admin_router, ADMIN_CONNECTIONS, stop.clone()));
         tasks.spawn(on_a_thread_of_its_own("recorder", recorder_task.run()));
         tasks.spawn(work_when_migrated(database, db.clone(), follow_up, retention, stop.clone()));
         Ok(Self { address, admin_address, db, stop, tasks })

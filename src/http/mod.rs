@@ -35,6 +35,7 @@ use tracing::{debug, warn};
 
 use self::auth::Guard;
 use self::error::Problem;
+use crate::metrics::Metrics;
 use crate::store::Pool;
 
 /// A whole header must arrive within this time.
@@ -143,9 +144,10 @@ pub fn public_router(webhook: webhook::Webhook) -> Router {
 
 /// The admin listener: readiness for everybody, all else for who may come in. Without a token it belongs on
 /// a loopback address.
-pub fn admin_router(db: Pool, token: Option<&SecretString>) -> Router {
+pub fn admin_router(db: Pool, token: Option<&SecretString>, metrics: Metrics) -> Router {
     let guarded = api::router(db.clone())
         .merge(dashboard::router(db.clone()))
+        .merge(ops::metrics_router(db.clone(), metrics))
         .fallback(|| async { Problem::new(StatusCode::NOT_FOUND, "there is no such page") })
         .method_not_allowed_fallback(|| async {
             Problem::new(StatusCode::METHOD_NOT_ALLOWED, "this page does not take such a request")

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{FromRequest, RawQuery, Request, State};
+use axum::extract::{RawQuery, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::meta::signature::{self, Signature, Verifier};
+use crate::metrics::{CountedAs, WebhookMetrics};
 use crate::recorder::{Callback, Capturing, NotRecorded, Recorder};
 
 /// Meta sends up to 3 MB.
@@ -40,6 +41,7 @@ struct Shared {
     capturing: Capturing,
     bodies: Arc<Semaphore>,
     refusals: Refusals,
+    metrics: WebhookMetrics,
 }
 
 impl Webhook {
@@ -50,6 +52,7 @@ impl Webhook {
         verify_token: SecretString,
         recorder: Recorder,
         capturing: Capturing,
+        metrics: WebhookMetrics,
     ) -> Self {
         Self(Arc::new(Shared {
             verifier: Verifier::new(app_secrets),
@@ -58,6 +61,7 @@ impl Webhook {
             capturing,
             bodies: Arc::new(Semaphore::new(BODIES_KIB)),
             refusals: Refusals::default(),
+            metrics,
         }))
     }
 
@@ -71,13 +75,41 @@ pub(super) fn router(webhook: Webhook) -> Router {
     Router::new().route("/webhook", get(verify_endpoint).post(receive)).with_state(webhook)
 }
 
-/// Takes one callback. 200 means every lockout in it is on disk; anything else asks Meta to resend.
-async fn receive(State(webhook): State<Webhook>, signed: SignedCallback) -> Result<StatusCode, WebhookError> {
-    let SignedCallback { callback, arrived, held } = signed;
-    if let Some(found) = callback.find(webhook.0.capturing) {
-        webhook.0.recorder.record(found, arrived, held).await?;
+/// Answers one callback, and counts what became of it.
+async fn receive(State(webhook): State<Webhook>, request: Request) -> Result<StatusCode, WebhookError> {
+    let callbacks = &webhook.0.metrics.callbacks;
+    let mut counted = CountedAs(&callbacks.abandoned);
+    let taken = take(&webhook.0, request).await;
+    counted.0 = match taken {
+        Ok(Taken::Recorded) => &callbacks.recorded,
+        Ok(Taken::NothingFound) => &callbacks.nothing_found,
+        Err(WebhookError::BadSignature) => &callbacks.bad_signature,
+        Err(WebhookError::Encoded) => &callbacks.encoded,
+        Err(WebhookError::TooLarge) => &callbacks.too_large,
+        Err(WebhookError::Incomplete) => &callbacks.incomplete,
+        Err(WebhookError::Busy) => &callbacks.busy,
+        Err(WebhookError::NotRecorded(_)) => &callbacks.not_recorded,
+    };
+    taken.map(|_| StatusCode::OK)
+}
+
+/// What became of a callback that is answered with 200.
+#[derive(Debug, Clone, Copy)]
+enum Taken {
+    Recorded,
+    NothingFound,
+}
+
+/// Takes one callback. `Ok` means every lockout in it is on disk; anything else asks Meta to resend.
+async fn take(shared: &Shared, request: Request) -> Result<Taken, WebhookError> {
+    let SignedCallback { callback, arrived, held } = SignedCallback::read(request, shared).await?;
+    match callback.find(shared.capturing) {
+        Some(found) => {
+            shared.recorder.record(found, arrived, held).await?;
+            Ok(Taken::Recorded)
+        }
+        None => Ok(Taken::NothingFound),
     }
-    Ok(StatusCode::OK)
 }
 
 /// A callback whose signature was verified over its raw bytes: there is no other way to have one.
@@ -88,12 +120,9 @@ struct SignedCallback {
     held: OwnedSemaphorePermit,
 }
 
-impl FromRequest<Webhook> for SignedCallback {
-    type Rejection = WebhookError;
-
+impl SignedCallback {
     /// The header comes first: whoever cannot sign is not read any further.
-    async fn from_request(request: Request, webhook: &Webhook) -> Result<Self, WebhookError> {
-        let shared = &webhook.0;
+    async fn read(request: Request, shared: &Shared) -> Result<Self, WebhookError> {
         let (parts, body) = request.into_parts();
         let signature = the_signature(&parts.headers).ok_or_else(|| shared.refusals.signature())?;
         if parts.headers.contains_key(header::CONTENT_ENCODING) {
@@ -190,7 +219,9 @@ impl IntoResponse for WebhookError {
 
 /// Meta's handshake when the URL is registered: echo the challenge to whoever knows the verify token.
 async fn verify_endpoint(State(webhook): State<Webhook>, RawQuery(query): RawQuery) -> Response {
+    let handshakes = &webhook.0.metrics.handshakes;
     let Some(handshake) = Handshake::parse(query.as_deref().unwrap_or_default()) else {
+        handshakes.malformed.inc();
         return (
             StatusCode::BAD_REQUEST,
             "expected hub.mode=subscribe, hub.verify_token and hub.challenge, once each\n",
@@ -199,9 +230,11 @@ async fn verify_endpoint(State(webhook): State<Webhook>, RawQuery(query): RawQue
     };
     let expected = webhook.0.verify_token.expose_secret();
     if !bool::from(handshake.verify_token.as_bytes().ct_eq(expected.as_bytes())) {
+        handshakes.wrong_token.inc();
         webhook.0.refusals.handshake();
         return (StatusCode::FORBIDDEN, "wrong verify token\n").into_response();
     }
+    handshakes.verified.inc();
     info!("Meta verified this URL");
     // Plain text, and no guessing: the challenge is the caller's own text.
     let headers = [(header::CONTENT_TYPE, "text/plain; charset=utf-8"), (header::X_CONTENT_TYPE_OPTIONS, "nosniff")];

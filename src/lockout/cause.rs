@@ -76,7 +76,7 @@ impl LockoutCause {
             Self::TwoStepVerification => "Two-step PIN problem",
             Self::OtherRestriction => "Other restriction by Meta",
             Self::Unreported => "Meta gives no reason",
-            Self::LookupDenied => "Cause may not be looked up",
+            Self::LookupDenied => "Look-up refused",
             Self::Pending => "Cause is being looked up",
         }
     }

@@ -38,6 +38,55 @@ pub struct Check {
     pub duration: Duration,
 }
 
+/// What a look-up came to, in the words of `health_checks`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// Meta told the health.
+    Answered,
+    /// Meta answered without it.
+    NoHealth,
+    /// Meta was not asked.
+    NotAsked,
+    /// Meta refused.
+    Refused,
+    /// Too many calls.
+    Throttled,
+    /// No answer that means anything.
+    Unreachable,
+}
+
+impl Outcome {
+    /// Every outcome, in the order of the declaration.
+    pub const ALL: [Self; 6] =
+        [Self::Answered, Self::NoHealth, Self::NotAsked, Self::Refused, Self::Throttled, Self::Unreachable];
+
+    /// The outcome of this answer.
+    #[must_use]
+    pub fn of(answer: &Answer) -> Self {
+        match answer {
+            Answer::Health(_) => Self::Answered,
+            Answer::NoHealth => Self::NoHealth,
+            Answer::NotAsked(_) => Self::NotAsked,
+            Answer::Refused(_) => Self::Refused,
+            Answer::Throttled { .. } => Self::Throttled,
+            Answer::Unreachable(_) => Self::Unreachable,
+        }
+    }
+
+    /// The word in the database.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Answered => "answered",
+            Self::NoHealth => "no_health",
+            Self::NotAsked => "not_asked",
+            Self::Refused => "refused",
+            Self::Throttled => "throttled",
+            Self::Unreachable => "unreachable",
+        }
+    }
+}
+
 /// What saving a check changed about its incident.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Saved {
@@ -195,7 +244,7 @@ async fn keep(db: &mut PgConnection, claim: &Claim, check: &Check) -> Result<Kep
         claim.incident_id,
         claim.waba_id,
         claim.phone_number_id,
-        outcome(&check.answer),
+        Outcome::of(&check.answer).as_str(),
         check.http_status.map(i32::from),
         entities.and_then(verdict).map(ToString::to_string),
         entities.map(Json) as _,
@@ -368,15 +417,4 @@ pub async fn ask_denied_again(db: &PgPool) -> Result<(), StoreError> {
     .execute(db)
     .await?;
     Ok(())
-}
-
-fn outcome(answer: &Answer) -> &'static str {
-    match answer {
-        Answer::Health(_) => "answered",
-        Answer::NoHealth => "no_health",
-        Answer::NotAsked(_) => "not_asked",
-        Answer::Refused(_) => "refused",
-        Answer::Throttled { .. } => "throttled",
-        Answer::Unreachable(_) => "unreachable",
-    }
 }

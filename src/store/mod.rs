@@ -8,6 +8,7 @@ pub mod captures;
 pub mod checks;
 pub mod details;
 pub mod incidents;
+pub mod overview;
 pub mod record;
 pub mod retention;
 

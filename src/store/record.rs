@@ -17,7 +17,11 @@ use crate::meta::ids::{Text, WabaId};
 #[derive(Debug, Default)]
 pub struct Recorded {
     /// Failures that were not there yet.
-    pub new: i64,
+    pub new: u64,
+    /// Failures that were there already, or came twice.
+    pub repeated: u64,
+    /// Bytes that were not in quarantine yet.
+    pub quarantined: u64,
     /// Whether a number now waits for its first look-up.
     pub check_due: bool,
     /// Incidents that were opened, with their accounts.
@@ -28,6 +32,8 @@ impl Recorded {
     /// Adds what another transaction wrote.
     pub fn add(&mut self, other: Self) {
         self.new += other.new;
+        self.repeated += other.repeated;
+        self.quarantined += other.quarantined;
         self.check_due |= other.check_due;
         self.opened.extend(other.opened);
     }
@@ -64,9 +70,10 @@ pub async fn failures(
                 .fetch_all(&mut *transaction)
                 .await?;
         if locked.len() == accounts.len() {
-            let recorded = write(&mut transaction, items, &sightings).await?;
+            let mut recorded = write(&mut transaction, items, &sightings).await?;
             transaction.commit().await?;
             captures.kept(&sightings);
+            recorded.repeated = (items.len() as u64).saturating_sub(recorded.new);
             return Ok(recorded);
         }
         // New accounts come into being outside the transaction: created inside, they would be locked out
@@ -286,7 +293,8 @@ async fn insert(
     )
     .fetch_one(db)
     .await?;
-    Ok(Recorded { new: row.new, check_due: row.check_due, opened: Vec::new() })
+    let new = u64::try_from(row.new).expect("a count is not negative");
+    Ok(Recorded { new, check_due: row.check_due, ..Recorded::default() })
 }
 
 /// Bytes for the quarantine, and what they came in.
@@ -309,13 +317,13 @@ pub async fn rest(
     connection: &mut RecorderConnection,
     quarantined: &[Quarantined<'_>],
     captures: &mut Captures<'_>,
-) -> Result<(), StoreError> {
+) -> Result<Recorded, StoreError> {
     let sightings = captures.take(|_| true);
     let mut transaction = connection.0.begin().await?;
     insert(&mut transaction, &[], &sightings).await?;
     let account =
         |q: &Quarantined<'_>| q.unreadable.waba_id.as_ref().map_or(UNKNOWN_ACCOUNT, WabaId::as_str).to_owned();
-    sqlx::query!(
+    let kept = sqlx::query!(
         "insert into quarantine (waba_id, received_at, reason, body, digest, capture_id)
          select q.waba_id, q.received_at, q.reason, q.body, q.digest, c.id
            from unnest($1::text[], $2::timestamptz[], $3::text[], $4::bytea[], $5::bytea[], $6::text[], $7::bytea[])
@@ -335,5 +343,5 @@ pub async fn rest(
     .await?;
     transaction.commit().await?;
     captures.kept(&sightings);
-    Ok(())
+    Ok(Recorded { quarantined: kept.rows_affected(), ..Recorded::default() })
 }

@@ -58,6 +58,11 @@ fn requests_are_made_only_at_the_rim() {
 }
 
 #[test]
+fn what_prometheus_is_told_is_named_in_one_place() {
+    only_in("prometheus_client::", &["metrics.rs"]);
+}
+
+#[test]
 fn the_rules_know_no_io_no_async_and_no_clock() {
     let words = ["tokio", "async ", "std::fs", "std::net", "now_utc", "SystemTime", "Instant", "fastrand"];
     absent_in("meta/", &words);

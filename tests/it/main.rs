@@ -13,6 +13,7 @@ mod faults;
 mod followup;
 mod keeping;
 mod lifecycle;
+mod metrics;
 mod recording;
 mod replay;
 mod support;

@@ -24,6 +24,7 @@ use super::serve::StopSignals;
 use super::{Failure, ready_database, say};
 use crate::config::{CaptureArgs, DataArgs, SigningArgs, app_secrets};
 use crate::meta::signature::Verifier;
+use crate::metrics::RecorderMetrics;
 use crate::recorder::recorder;
 use crate::report::text::printable;
 
@@ -87,7 +88,8 @@ pub(super) async fn run(args: ReplayArgs) -> Result<(), Failure> {
         }
         None if args.into_database => {
             let secrets = args.original_signature.then(app_secrets).transpose()?;
-            let (recorder, task) = recorder(ready_database(&args.data).await?, Arc::new(Notify::new()));
+            let (recorder, task) =
+                recorder(ready_database(&args.data).await?, Arc::new(Notify::new()), RecorderMetrics::default());
             let verifier = secrets.map(|secrets| Verifier::new(&secrets));
             let intake = Intake::new(recorder, args.capture.capture, verifier);
             (Target::Intake(intake), Some(tokio::spawn(task.run())))

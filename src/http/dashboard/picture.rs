@@ -67,7 +67,7 @@ pub(super) fn timeline(report: &IncidentReport, timeline: &Timeline) -> Markup {
                     line .marker .(marker.class) x1=(percent(marker.at)) x2=(percent(marker.at)) y1=(y + 3) y2=(axis) {}
                     text .marker .(marker.class) x=(percent(marker.at)) dx=(dx) y=(y + 13) text-anchor=(anchor) { (marker.text) }
                 }
-                (bars(timeline, bars_top))
+                (bars(timeline, bars_top, timeline.position(report.incident.opened_at) < 0.5))
                 line .axis x1="0" x2="100%" y1=(axis) y2=(axis) {}
                 @for (place, anchor, class, text) in ticks(timeline) {
                     text .tick .(class) x=(self::percent(place)) y=(axis + 15) text-anchor=(anchor) { (text) }
@@ -98,12 +98,14 @@ fn markers(report: &IncidentReport) -> Vec<Marker> {
     markers
 }
 
-fn bars(timeline: &Timeline, top: u32) -> Markup {
+/// The scale stands where the markers' words do not.
+fn bars(timeline: &Timeline, top: u32, is_scale_right: bool) -> Markup {
     let most = timeline.failures.iter().max().copied().unwrap_or_default();
     let wide = 100.0 / timeline.bins.count as f64;
+    let (x, anchor) = if is_scale_right { ("100%", "end") } else { ("0", "start") };
     html! {
         line .grid x1="0" x2="100%" y1=(top) y2=(top) {}
-        text .most x="100%" y=(top - 3) text-anchor="end" { (failed(most)) " per " (duration(timeline.bins.width)) }
+        text .most x=(x) y=(top - 3) text-anchor=(anchor) { (failed(most)) " per " (duration(timeline.bins.width)) }
         @for (bin, n) in timeline.failures.iter().enumerate().filter(|(_, n)| **n > 0) {
             @let height = bar_height(*n, most, BARS);
             rect .bar x={ (two(bin as f64 * wide)) "%" } y=(top + BARS - height) width={ (two(wide * 0.86)) "%" } height=(height) {

@@ -1,0 +1,363 @@
+//! What Prometheus is told: everything counted once, nothing received in a label, with a database and without.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use lockwatch::lockout::cause::LockoutCause;
+use lockwatch::meta::compose::StatusCallback;
+use lockwatch::meta::signature::{HEADER, sign};
+use lockwatch::service::Service;
+use lockwatch::simulator::{Scenario, Simulator};
+use lockwatch::store::Database;
+use reqwest::StatusCode;
+use serde_json::json;
+use tokio::io::AsyncWriteExt;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::{Instant, timeout};
+
+use crate::support::database::TestDatabase;
+use crate::support::{
+    ACCESS_TOKEN, APP_SECRET, NUMBER, OTHER_NUMBER, TestApp, VERIFY_TOKEN, WABA, client, one_failure, service,
+};
+
+/// One answer, read as strictly as Prometheus reads it.
+struct Scrape {
+    text: String,
+    /// By the name of the series and the word of its label.
+    values: BTreeMap<(String, String), f64>,
+}
+
+impl Scrape {
+    async fn of(service: &Service) -> Self {
+        let response = client().get(format!("http://{}/metrics", service.admin_address)).send().await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK);
+        let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+        assert_eq!(response.headers()["content-type"], content_type);
+        Self::read(response.text().await.unwrap())
+    }
+
+    /// Each family is described before its series, each series comes once, and the end is marked.
+    fn read(text: String) -> Self {
+        let mut scrape = Self { text: text.clone(), values: BTreeMap::new() };
+        let (mut family, mut families) = ("", BTreeSet::new());
+        for line in text.strip_suffix("# EOF\n").expect("a marked end").lines() {
+            match line.splitn(4, ' ').collect::<Vec<_>>()[..] {
+                ["#", "HELP", name, help] => {
+                    assert!(name.starts_with("lockwatch_") && families.insert(name), "described twice: {line}");
+                    assert!(help.len() > 10 && help.ends_with('.') && !help.contains('\\'), "{line}");
+                    family = name;
+                }
+                ["#", "TYPE", name, "counter" | "gauge" | "histogram"] => assert_eq!(name, family),
+                ["#", "UNIT", name, unit] => assert!(name == family && name.ends_with(unit), "{line}"),
+                [series, value] => {
+                    let (name, label) = series.split_once('{').unwrap_or((series, "=\"\"}"));
+                    let (_, word) = label.strip_suffix("\"}").unwrap().split_once("=\"").unwrap();
+                    let plain = word.chars().all(|c| c.is_ascii_lowercase() || c == '_');
+                    let bucket = label.starts_with("le=") && (word == "+Inf" || word.parse::<f64>().is_ok());
+                    assert!(name.starts_with(family) && (plain || bucket), "{line}");
+                    let before = scrape.values.insert((name.to_owned(), word.to_owned()), value.parse().unwrap());
+                    assert!(before.is_none(), "twice: {line}");
+                }
+                _ => panic!("{line:?} is neither a comment nor a series"),
+            }
+        }
+        scrape
+    }
+
+    fn value(&self, series: &str) -> f64 {
+        *self.values.get(&(format!("lockwatch_{series}"), String::new())).expect(series)
+    }
+
+    /// The words of a label whose series are not zero.
+    fn words(&self, series: &str) -> Vec<(&str, f64)> {
+        let of = self
+            .values
+            .iter()
+            .filter(|((name, _), value)| name.strip_prefix("lockwatch_") == Some(series) && **value != 0.0);
+        of.map(|((_, word), value)| (word.as_str(), *value)).collect()
+    }
+
+    fn has(&self, series: &str) -> bool {
+        self.values.keys().any(|(name, _)| name.strip_prefix("lockwatch_") == Some(series))
+    }
+}
+
+#[tokio::test]
+async fn every_series_is_there_from_the_start() {
+    let app = TestApp::start().await;
+    let scrape = Scrape::of(&app.service).await;
+    let words = |series: &str| {
+        let of = scrape.values.keys().filter(|(name, _)| name.strip_prefix("lockwatch_") == Some(series));
+        of.map(|(_, word)| word.as_str()).collect::<BTreeSet<_>>()
+    };
+    for (series, expected) in [
+        (
+            "callbacks_total",
+            "recorded nothing_found bad_signature encoded too_large incomplete busy not_recorded abandoned",
+        ),
+        ("handshakes_total", "verified wrong_token malformed"),
+        ("failures_total", "recorded repeated"),
+        ("lookups_total", "answered no_health not_asked refused throttled unreachable"),
+        ("pool_connections", "idle busy"),
+        ("incidents_open", &LockoutCause::ALL.map(LockoutCause::as_str).join(" ")),
+    ] {
+        assert_eq!(words(series), expected.split(' ').collect(), "{series}");
+    }
+    for series in ["batch_callbacks_count", "batch_failures_count", "commit_seconds_count", "lookup_seconds_count"] {
+        assert_eq!(scrape.value(series), 0.0, "{series}");
+    }
+    for series in ["batches_failed_total", "quarantined_total", "checks_overdue"] {
+        assert_eq!(scrape.value(series), 0.0, "{series}");
+    }
+    let counted = scrape.values.iter().filter(|((name, _), value)| name.ends_with("_total") && **value != 0.0);
+    assert_eq!(counted.count(), 0);
+    assert_eq!((scrape.value("database_up"), scrape.value("ready")), (1.0, 1.0));
+    assert_eq!(scrape.value("pool_connections_max"), 8.0);
+}
+
+#[tokio::test]
+async fn every_callback_and_handshake_is_counted_once_by_its_outcome() {
+    let app = TestApp::start().await;
+    let body = one_failure("wamid.1");
+    let signed = || app.unsigned(&body).header(HEADER, sign(APP_SECRET, &body));
+    app.deliver(&body).await;
+    app.deliver(&body).await;
+    app.deliver(br#"{"entry":[]}"#).await;
+    for signature in ["", "sha256=00", &sign("another-app-secret-here", &body)] {
+        let refused = app.unsigned(&body).header(HEADER, signature).send().await.unwrap();
+        assert_eq!(refused.status(), StatusCode::UNAUTHORIZED);
+    }
+    signed().header("content-encoding", "gzip").send().await.unwrap();
+    app.post(&vec![b' '; 4 * 1024 * 1024 + 1]).await;
+    let hello = format!("hub.mode=subscribe&hub.challenge=1&hub.verify_token={VERIFY_TOKEN}");
+    for query in [&hello[..], &hello, &format!("{hello}x"), "", "a=b", "hub.mode=subscribe"] {
+        app.client.get(app.url(&format!("/webhook?{query}"))).send().await.unwrap();
+    }
+    let scrape = Scrape::of(&app.service).await;
+    let expected =
+        [("bad_signature", 3.0), ("encoded", 1.0), ("nothing_found", 1.0), ("recorded", 2.0), ("too_large", 1.0)];
+    assert_eq!(scrape.words("callbacks_total"), expected);
+    assert_eq!(scrape.words("handshakes_total"), [("malformed", 3.0), ("verified", 2.0), ("wrong_token", 1.0)]);
+}
+
+#[tokio::test]
+async fn a_callback_whose_sender_goes_away_is_counted_too() {
+    let app = TestApp::start().await;
+    app.fail("wamid.1").await;
+    let mut locker = app.db.begin().await.unwrap();
+    sqlx::query("lock table failed_deliveries in access exclusive mode").execute(&mut *locker).await.unwrap();
+    let body = one_failure("wamid.2");
+    assert!(timeout(Duration::from_millis(300), app.post(&body)).await.is_err(), "it waits for the table");
+    let abandoned =
+        async || Scrape::of(&app.service).await.words("callbacks_total") == [("abandoned", 1.0), ("recorded", 1.0)];
+    app.eventually("it is counted", abandoned).await;
+    locker.rollback().await.unwrap();
+
+    // It may have been recorded all the same. Meta sends it again, and then it is.
+    app.deliver(&body).await;
+    assert_eq!(app.incident().await.failure_count, 2);
+}
+
+#[tokio::test]
+async fn half_a_callback_is_counted() {
+    let app = TestApp::start().await;
+    let mut stream = TcpStream::connect(app.service.address).await.unwrap();
+    let head =
+        format!("POST /webhook HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n{HEADER}: {}\r\n\r\n{{", sign("a", b""));
+    stream.write_all(head.as_bytes()).await.unwrap();
+    drop(stream);
+    // Whoever sees first that nobody is there: the one who reads, or the connection.
+    let counted = async || {
+        let scrape = Scrape::of(&app.service).await;
+        let words = scrape.words("callbacks_total");
+        words == [("incomplete", 1.0)] || words == [("abandoned", 1.0)]
+    };
+    app.eventually("it is counted", counted).await;
+}
+
+#[tokio::test]
+#[ignore = "fills a quarter of a gigabyte; .ci/run runs it"]
+async fn a_callback_for_which_there_is_no_memory_is_counted_as_busy() {
+    let app = TestApp::start().await;
+    const LENGTH: usize = 4 * 1024 * 1024;
+    let mut streams = Vec::new();
+    for _ in 0..64 {
+        let mut stream = TcpStream::connect(app.service.address).await.unwrap();
+        let signature = sign("a guess", b"");
+        let head =
+            format!("POST /webhook HTTP/1.1\r\nhost: x\r\ncontent-length: {LENGTH}\r\n{HEADER}: {signature}\r\n\r\n");
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stream.write_all(&vec![b' '; LENGTH - 1]).await.unwrap();
+        streams.push(stream);
+    }
+    let refused = async || app.post(b"{}").await.status() == StatusCode::SERVICE_UNAVAILABLE;
+    app.eventually("there is no room", refused).await;
+    let scrape = Scrape::of(&app.service).await;
+    assert!(scrape.words("callbacks_total").contains(&("busy", 1.0)), "{}", scrape.text);
+}
+
+#[tokio::test]
+async fn failures_are_recorded_once_and_repeated_afterwards() {
+    let app = TestApp::start().await;
+    let body = StatusCallback::new().failed(WABA, NUMBER, "a").failed(WABA, NUMBER, "b").failed(WABA, NUMBER, "a");
+    let body = body.into_body();
+    app.deliver(&body).await;
+    app.deliver(&body).await;
+    app.deliver(&StatusCallback::new().failed("2044", OTHER_NUMBER, "c").into_body()).await;
+    let scrape = Scrape::of(&app.service).await;
+    assert_eq!(scrape.words("failures_total"), [("recorded", 3.0), ("repeated", 4.0)]);
+    for (series, value) in [
+        ("batch_callbacks_count", 3.0),
+        ("batch_callbacks_sum", 3.0),
+        ("batch_failures_count", 3.0),
+        ("batch_failures_sum", 7.0),
+        ("commit_seconds_count", 3.0),
+        ("batches_failed_total", 0.0),
+    ] {
+        assert_eq!(scrape.value(series), value, "{series}");
+    }
+    let buckets = scrape.words("batch_failures_bucket");
+    assert!(buckets.contains(&("1.0", 1.0)) && buckets.contains(&("4.0", 3.0)), "{buckets:?}");
+    assert!((0.0001..20.0).contains(&scrape.value("commit_seconds_sum")));
+}
+
+#[tokio::test]
+async fn quarantine_counts_what_is_new_in_it() {
+    let app = TestApp::start().await;
+    app.execute("alter table failed_deliveries add check (message_id <> 'wamid.poison')").await;
+    for _ in 0..2 {
+        app.deliver(br#"{"entry":[{"changes":[131031, {"a": 131031}]}]}"#).await;
+        app.deliver(&one_failure("wamid.poison")).await;
+    }
+    let quarantined = app.count("select count(*) from quarantine").await;
+    assert!(quarantined > 1, "{quarantined}");
+    let scrape = Scrape::of(&app.service).await;
+    assert_eq!(scrape.value("quarantined_total"), quarantined as f64);
+    assert_eq!(scrape.words("failures_total"), []);
+}
+
+#[tokio::test]
+async fn look_ups_are_counted_by_outcome() {
+    let app = TestApp::start().await;
+    let mut callback = StatusCallback::new();
+    for (number, scenario) in [
+        ("11", Scenario::Payment),
+        ("12", Scenario::Available),
+        ("13", Scenario::NoHealth),
+        ("14", Scenario::ExpiredToken),
+        ("15", Scenario::Throttled(19)),
+        ("16", Scenario::ServerError),
+    ] {
+        app.simulator.script(number, [scenario]);
+        callback = callback.failed(&format!("20{number}"), number, "a");
+    }
+    app.deliver(&callback.into_body()).await;
+    let answered = async || Scrape::of(&app.service).await.value("lookup_seconds_count") >= 6.0;
+    app.eventually("all are looked up", answered).await;
+    let scrape = Scrape::of(&app.service).await;
+    // The error is asked about again before long.
+    let words = ["answered", "no_health", "refused", "throttled", "unreachable"];
+    let lookups = scrape.words("lookups_total");
+    assert_eq!(lookups.iter().map(|(word, _)| *word).collect::<Vec<_>>(), words);
+    assert_eq!(lookups[..4].iter().map(|(_, n)| *n).collect::<Vec<_>>(), [2.0, 1.0, 1.0, 1.0]);
+    assert!(scrape.value("lookup_seconds_sum") > 0.0);
+
+    let simulator = Simulator::start(ACCESS_TOKEN, APP_SECRET).await.unwrap();
+    let app = TestApp::start_with(TestDatabase::create().await, simulator, None).await;
+    app.fail("a").await;
+    app.caused("lookup_denied").await;
+    let scrape = Scrape::of(&app.service).await;
+    assert_eq!(scrape.words("lookups_total"), [("not_asked", 1.0)]);
+    assert_eq!(scrape.value("lookup_seconds_count"), 0.0, "nobody was asked");
+}
+
+#[tokio::test]
+async fn open_incidents_and_overdue_checks_are_those_of_the_database() {
+    let app = TestApp::start().await;
+    app.simulator.script(NUMBER, [Scenario::Payment]);
+    app.fail("a").await;
+    app.deliver(&StatusCallback::new().failed("2044", OTHER_NUMBER, "b").into_body()).await;
+    let open = async |expected: &[(&str, f64)]| Scrape::of(&app.service).await.words("incidents_open") == expected;
+    app.eventually("two causes", async || open(&[("payment", 1.0), ("unreported", 1.0)]).await).await;
+    app.execute("update incidents set cause = 'a_word_of_a_later_version' where cause = 'unreported'").await;
+    assert!(open(&[("other_restriction", 1.0), ("payment", 1.0)]).await);
+    app.execute("update incidents set resolved_at = now(), resolution = 'manual' where cause = 'payment'").await;
+    assert!(open(&[("other_restriction", 1.0)]).await);
+
+    let overdue = async || Scrape::of(&app.service).await.value("checks_overdue");
+    assert_eq!(overdue().await, 0.0);
+    // Claimed by somebody who does not come back.
+    app.execute(
+        "update affected_numbers
+            set check_due_at = now() - interval '3 minutes', check_lease_until = now() + interval '1 hour'",
+    )
+    .await;
+    assert_eq!(overdue().await, 2.0);
+    app.execute("update accounts set lookups_paused_until = now() + interval '1 hour' where waba_id = '2044'").await;
+    assert_eq!(overdue().await, 1.0, "an account that rests is not late");
+    app.execute("update affected_numbers set check_due_at = now() - interval '1 minute'").await;
+    assert_eq!(overdue().await, 0.0, "a minute is no delay");
+}
+
+#[tokio::test]
+async fn nothing_that_is_received_becomes_a_series() {
+    let app = TestApp::start().await;
+    app.fail("wamid.first").await;
+    let before = Scrape::of(&app.service).await;
+    let mut callback = StatusCallback::new();
+    for n in 0..300 {
+        let (waba, number) = (format!("77{n:04}"), format!("88{n:04}"));
+        callback = callback.failed(&waba, &number, &format!("wamid.strange\"}}\n{n}"));
+    }
+    for id in ["lockwatch_x{y=\"z\"} 1", "\n# EOF\n", "strange", "0", "\u{0}", "ümläut"] {
+        let status = json!({"id": id, "status": "failed", "recipient_id": id, "biz_opaque_callback_data": id,
+                            "errors": [{"code": 131_031, "title": id, "message": id}]});
+        callback = callback.status(id, id, status);
+    }
+    app.deliver(&callback.into_body()).await;
+    let odd = app.client.get(app.url("/webhook?hub.mode=strange")).header("user-agent", "strange");
+    odd.send().await.unwrap();
+    let after = Scrape::of(&app.service).await;
+    assert!(after.words("failures_total")[0].1 >= 301.0, "{}", after.text);
+    let series = |scrape: &Scrape| scrape.values.keys().cloned().collect::<Vec<_>>();
+    assert_eq!(series(&before), series(&after));
+    for received in ["strange", "770", "880", "wamid", WABA, NUMBER] {
+        assert!(!after.text.contains(received), "{received} in {}", after.text);
+    }
+}
+
+#[tokio::test]
+async fn without_a_database_it_answers_in_time_and_leaves_out_what_it_cannot_know() {
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    for port in [1, silent.local_addr().unwrap().port()] {
+        let simulator = Simulator::start(ACCESS_TOKEN, APP_SECRET).await.unwrap();
+        let nowhere = Database::parse(&format!("postgresql://nobody@127.0.0.1:{port}/nothing")).unwrap();
+        let service = service(nowhere, &simulator, &[APP_SECRET]).await;
+        let post = async |body: Vec<u8>| {
+            let url = format!("http://{}/webhook", service.address);
+            client().post(url).header(HEADER, sign(APP_SECRET, &body)).body(body).send().await.unwrap()
+        };
+        assert_eq!(post(one_failure("wamid.1")).await.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(post(b"{}".to_vec()).await.status(), StatusCode::OK);
+        let started = Instant::now();
+        let scrape = Scrape::of(&service).await;
+        assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
+        assert_eq!((scrape.value("database_up"), scrape.value("ready")), (0.0, 0.0));
+        assert!(!scrape.has("incidents_open") && !scrape.has("checks_overdue"), "{}", scrape.text);
+        assert_eq!(scrape.words("callbacks_total"), [("not_recorded", 1.0), ("nothing_found", 1.0)]);
+        assert_eq!(scrape.value("batches_failed_total"), 1.0);
+        assert_eq!((scrape.value("commit_seconds_count"), scrape.words("failures_total")), (0.0, vec![]));
+        service.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_database_without_this_versions_tables_is_up_and_not_ready() {
+    let app = TestApp::start().await;
+    app.fail("a").await;
+    app.caused("unreported").await;
+    app.execute("delete from _sqlx_migrations").await;
+    let scrape = Scrape::of(&app.service).await;
+    assert_eq!((scrape.value("database_up"), scrape.value("ready")), (1.0, 0.0));
+    assert_eq!(scrape.words("incidents_open"), [("unreported", 1.0)]);
+}
