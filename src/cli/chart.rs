@@ -73,7 +73,7 @@ fn events(incident: &Incident, timeline: &Timeline) -> String {
             columns[free] = sign;
         }
     }
-    format!("{BOLD}{}{BOLD:#}", columns.into_iter().collect::<String>())
+    format!("{BOLD}{}{BOLD:#}", columns.into_iter().collect::<String>().trim_end())
 }
 
 fn cell(health: Option<Health>) -> String {

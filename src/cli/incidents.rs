@@ -82,8 +82,9 @@ pub(super) struct ResolveArgs {
     data: DataArgs,
 }
 
-/// Numbers and checks shown of one incident.
-const SHOWN: usize = 20;
+/// Shown of one incident.
+const NUMBERS: usize = 20;
+const CHECKS: i64 = 10;
 
 pub(super) async fn run(command: IncidentsCommand) -> Result<(), Failure> {
     match command {
@@ -130,14 +131,14 @@ async fn show(args: ShowArgs) -> Result<(), Failure> {
     if args.format.csv {
         return print_csv(&[report]);
     }
-    let checks = report::checks(&db, args.id, None, SHOWN as i64).await.context("cannot read its checks")?;
+    let checks = report::checks(&db, args.id, None, CHECKS).await.context("cannot read its checks")?;
     let columns = chart::columns(render::width());
     let timeline = timeline(&db, &report, OffsetDateTime::now_utc(), columns).await.context("cannot draw it")?;
     say(render::incident(&report))?;
     say(render::heading("Timeline"))?;
     say(chart::timeline(&report.incident, &timeline))?;
     say(render::heading("Affected numbers"))?;
-    say(render::numbers(&report, SHOWN))?;
+    say(render::numbers(&report, NUMBERS))?;
     say(render::heading("Latest health checks"))?;
     say(render::checks(&checks.map_or_else(Vec::new, |page| page.data)))?;
     Ok(())

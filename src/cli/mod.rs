@@ -14,17 +14,19 @@ mod serve;
 mod sign;
 
 use std::fmt::Display;
-use std::io::{self, IsTerminal, Write, stderr};
+use std::io::{self, IsTerminal, Write, stderr, stdout};
 use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
 use tokio::runtime::Runtime;
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{ConfigError, DataArgs, LogFormat};
 use crate::embedded::Embedded;
+use crate::http::api::openapi;
 use crate::store::{Database, Pool, Readiness, bounded, readiness};
 use crate::with_causes;
 
@@ -61,6 +63,13 @@ enum Command {
     Replay(replay::ReplayArgs),
     /// Print the header that signs a file's bytes, ready for curl
     Sign(sign::SignArgs),
+    /// Print the description of the admin API (OpenAPI 3.1)
+    Openapi,
+    /// Print the script that completes commands in a shell
+    Completions {
+        /// Which shell
+        shell: Shell,
+    },
 }
 
 /// How a command ends if not well.
@@ -114,11 +123,20 @@ pub fn main() -> ExitCode {
             Command::Captures(command) => captures::run(command).await,
             Command::Replay(args) => replay::run(args).await,
             Command::Sign(args) => sign::run(&args),
+            Command::Openapi => Ok(write!(stdout(), "{}", openapi())?),
+            Command::Completions { shell } => Ok(stdout().write_all(&completions(shell))?),
         }
     });
     // A look-up that still waits for Meta must not hold up the end.
     runtime.shutdown_background();
     ended.map_or_else(report, |()| ExitCode::SUCCESS)
+}
+
+/// Into memory first: whoever reads the output may have gone.
+fn completions(shell: Shell) -> Vec<u8> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "lockwatch", &mut script);
+    script
 }
 
 fn report(failure: Failure) -> ExitCode {

@@ -9,12 +9,12 @@ use axum::extract::{DefaultBodyLimit, Path, RawQuery, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use base64::Engine;
-use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{AnyOfBuilder, KnownFormat, ObjectBuilder, Schema, SchemaFormat, Type};
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
-use utoipa::{Modify, OpenApi, ToSchema};
+use utoipa::{Modify, OpenApi, PartialSchema, ToSchema};
 
 use super::error::Problem;
 use super::query::Query;
@@ -122,13 +122,13 @@ fn preferred(headers: &HeaderMap) -> Format {
     best.1
 }
 
+/// An id, and of which list: whoever gets one need not know.
 pub(super) fn cursor(list: char, id: i64) -> String {
-    BASE64_URL_SAFE_NO_PAD.encode(format!("{list}{id}"))
+    format!("{list}{id:016x}")
 }
 
 pub(super) fn read_cursor(list: char, text: &str) -> Option<i64> {
-    let bytes = BASE64_URL_SAFE_NO_PAD.decode(text).ok()?;
-    let id = std::str::from_utf8(&bytes).ok()?.strip_prefix(list)?.parse().ok()?;
+    let id = i64::from_str_radix(text.strip_prefix(list)?, 16).ok()?;
     (cursor(list, id) == text).then_some(id)
 }
 
@@ -142,9 +142,6 @@ pub(super) fn filter(query: &mut Query) -> Result<Filter, Problem> {
     let cause = query.word("cause", &causes)?.map(|cause| cause.as_str().to_owned());
     let since = query.take("since", parse_moment)?;
     let until = query.take("until", parse_moment)?;
-    if since.zip(until).is_some_and(|(since, until)| since >= until) {
-        return Err(Problem::parameter("until", "not after since"));
-    }
     Ok(Filter { state, waba_id, cause, since, until, ..Filter::default() })
 }
 
@@ -155,13 +152,13 @@ pub(super) fn filter(query: &mut Query) -> Result<Filter, Problem> {
     get, path = "/api/v1/incidents", operation_id = "list_incidents", tag = "incidents",
     params(
         ("state" = Option<IncidentState>, Query, description = "Only these"),
-        ("waba_id" = Option<String>, Query, description = "Only of this account", max_length = 64),
+        ("waba_id" = Option<String>, Query, description = "Only of this account", pattern = "^[!-~]{1,64}$"),
         ("cause" = Option<LockoutCause>, Query, description = "Only with this cause"),
-        ("since" = Option<String>, Query, example = "2026-11-22T18:00:00Z",
+        ("since" = Option<Moment>, Query, example = "2026-11-22T18:00:00Z",
          description = "Opened at this time or later: RFC 3339, a day (`2026-11-22`), or so long ago (`3d`, `36h`, `10m`)"),
-        ("until" = Option<String>, Query, example = "2026-11-23", description = "Opened before this time"),
+        ("until" = Option<Moment>, Query, example = "2026-11-23", description = "Opened before this time"),
         ("limit" = Option<i64>, Query, minimum = 1, maximum = 200, description = "How many at the most; 50 if not given"),
-        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
+        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before", pattern = "^i[0-7][0-9a-f]{15}$"),
         ("format" = Option<Format>, Query, description = "Instead of the header Accept"),
     ),
     responses(
@@ -217,7 +214,7 @@ async fn show(State(db): State<Pool>, Path(id): Path<String>, RawQuery(query): R
         ("id" = i64, Path, description = "The incident's number", minimum = 1),
         ("reveal" = Option<Reveal>, Query, description = "Show recipients in full; this is logged"),
         ("limit" = Option<i64>, Query, minimum = 1, maximum = 200, description = "How many at the most; 50 if not given"),
-        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
+        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before", pattern = "^d[0-7][0-9a-f]{15}$"),
         ("format" = Option<Format>, Query, description = "Instead of the header Accept"),
     ),
     responses(
@@ -256,7 +253,7 @@ async fn deliveries(
     params(
         ("id" = i64, Path, description = "The incident's number", minimum = 1),
         ("limit" = Option<i64>, Query, minimum = 1, maximum = 200, description = "How many at the most; 50 if not given"),
-        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
+        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before", pattern = "^c[0-7][0-9a-f]{15}$"),
         ("format" = Option<Format>, Query, description = "Instead of the header Accept"),
     ),
     responses(
@@ -320,10 +317,10 @@ async fn resolve(
 
 /// Resolves an incident, if it is open.
 pub(super) async fn resolve_by_hand(db: &Pool, id: i64, note: Option<String>) -> Result<(), Problem> {
-    let note = note.map(|note| note.trim().to_owned()).filter(|note| !note.is_empty());
-    let is_wrong = |note: &String| note.chars().count() > LONGEST_NOTE || note.contains('\0');
-    if note.as_ref().is_some_and(is_wrong) {
-        return Err(Problem::new(StatusCode::BAD_REQUEST, "note: longer than 2000 characters, or with a NUL in it"));
+    // Postgres has no NUL.
+    let note = note.map(|note| note.trim().replace('\0', "\u{fffd}")).filter(|note| !note.is_empty());
+    if note.as_ref().is_some_and(|note| note.chars().count() > LONGEST_NOTE) {
+        return Err(Problem::new(StatusCode::BAD_REQUEST, "note: longer than 2000 characters"));
     }
     let db = db.clone();
     // A task of its own: who goes away must not leave a transaction behind.
@@ -441,6 +438,7 @@ pub fn openapi() -> String {
             application/problem+json."
     ),
     paths(list, show, deliveries, checks, resolve),
+    components(schemas(IncidentState, LockoutCause, Moment, Format, Reveal)),
     modifiers(&Security)
 )]
 struct Description;
@@ -461,6 +459,23 @@ impl Modify for Security {
         ]);
     }
 }
+
+/// As [`parse_moment`] reads it.
+struct Moment;
+
+impl PartialSchema for Moment {
+    fn schema() -> RefOr<Schema> {
+        let text = || ObjectBuilder::new().schema_type(Type::String);
+        let format = |known| text().format(Some(SchemaFormat::KnownFormat(known)));
+        let moment = AnyOfBuilder::new()
+            .item(format(KnownFormat::DateTime))
+            .item(format(KnownFormat::Date))
+            .item(text().pattern(Some("^[0-9]{1,5}[dhm]$")));
+        moment.into()
+    }
+}
+
+impl ToSchema for Moment {}
 
 /// JSON or CSV.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ToSchema)]

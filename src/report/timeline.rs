@@ -100,7 +100,7 @@ impl Lane {
         for (bin, health) in self.health.iter().enumerate() {
             match (stretches.last_mut(), health) {
                 (Some((start, length, same)), Some(health)) if same == health && *start + *length == bin => {
-                    *length += 1
+                    *length += 1;
                 }
                 (_, Some(health)) => stretches.push((bin, 1, *health)),
                 (_, None) => {}
@@ -223,7 +223,7 @@ mod tests {
             (Duration::ZERO, Duration::minutes(1), 1),
             (Duration::seconds(31), Duration::minutes(1), 2),
             (Duration::minutes(59), Duration::minutes(1), 60),
-            (Duration::minutes(61), Duration::minutes(2), 31),
+            (Duration::minutes(61), Duration::minutes(2), 32),
             (Duration::hours(24), Duration::minutes(30), 49),
             (Duration::days(90), Duration::days(2), 46),
             (Duration::days(3650), Duration::weeks(9), 59),

@@ -118,7 +118,7 @@ async fn incidents_are_listed_shown_and_resolved() {
     let (_, json, _) = run(&["incidents", "show", &id, "--json"]);
     let shown: Value = serde_json::from_str(&json).unwrap();
     assert_eq!(shown["affected_numbers"][0]["phone_number_id"], NUMBER);
-    assert_eq!(shown["health_checks"][0]["can_send_message"], "BLOCKED");
+    assert_eq!(shown["affected_numbers"][0]["latest_check"]["can_send_message"], "BLOCKED");
     assert!(shown["next_steps"].as_array().unwrap().len() > 1);
 
     assert_eq!(run(&["incidents", "resolve", &id, "--note", "paid"]).0, 0);

@@ -5,6 +5,7 @@
 
 #![allow(unreachable_pub, clippy::unwrap_used, reason = "a test may fail, and is no library")]
 
+mod api;
 mod architecture;
 mod captures;
 mod cli;
@@ -16,5 +17,6 @@ mod lifecycle;
 mod metrics;
 mod recording;
 mod replay;
+mod secrets;
 mod support;
 mod webhook;

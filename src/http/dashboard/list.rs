@@ -35,9 +35,8 @@ impl Asked {
         let mut query = Query::of_form(query);
         let mut filter = filter(&mut query)?;
         let search = query.take("q", |text| {
-            let text = text.trim().trim_start_matches('+').to_owned();
-            let is_wrong = text.chars().count() > LONGEST_SEARCH || text.contains('\0');
-            if is_wrong { Err("longer than 64 characters, or with a NUL in it") } else { Ok(text) }
+            let text = text.trim().trim_start_matches('+').replace('\0', "");
+            if text.chars().count() > LONGEST_SEARCH { Err("longer than 64 characters") } else { Ok(text) }
         })?;
         filter.before = query.take("cursor", |text| read_cursor('i', text).ok_or("not a cursor of this list"))?;
         query.finish()?;

@@ -16,6 +16,7 @@ use lockwatch::store::incidents::{self, Filter, Incident};
 use lockwatch::store::{Database, Pool};
 use reqwest::{Client, RequestBuilder, Response, StatusCode};
 use secrecy::SecretString;
+use serde_json::Value;
 use sqlx::AssertSqlSafe;
 use time::OffsetDateTime;
 use tokio::time::{Instant, sleep};
@@ -58,13 +59,39 @@ impl TestApp {
     }
 
     pub async fn start_with(database: TestDatabase, simulator: Simulator, token: Option<&str>) -> Self {
-        let service = service_with(database.database(), &simulator, &[APP_SECRET], token).await;
+        let service = Service::start(settings(database.database(), &simulator, &[APP_SECRET], token)).await.unwrap();
+        Self::around(service, database, simulator)
+    }
+
+    /// With a token on the admin listener.
+    pub async fn guarded(admin_token: &str) -> Self {
+        let simulator = Simulator::start(ACCESS_TOKEN, APP_SECRET).await.unwrap();
+        let database = TestDatabase::create().await;
+        let settings = settings(database.database(), &simulator, &[APP_SECRET], Some(ACCESS_TOKEN));
+        let service = Service::start(Settings { admin_token: Some(admin_token.into()), ..settings }).await.unwrap();
+        Self::around(service, database, simulator)
+    }
+
+    fn around(service: Service, database: TestDatabase, simulator: Simulator) -> Self {
         let db = database.database().pool();
         Self { service, simulator, db, client: client(), database }
     }
 
     pub fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.service.address)
+    }
+
+    /// An address on the admin listener, as a browser on this machine names it.
+    pub fn admin(&self, path: &str) -> String {
+        format!("http://localhost:{}{path}", self.service.admin_address.port())
+    }
+
+    /// What the admin API answers, which must be 200.
+    pub async fn api(&self, path: &str) -> Value {
+        let response = self.client.get(self.admin(&format!("/api/v1{path}"))).send().await.unwrap();
+        let (status, body) = (response.status(), response.text().await.unwrap());
+        assert_eq!(status, StatusCode::OK, "{path}: {body}");
+        serde_json::from_str(&body).unwrap()
     }
 
     pub fn unsigned(&self, body: &[u8]) -> RequestBuilder {
@@ -174,10 +201,10 @@ pub async fn eventually(what: &str, condition: impl AsyncFn() -> bool) {
 
 /// Starts a service; the first secret also makes the proof for the simulator.
 pub async fn service(database: Database, simulator: &Simulator, app_secrets: &[&str]) -> Service {
-    service_with(database, simulator, app_secrets, Some(ACCESS_TOKEN)).await
+    Service::start(settings(database, simulator, app_secrets, Some(ACCESS_TOKEN))).await.unwrap()
 }
 
-async fn service_with(database: Database, simulator: &Simulator, app_secrets: &[&str], token: Option<&str>) -> Service {
+fn settings(database: Database, simulator: &Simulator, app_secrets: &[&str], token: Option<&str>) -> Settings {
     let app_secrets: Vec<SecretString> = app_secrets.iter().map(|secret| SecretString::from(*secret)).collect();
     let graph = Graph::new(GraphSettings {
         url: simulator.url(),
@@ -186,7 +213,7 @@ async fn service_with(database: Database, simulator: &Simulator, app_secrets: &[
         tokens: Tokens::new(token.map(SecretString::from), None).unwrap(),
     });
     let loopback = "127.0.0.1:0".parse().unwrap();
-    let settings = Settings {
+    Settings {
         database,
         listen: loopback,
         admin_listen: loopback,
@@ -196,8 +223,7 @@ async fn service_with(database: Database, simulator: &Simulator, app_secrets: &[
         graph: graph.unwrap(),
         capturing: Capturing::Lockouts,
         retention: Duration::from_secs(90 * 24 * 3600),
-    };
-    Service::start(settings).await.unwrap()
+    }
 }
 
 pub fn client() -> Client {
