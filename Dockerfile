@@ -17,7 +17,7 @@ RUN apt-get update \
  && useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin lockwatch
 COPY --from=build /build/target/release/lockwatch /usr/local/bin/lockwatch
 USER 10001
-EXPOSE 8080
+EXPOSE 8080 8081
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=6s --start-period=10s CMD ["lockwatch", "healthcheck"]
 ENTRYPOINT ["lockwatch"]

@@ -14,7 +14,8 @@
 //! 5. The [`followup`] claims due checks ([`store::checks`]), asks Meta ([`graph`]) with no transaction open,
 //!    and saves the answer: the [cause](lockout::cause) is derived anew, the [next look](lockout::schedule)
 //!    gets its time, and the incident may turn out to be over.
-//! 6. People read the same rows: by SQL, or with the commands in [`cli`].
+//! 6. People read the same rows: in a browser or with a program ([`http`]), with the commands in [`cli`], or by
+//!    SQL. [`report`] makes one object of an incident for all of them, and masks recipients.
 //! 7. Callbacks in which something was found are kept byte for byte ([`store::captures`]), leave as files
 //!    ([`meta::capture`]) and can be played back. What is old leaves for good ([`retention`]).
 //!
@@ -52,6 +53,7 @@
 //! | --- | --- |
 //! | rim | [`cli`] (one file a command), [`config`], [`service`] (wires what runs), [`simulator`] (a small fake Graph) |
 //! | doing | [`http`], [`recorder`], [`followup`], [`retention`], [`graph`], [`metrics`], [`embedded`] (the embedded Postgres) |
+//! | shown | [`report`]: the same objects and words for everybody who looks |
 //! | rows | [`store`]: the only place that knows SQL |
 //! | rules | [`lockout`]: pure functions; time and chance are arguments |
 //! | words | [`meta`]: wire formats, as Meta writes them |

@@ -132,6 +132,7 @@ impl Demo {
             ("database", format!("PostgreSQL {} of its own, removed in the end", self.embedded.version())),
             ("Meta", format!("simulated on {}", self.simulator.url())),
             ("webhook", self.webhook()),
+            ("dashboard", self.dashboard()),
         ] {
             say(format_args!("  {DIM}{what:<10}{DIM:#}{is}"))?;
         }
@@ -140,6 +141,10 @@ impl Demo {
 
     fn webhook(&self) -> String {
         format!("http://{}/webhook", self.service.address)
+    }
+
+    fn dashboard(&self) -> String {
+        format!("http://{}/", self.service.admin_address)
     }
 
     /// Posts the callbacks, tells what is found, and checks that it is what was expected.
@@ -240,14 +245,16 @@ impl Demo {
         let body = r#"{"entry": [{"id": "102290129340398", "changes": [{"value": {
   "metadata": {"phone_number_id": "106540352242922"},
   "statuses": [{"id": "wamid.mine", "status": "failed", "errors": [{"code": 131031}]}]}}]}]}"#;
-        say(render::heading("It stays up until Ctrl-C. Send a failure yourself:"))?;
+        say(render::heading("It stays up until Ctrl-C. Look at it in a browser:"))?;
+        say(format_args!("\n{}", self.dashboard()))?;
+        say(render::heading("Send a failure yourself, and watch it arrive:"))?;
         say(format_args!("\ncurl -i {} \\", self.webhook()))?;
         say(format_args!("-H 'X-Hub-Signature-256: {}' \\", sign(APP_SECRET, body.as_bytes())))?;
         say(format_args!("--data-binary '{body}'"))?;
-        say(render::heading("Or look at the tables (admin: readiness at /readyz):"))?;
-        say(format_args!("\npsql '{}' \\", self.embedded.url()))?;
+        say(render::heading("Ask the API, or the tables:"))?;
+        say(format_args!("\ncurl {}api/v1/incidents/1", self.dashboard()))?;
+        say(format_args!("psql '{}' \\", self.embedded.url()))?;
         say(format_args!("-c 'select id, waba_id, failure_count, cause from incidents'"))?;
-        say(format_args!("curl http://{}/readyz", self.service.admin_address))?;
         let program = std::env::args().next().unwrap_or_else(|| "lockwatch".to_owned());
         say(render::heading("Or export what was kept, byte for byte, and play it back (here it changes nothing):"))?;
         say(format_args!("\nDATABASE_URL='{}' {program} captures export > demo.jsonl", self.embedded.url()))?;

@@ -32,6 +32,8 @@ fn every_command_explains_itself() {
         vec!["incidents", "list", "--help"],
         vec!["incidents", "show", "--help"],
         vec!["incidents", "resolve", "--help"],
+        vec!["completions", "--help"],
+        vec!["openapi", "--help"],
         vec!["check", "--help"],
     ] {
         let (code, stdout, stderr) = output(&mut lockwatch(&arguments));

@@ -9,6 +9,7 @@ mod api;
 mod architecture;
 mod captures;
 mod cli;
+mod dashboard;
 mod embedded;
 mod faults;
 mod followup;

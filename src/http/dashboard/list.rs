@@ -13,7 +13,7 @@ use crate::http::api::{cursor, filter, read_cursor};
 use crate::http::error::Problem;
 use crate::http::query::Query;
 use crate::lockout::cause::LockoutCause;
-use crate::report::text::{count, duration, grouped, state};
+use crate::report::text::{count, duration, grouped, printable, state};
 use crate::report::timeline::sparklines;
 use crate::report::{self, IncidentReport, NumberReport, Page};
 use crate::store::incidents::{self, Filter, State as Which};
@@ -142,7 +142,7 @@ fn filter_form(asked: &Asked) -> Markup {
     let Filter { state, cause, .. } = &asked.filter;
     html! {
         form .filter role="search" method="get" action="/" {
-            label { "Account or number" input type="search" name="q" value=(asked.search) maxlength=(LONGEST_SEARCH) autocomplete="off"; }
+            label { "Account or number" input type="search" name="q" value=(printable(&asked.search)) maxlength=(LONGEST_SEARCH) autocomplete="off"; }
             label {
                 "State"
                 select name="state" {

@@ -78,7 +78,7 @@ fn layout(title: &str, refresh: Refresh, now: OffsetDateTime, main: &Markup) -> 
                 // Other sites learn nothing from us. Our own forms must say where they come from, or a browser
                 // that reached us over plain HTTP could not change anything.
                 meta name="referrer" content="same-origin";
-                title { (title) " · Lockwatch" }
+                title { (printable(title)) " · Lockwatch" }
                 link rel="icon" href={ "/assets/icon.svg?" (version) } type="image/svg+xml";
                 link rel="stylesheet" href={ "/assets/style.css?" (version) };
                 script src={ "/assets/page.js?" (version) } defer {}
