@@ -1,6 +1,11 @@
-//! The query of a request, read strictly: what is not known, not readable or given twice is told.
+//! What a request asks for, read strictly: what is not known, not readable or given twice is told.
 
 use super::error::Problem;
+use crate::lockout::cause::LockoutCause;
+use crate::meta::ids::WabaId;
+use crate::report::Recipients;
+use crate::report::text::parse_moment;
+use crate::store::incidents::{Filter, State};
 
 /// The parameters that were not taken yet.
 #[derive(Debug)]
@@ -53,4 +58,39 @@ impl Query {
             }
         }
     }
+}
+
+/// What the filters of a list of incidents say.
+pub(super) fn filter(query: &mut Query) -> Result<Filter, Problem> {
+    let states = [("open", State::Open), ("resolved", State::Resolved), ("all", State::All)];
+    let state = query.word("state", &states)?.unwrap_or_default();
+    let waba_id = query
+        .take("waba_id", |text| WabaId::parse(text).map(|id| id.to_string()).map_err(|error| error.to_string()))?;
+    let causes = LockoutCause::ALL.map(|cause| (cause.as_str(), cause));
+    let cause = query.word("cause", &causes)?.map(|cause| cause.as_str().to_owned());
+    let since = query.take("since", parse_moment)?;
+    let until = query.take("until", parse_moment)?;
+    Ok(Filter { state, waba_id, cause, since, until, ..Filter::default() })
+}
+
+/// The incident that a path names.
+pub(super) fn incident_number(id: &str) -> Result<i64, Problem> {
+    let id_shown: String = id.chars().take(32).collect();
+    id.parse().ok().filter(|id| *id > 0).ok_or_else(|| Problem::no_incident(&id_shown))
+}
+
+/// Whether recipients are asked for in full.
+pub(super) fn recipients(query: &mut Query) -> Result<Recipients, Problem> {
+    let revealed = query.word("reveal", &[("recipients", Recipients::Revealed)])?;
+    Ok(revealed.unwrap_or(Recipients::Masked))
+}
+
+/// An id, and of which list: whoever gets one need not know.
+pub(super) fn cursor(list: char, id: i64) -> String {
+    format!("{list}{id:016x}")
+}
+
+pub(super) fn read_cursor(list: char, text: &str) -> Option<i64> {
+    let id = i64::from_str_radix(text.strip_prefix(list)?, 16).ok()?;
+    (cursor(list, id) == text).then_some(id)
 }

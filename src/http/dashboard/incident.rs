@@ -12,11 +12,9 @@ use super::list::cause_title;
 use super::{
     Refresh, badge, full_time, linked, page as whole_page, picture, received, see_other, support_home, time_ago,
 };
-use crate::http::api::{
-    LONGEST_NOTE, cursor, incident_number, read_cursor, recipients, resolve_by_hand, tell_revealed, whole,
-};
+use crate::http::api::{LONGEST_NOTE, resolve_by_hand, tell_revealed, whole};
 use crate::http::error::Problem;
-use crate::http::query::Query;
+use crate::http::query::{Query, cursor, incident_number, read_cursor, recipients};
 use crate::lockout::cause::LockoutCause;
 use crate::meta::health::Entity;
 use crate::report::appeal::{EXAMPLES, appeal};

@@ -6,12 +6,12 @@ use axum::extract::{RawQuery, State};
 use axum::response::Response;
 use maud::{Markup, html};
 use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use super::picture::sparkline;
 use super::{Refresh, badge, full_time, linked, page as whole_page, received, time_ago};
-use crate::http::api::{cursor, filter, read_cursor};
 use crate::http::error::Problem;
-use crate::http::query::Query;
+use crate::http::query::{Query, cursor, filter, read_cursor};
 use crate::lockout::cause::LockoutCause;
 use crate::report::text::{count, duration, grouped, printable, state};
 use crate::report::timeline::sparklines;
@@ -56,6 +56,8 @@ impl Asked {
         query.append_pair("state", state);
         let words = [("waba_id", &self.filter.waba_id), ("cause", &self.filter.cause), ("q", &self.filter.search)];
         query.extend_pairs(words.into_iter().filter_map(|(name, word)| Some((name, word.as_ref()?))));
+        let times = [("since", self.filter.since), ("until", self.filter.until)];
+        query.extend_pairs(times.into_iter().filter_map(|(name, time)| Some((name, time?.format(&Rfc3339).ok()?))));
         if let Some(before) = before {
             query.append_pair("cursor", &cursor('i', before));
         }

@@ -1,4 +1,7 @@
-//! The admin API: incidents, their deliveries and checks, as JSON or CSV, and resolving.
+//! The admin API: incidents, their deliveries and checks, as JSON or CSV, and resolving. What the attributes of
+//! the handlers say about them becomes the description in [`openapi`].
+
+mod openapi;
 
 use std::sync::LazyLock;
 
@@ -11,17 +14,14 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
-use utoipa::openapi::RefOr;
-use utoipa::openapi::schema::{AnyOfBuilder, KnownFormat, ObjectBuilder, Schema, SchemaFormat, Type};
-use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
-use utoipa::{Modify, OpenApi, PartialSchema, ToSchema};
+use utoipa::ToSchema;
 
+pub use self::openapi::openapi;
+use self::openapi::{BadParameter, Moment, NoIncident, OtherProblem, PageParameters, Reveal};
 use super::error::Problem;
-use super::query::Query;
+use super::query::{Query, cursor, filter, incident_number, read_cursor, recipients};
 use crate::lockout::cause::LockoutCause;
-use crate::meta::ids::WabaId;
 use crate::report::csv::{self, Row};
-use crate::report::text::parse_moment;
 use crate::report::{self, IncidentReport, Page, Recipients};
 use crate::store::details::{Delivery, HealthCheck};
 use crate::store::incidents::{self, Filter, Resolved, State as IncidentState};
@@ -83,6 +83,14 @@ struct Resolution {
     note: Option<String>,
 }
 
+/// JSON or CSV.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ToSchema)]
+#[schema(rename_all = "lowercase")]
+enum Format {
+    Json,
+    Csv,
+}
+
 /// What every page takes.
 struct PageRequest {
     before: Option<i64>,
@@ -122,29 +130,6 @@ fn preferred(headers: &HeaderMap) -> Format {
     best.1
 }
 
-/// An id, and of which list: whoever gets one need not know.
-pub(super) fn cursor(list: char, id: i64) -> String {
-    format!("{list}{id:016x}")
-}
-
-pub(super) fn read_cursor(list: char, text: &str) -> Option<i64> {
-    let id = i64::from_str_radix(text.strip_prefix(list)?, 16).ok()?;
-    (cursor(list, id) == text).then_some(id)
-}
-
-/// What the filters of a list of incidents say.
-pub(super) fn filter(query: &mut Query) -> Result<Filter, Problem> {
-    let states = [("open", IncidentState::Open), ("resolved", IncidentState::Resolved), ("all", IncidentState::All)];
-    let state = query.word("state", &states)?.unwrap_or_default();
-    let waba_id = query
-        .take("waba_id", |text| WabaId::parse(text).map(|id| id.to_string()).map_err(|error| error.to_string()))?;
-    let causes = LockoutCause::ALL.map(|cause| (cause.as_str(), cause));
-    let cause = query.word("cause", &causes)?.map(|cause| cause.as_str().to_owned());
-    let since = query.take("since", parse_moment)?;
-    let until = query.take("until", parse_moment)?;
-    Ok(Filter { state, waba_id, cause, since, until, ..Filter::default() })
-}
-
 /// List incidents
 ///
 /// The newest first.
@@ -157,17 +142,16 @@ pub(super) fn filter(query: &mut Query) -> Result<Filter, Problem> {
         ("since" = Option<Moment>, Query, example = "2026-11-22T18:00:00Z",
          description = "Opened at this time or later: RFC 3339, a day (`2026-11-22`), or so long ago (`3d`, `36h`, `10m`)"),
         ("until" = Option<Moment>, Query, example = "2026-11-23", description = "Opened before this time"),
-        ("limit" = Option<i64>, Query, minimum = 1, maximum = 200, description = "How many at the most; 50 if not given"),
+        PageParameters,
         ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before", pattern = "^i[0-7][0-9a-f]{15}$"),
-        ("format" = Option<Format>, Query, description = "Instead of the header Accept"),
     ),
     responses(
         (status = 200, description = "A page", content(
             (IncidentList = "application/json"),
             (String = "text/csv")
         ), headers(("Link" = Option<String>, description = "The next page, if there is one"))),
-        (status = 400, description = "A parameter cannot be used", body = Problem, content_type = "application/problem+json"),
-        (status = "default", description = "Another problem", body = Problem, content_type = "application/problem+json"),
+        (status = 400, response = BadParameter),
+        (status = "default", response = OtherProblem),
     )
 )]
 async fn list(
@@ -193,8 +177,8 @@ async fn list(
     params(("id" = i64, Path, description = "The incident's number", minimum = 1)),
     responses(
         (status = 200, description = "The incident", body = IncidentReport),
-        (status = 404, description = "There is none", body = Problem, content_type = "application/problem+json"),
-        (status = "default", description = "Another problem", body = Problem, content_type = "application/problem+json"),
+        (status = 404, response = NoIncident),
+        (status = "default", response = OtherProblem),
     )
 )]
 async fn show(State(db): State<Pool>, Path(id): Path<String>, RawQuery(query): RawQuery) -> Result<Response, Problem> {
@@ -213,18 +197,17 @@ async fn show(State(db): State<Pool>, Path(id): Path<String>, RawQuery(query): R
     params(
         ("id" = i64, Path, description = "The incident's number", minimum = 1),
         ("reveal" = Option<Reveal>, Query, description = "Show recipients in full; this is logged"),
-        ("limit" = Option<i64>, Query, minimum = 1, maximum = 200, description = "How many at the most; 50 if not given"),
+        PageParameters,
         ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before", pattern = "^d[0-7][0-9a-f]{15}$"),
-        ("format" = Option<Format>, Query, description = "Instead of the header Accept"),
     ),
     responses(
         (status = 200, description = "A page", content(
             (DeliveryList = "application/json"),
             (String = "text/csv")
         ), headers(("Link" = Option<String>, description = "The next page, if there is one"))),
-        (status = 400, description = "A parameter cannot be used", body = Problem, content_type = "application/problem+json"),
-        (status = 404, description = "There is no such incident", body = Problem, content_type = "application/problem+json"),
-        (status = "default", description = "Another problem", body = Problem, content_type = "application/problem+json"),
+        (status = 400, response = BadParameter),
+        (status = 404, response = NoIncident),
+        (status = "default", response = OtherProblem),
     )
 )]
 async fn deliveries(
@@ -252,18 +235,17 @@ async fn deliveries(
     get, path = "/api/v1/incidents/{id}/checks", operation_id = "list_checks", tag = "incidents",
     params(
         ("id" = i64, Path, description = "The incident's number", minimum = 1),
-        ("limit" = Option<i64>, Query, minimum = 1, maximum = 200, description = "How many at the most; 50 if not given"),
+        PageParameters,
         ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before", pattern = "^c[0-7][0-9a-f]{15}$"),
-        ("format" = Option<Format>, Query, description = "Instead of the header Accept"),
     ),
     responses(
         (status = 200, description = "A page", content(
             (HealthCheckList = "application/json"),
             (String = "text/csv")
         ), headers(("Link" = Option<String>, description = "The next page, if there is one"))),
-        (status = 400, description = "A parameter cannot be used", body = Problem, content_type = "application/problem+json"),
-        (status = 404, description = "There is no such incident", body = Problem, content_type = "application/problem+json"),
-        (status = "default", description = "Another problem", body = Problem, content_type = "application/problem+json"),
+        (status = 400, response = BadParameter),
+        (status = 404, response = NoIncident),
+        (status = "default", response = OtherProblem),
     )
 )]
 async fn checks(
@@ -293,10 +275,10 @@ async fn checks(
         (status = 200, description = "It is resolved", body = IncidentReport),
         (status = 400, description = "The body cannot be used", body = Problem, content_type = "application/problem+json"),
         (status = 403, description = "Another site's page asked for it", body = Problem, content_type = "application/problem+json"),
-        (status = 404, description = "There is no such incident", body = Problem, content_type = "application/problem+json"),
+        (status = 404, response = NoIncident),
         (status = 409, description = "It was resolved before", body = Problem, content_type = "application/problem+json"),
         (status = 415, description = "The body is not JSON", body = Problem, content_type = "application/problem+json"),
-        (status = "default", description = "Another problem", body = Problem, content_type = "application/problem+json"),
+        (status = "default", response = OtherProblem),
     )
 )]
 async fn resolve(
@@ -362,16 +344,6 @@ fn read_json(headers: &HeaderMap, body: &[u8]) -> Result<Resolution, Problem> {
     .map_err(|why| Problem::new(StatusCode::BAD_REQUEST, format!("the body is not {{\"note\": \"…\"}}: {why}")))
 }
 
-pub(super) fn incident_number(id: &str) -> Result<i64, Problem> {
-    let id_shown: String = id.chars().take(32).collect();
-    id.parse().ok().filter(|id| *id > 0).ok_or_else(|| Problem::no_incident(&id_shown))
-}
-
-pub(super) fn recipients(query: &mut Query) -> Result<Recipients, Problem> {
-    let revealed = query.word("reveal", &[("recipients", Recipients::Revealed)])?;
-    Ok(revealed.unwrap_or(Recipients::Masked))
-}
-
 /// Who looks at recipients leaves a trace.
 pub(super) fn tell_revealed(recipients: Recipients, id: i64) {
     match recipients {
@@ -420,75 +392,4 @@ fn json(value: &impl Serialize) -> Response {
 async fn openapi_json() -> Response {
     static DOCUMENT: LazyLock<String> = LazyLock::new(openapi);
     ([(header::CONTENT_TYPE, "application/json")], DOCUMENT.as_str()).into_response()
-}
-
-/// The API's description as OpenAPI 3.1, in JSON.
-#[must_use]
-pub fn openapi() -> String {
-    Description::openapi().to_pretty_json().expect("the description is plain data") + "\n"
-}
-
-#[derive(OpenApi)]
-#[openapi(
-    info(
-        title = "Lockwatch",
-        description = "WhatsApp lockouts (error 131031): incidents, their causes and what to do next.\n\n\
-            Served on the admin listener. Where LOCKWATCH_ADMIN_TOKEN is set, give it as a bearer token or as the \
-            password of HTTP Basic; where it is not, ask as localhost. Problems are told as \
-            application/problem+json."
-    ),
-    paths(list, show, deliveries, checks, resolve),
-    components(schemas(IncidentState, LockoutCause, Moment, Format, Reveal)),
-    modifiers(&Security)
-)]
-struct Description;
-
-struct Security;
-
-impl Modify for Security {
-    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
-        let components = document.components.get_or_insert_default();
-        for (name, scheme) in [("bearer", HttpAuthScheme::Bearer), ("basic", HttpAuthScheme::Basic)] {
-            components.add_security_scheme(name, SecurityScheme::Http(Http::new(scheme)));
-        }
-        let none: [&str; 0] = [];
-        document.security = Some(vec![
-            utoipa::openapi::SecurityRequirement::default(),
-            utoipa::openapi::SecurityRequirement::new("bearer", none),
-            utoipa::openapi::SecurityRequirement::new("basic", none),
-        ]);
-    }
-}
-
-/// As [`parse_moment`] reads it.
-struct Moment;
-
-impl PartialSchema for Moment {
-    fn schema() -> RefOr<Schema> {
-        let text = || ObjectBuilder::new().schema_type(Type::String);
-        let format = |known| text().format(Some(SchemaFormat::KnownFormat(known)));
-        let moment = AnyOfBuilder::new()
-            .item(format(KnownFormat::DateTime))
-            .item(format(KnownFormat::Date))
-            .item(text().pattern(Some("^[0-9]{1,5}[dhm]$")));
-        moment.into()
-    }
-}
-
-impl ToSchema for Moment {}
-
-/// JSON or CSV.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ToSchema)]
-#[schema(rename_all = "lowercase")]
-enum Format {
-    Json,
-    Csv,
-}
-
-/// The one word that shows recipients.
-#[derive(ToSchema)]
-#[schema(rename_all = "lowercase")]
-#[allow(dead_code, reason = "the description is made from it")]
-enum Reveal {
-    Recipients,
 }
