@@ -63,6 +63,12 @@ fn what_prometheus_is_told_is_named_in_one_place() {
 }
 
 #[test]
+fn what_people_are_shown_knows_neither_pages_nor_terminals() {
+    only_in("maud::", &["http/dashboard/"]);
+    absent_in("report/", &["crate::http", "crate::cli", "anstyle", "comfy_table"]);
+}
+
+#[test]
 fn the_rules_know_no_io_no_async_and_no_clock() {
     let words = ["tokio", "async ", "std::fs", "std::net", "now_utc", "SystemTime", "Instant", "fastrand"];
     absent_in("meta/", &words);

@@ -13,7 +13,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::support::process::{Serve, lockwatch};
-use crate::support::{ACCESS_TOKEN, APP_SECRET, NUMBER, TestApp, VERIFY_TOKEN, client, eventually, one_failure};
+use crate::support::{ACCESS_TOKEN, APP_SECRET, NUMBER, TestApp, VERIFY_TOKEN, WABA, client, eventually, one_failure};
 
 fn output(command: &mut Command) -> (i32, String, String) {
     let Output { status, stdout, stderr } = command.output().unwrap();
@@ -97,6 +97,52 @@ fn without_a_database_a_command_says_so() {
     );
 }
 
+/// What it prints on a terminal of 80 columns, without the colours.
+#[cfg(target_os = "linux")]
+fn on_a_narrow_terminal(arguments: &str, url: &str) -> String {
+    let program = env!("CARGO_BIN_EXE_lockwatch");
+    let command = format!("stty cols 80 && exec '{program}' {arguments}");
+    let mut script = Command::new("script");
+    let (code, shown, _) = output(script.args(["-qec", &command, "/dev/null"]).env("DATABASE_URL", url));
+    assert_eq!(code, 0, "{shown}");
+    anstream::adapter::strip_str(&shown).to_string()
+}
+
+#[tokio::test]
+#[cfg(target_os = "linux")]
+async fn tables_and_the_timeline_fit_a_narrow_terminal() {
+    let app = TestApp::start().await;
+    app.simulator.script(NUMBER, [Scenario::Payment]);
+    app.fail("a").await;
+    app.caused("payment").await;
+    app.execute("update incidents set cause = 'business_verification', failure_count = 1234567").await;
+    let id = app.incident().await.id;
+    for arguments in ["incidents list".to_owned(), format!("incidents show {id}")] {
+        let shown = on_a_narrow_terminal(&arguments, &app.database.url);
+        for line in shown.lines() {
+            assert!(line.trim_end().chars().count() <= 80, "{line:?} in {shown}");
+        }
+        let row = shown.lines().find(|line| line.contains("business_verification")).unwrap();
+        assert!(arguments.contains("show") || row.contains(WABA) && row.contains("1234567"), "in one line: {shown}");
+    }
+    let shown = on_a_narrow_terminal(&format!("incidents show {id}"), &app.database.url);
+    for part in ["failures", "█", "o opened, c cause recorded", "█ BLOCKED", "a column is 1 min"]
+    {
+        assert!(shown.contains(part), "{part}: {shown}");
+    }
+}
+
+#[test]
+fn completions_are_printed_for_the_shells_there_are() {
+    for (shell, part) in
+        [("bash", "complete -F _lockwatch"), ("zsh", "#compdef lockwatch"), ("fish", "complete -c lockwatch")]
+    {
+        let (code, script, _) = output(&mut lockwatch(&["completions", shell]));
+        assert!(code == 0 && script.contains(part) && script.contains("incidents"), "{shell}");
+    }
+    assert_eq!(output(&mut lockwatch(&["completions", "cmd"])).0, 2);
+}
+
 #[tokio::test]
 async fn incidents_are_listed_shown_and_resolved() {
     let app = TestApp::start().await;
@@ -130,6 +176,11 @@ async fn incidents_are_listed_shown_and_resolved() {
     assert_eq!((code, stderr), (1, format!("lockwatch: incident {id} was resolved before\n")));
     assert_eq!(run(&["incidents", "show", "999999"]).0, 1);
     assert_eq!(run(&["incidents", "list", "--state", "open", "--json"]).1.trim(), "[]");
+    let (_, csv, _) = run(&["incidents", "list", "--csv", "--cause", "payment", "--since", "1h"]);
+    assert!(csv.starts_with("id,waba_id,") && csv.contains(",manual,paid,"), "{csv}");
+    assert_eq!(run(&["incidents", "list", "--until", "1h"]), (0, String::new(), "No such incidents.\n".to_owned()));
+    assert_eq!(run(&["incidents", "list", "--since", "1h", "--until", "2h"]).0, 2);
+    assert_eq!(run(&["incidents", "list", "--json", "--csv"]).0, 2);
     assert_eq!(run(&["migrate"]).0, 0);
 }
 
