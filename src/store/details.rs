@@ -182,7 +182,7 @@ pub async fn checks_by_id(db: &PgPool, checks: &[(i64, &str)]) -> Result<Vec<Hea
 /// A stretch of time, divided into equal bins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bins {
-    /// When the first one starts: a whole minute.
+    /// When the first one starts: a whole minute, or a whole hour where bins are whole hours.
     pub start: OffsetDateTime,
     /// How long each is: whole minutes.
     pub width: Duration,
@@ -190,18 +190,24 @@ pub struct Bins {
     pub count: usize,
 }
 
-/// How many failures each incident has in each bin. What lies outside counts to the nearest.
+/// How many failures each incident has in each bin. What lies outside counts to the nearest. Bins of whole
+/// hours are filled from hours: however long an incident, a few thousand rows are read.
 ///
 /// # Errors
 /// The database does not answer.
 pub async fn failures_over_time(db: &PgPool, of: &[(i64, Bins)]) -> Result<BTreeMap<i64, Vec<u64>>, StoreError> {
     let rows = sqlx::query!(
-        r#"select b.incident_id as "incident_id!", least(greatest(f.bin, 0), b.count - 1) as "bin!",
+        r#"select b.incident_id as "incident_id!",
+                  least(greatest(extract(epoch from f.at - b.start)::bigint / b.seconds, 0), b.count - 1) as "bin!",
                   sum(f.failure_count)::bigint as "failures!"
              from unnest($1::bigint[], $2::timestamptz[], $3::bigint[], $4::int[]) as b(incident_id, start, seconds, count)
-            cross join lateral (select (extract(epoch from minute - b.start) / b.seconds)::bigint as bin, failure_count
+            cross join lateral (select minute as at, failure_count
                                   from failures_by_minute
-                                 where incident_id = b.incident_id) f
+                                 where incident_id = b.incident_id and b.seconds % 3600 <> 0
+                                 union all
+                                select hour, failure_count
+                                  from failures_by_hour
+                                 where incident_id = b.incident_id and b.seconds % 3600 = 0) f
             group by 1, 2"#,
         &of.iter().map(|(id, _)| *id).collect::<Vec<_>>(),
         &of.iter().map(|(_, bins)| bins.start).collect::<Vec<_>>(),

@@ -116,8 +116,8 @@ pub struct Filter {
     pub since: Option<OffsetDateTime>,
     /// Opened before this time.
     pub until: Option<OffsetDateTime>,
-    /// With this in the account's id, or in the id or digits of one of its numbers.
-    pub search: Option<String>,
+    /// Among these, by number, such as [`search`] finds.
+    pub among: Option<Vec<i64>>,
     /// With a smaller number than this one: where the page before ended.
     pub before: Option<i64>,
 }
@@ -144,13 +144,12 @@ async fn select(db: &PgPool, id: Option<i64>, filter: &Filter, limit: i64) -> Re
         State::Resolved => Some(true),
         State::All => None,
     };
-    let digits = filter.search.as_ref().map(|text| text.chars().filter(char::is_ascii_digit).collect::<String>());
     let incidents = sqlx::query_as!(
         Incident,
         r#"select id, waba_id, opened_at, last_failure_at, resolved_at, resolution, resolution_note, failure_count,
                   cause, cause_severity, cause_summary, cause_entity_type, cause_entity_id, cause_error_code,
                   possible_solution, cause_recorded_at, cause_check_id, previous_incident_id
-             from incidents i
+             from incidents
             where ($1::bigint is null or id = $1)
               and ($2::boolean is null or (resolved_at is not null) = $2)
               and ($3::text is null or waba_id = $3)
@@ -158,13 +157,9 @@ async fn select(db: &PgPool, id: Option<i64>, filter: &Filter, limit: i64) -> Re
               and ($5::timestamptz is null or opened_at >= $5)
               and ($6::timestamptz is null or opened_at < $6)
               and ($7::bigint is null or id < $7)
-              and ($8::text is null or strpos(waba_id, $8) > 0
-                   or exists (select from affected_numbers n
-                               where n.incident_id = i.id
-                                 and (strpos(n.phone_number_id, $8) > 0
-                                      or strpos(regexp_replace(n.display_phone_number, '\D', '', 'g'), $9) > 0)))
+              and ($8::bigint[] is null or id = any($8))
             order by id desc
-            limit $10"#,
+            limit $9"#,
         id,
         resolved,
         filter.waba_id,
@@ -172,13 +167,35 @@ async fn select(db: &PgPool, id: Option<i64>, filter: &Filter, limit: i64) -> Re
         filter.since,
         filter.until,
         filter.before,
-        filter.search,
-        digits.filter(|digits| !digits.is_empty()),
+        filter.among.as_deref(),
         limit,
     )
     .fetch_all(db)
     .await?;
     Ok(incidents)
+}
+
+/// The incidents with this text in the account's id, or in the id or the digits of one of their numbers. It
+/// reads every number there is, so a page does it once for all of its lists.
+///
+/// # Errors
+/// The database does not answer.
+pub async fn search(db: &PgPool, text: &str) -> Result<Vec<i64>, StoreError> {
+    let digits: String = text.chars().filter(char::is_ascii_digit).collect();
+    let found = sqlx::query_scalar!(
+        r#"select id
+             from incidents
+            where strpos(waba_id, $1) > 0
+               or id in (select incident_id
+                           from affected_numbers
+                          where strpos(phone_number_id, $1) > 0
+                             or strpos(regexp_replace(display_phone_number, '\D', '', 'g'), $2) > 0)"#,
+        text,
+        Some(digits).filter(|digits| !digits.is_empty()),
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(found)
 }
 
 /// How many incidents are open.

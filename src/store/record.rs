@@ -248,6 +248,13 @@ async fn insert(
               group by 1, 2, 3
                  on conflict (incident_id, minute, waba_id) do update
                 set failure_count = m.failure_count + excluded.failure_count
+           ), hours as (
+             insert into failures_by_hour as h (incident_id, waba_id, hour, failure_count)
+             select incident_id, waba_id, date_bin('1 hour', failed_at, 'epoch'), count(*)
+               from fresh
+              group by 1, 2, 3
+                 on conflict (incident_id, hour, waba_id) do update
+                set failure_count = h.failure_count + excluded.failure_count
            ), numbers as (
              insert into affected_numbers as a (incident_id, waba_id, phone_number_id, display_phone_number,
                                                 first_failure_at, last_failure_at, failure_count, check_due_at)

@@ -26,7 +26,7 @@ const LONGEST_SEARCH: usize = 64;
 /// What the page was asked for.
 struct Asked {
     filter: Filter,
-    /// The search as it was typed.
+    /// What is searched for; empty: nothing.
     search: String,
 }
 
@@ -40,13 +40,12 @@ impl Asked {
         })?;
         filter.before = query.take("cursor", |text| read_cursor('i', text).ok_or("not a cursor of this list"))?;
         query.finish()?;
-        filter.search.clone_from(&search);
         Ok(Self { filter, search: search.unwrap_or_default() })
     }
 
     fn is_filtered(&self) -> bool {
-        let Filter { state, waba_id, cause, since, until, search, before } = &self.filter;
-        let has_words = [waba_id, cause, search].iter().any(|word| word.is_some());
+        let Filter { state, waba_id, cause, since, until, among: _, before } = &self.filter;
+        let has_words = waba_id.is_some() || cause.is_some() || !self.search.is_empty();
         *state != Which::All || has_words || since.is_some() || until.is_some() || before.is_some()
     }
 
@@ -54,7 +53,8 @@ impl Asked {
     fn link(&self, state: &str, before: Option<i64>) -> String {
         let mut query = form_urlencoded::Serializer::new(String::from("/?"));
         query.append_pair("state", state);
-        let words = [("waba_id", &self.filter.waba_id), ("cause", &self.filter.cause), ("q", &self.filter.search)];
+        let search = Some(self.search.clone()).filter(|search| !search.is_empty());
+        let words = [("waba_id", &self.filter.waba_id), ("cause", &self.filter.cause), ("q", &search)];
         query.extend_pairs(words.into_iter().filter_map(|(name, word)| Some((name, word.as_ref()?))));
         let times = [("since", self.filter.since), ("until", self.filter.until)];
         query.extend_pairs(times.into_iter().filter_map(|(name, time)| Some((name, time?.format(&Rfc3339).ok()?))));
@@ -66,9 +66,12 @@ impl Asked {
 }
 
 pub(super) async fn page(State(db): State<Pool>, RawQuery(query): RawQuery) -> Result<Response, Problem> {
-    let asked = Asked::read(query.as_deref())?;
+    let mut asked = Asked::read(query.as_deref())?;
     let now = OffsetDateTime::now_utc();
     let open_count = bounded(incidents::count_open(&db)).await?;
+    if !asked.search.is_empty() {
+        asked.filter.among = Some(bounded(incidents::search(&db, &asked.search)).await?);
+    }
     let open = some(&db, &asked, Which::Open, OPEN).await?;
     let resolved = some(&db, &asked, Which::Resolved, RESOLVED).await?;
     let open_reports = open.as_ref().map_or(&[][..], |page| &page.data);
