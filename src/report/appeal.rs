@@ -11,9 +11,9 @@ use crate::store::details::Delivery;
 /// Example messages in it.
 pub const EXAMPLES: i64 = 5;
 
-/// The text. `examples` are some deliveries, as whoever asks may see them.
+/// The text, with up to so many numbers. `examples` are some deliveries, as whoever asks may see them.
 #[must_use]
-pub fn appeal(report: &IncidentReport, examples: &[Delivery], now: OffsetDateTime) -> String {
+pub fn appeal(report: &IncidentReport, numbers: usize, examples: &[Delivery], now: OffsetDateTime) -> String {
     let incident = &report.incident;
     let mut text = String::new();
     let mut line = |name: &str, value: String| {
@@ -21,13 +21,14 @@ pub fn appeal(report: &IncidentReport, examples: &[Delivery], now: OffsetDateTim
     };
     line("Request", "review of a locked WhatsApp Business Account".to_owned());
     line("WhatsApp Business Account ID", incident.waba_id.clone());
-    for number in &report.affected_numbers {
+    let listed = &report.affected_numbers[..report.affected_numbers.len().min(numbers)];
+    for number in listed {
         let number = &number.number;
         let failed = count(number.failure_count, "message failed", "messages failed");
         let display = number.display_phone_number.as_ref().map(|display| format!("{display}, ")).unwrap_or_default();
         line("Phone number", format!("{display}ID {} ({failed})", number.phone_number_id));
     }
-    let more = report.affected_number_count - i64::try_from(report.affected_numbers.len()).unwrap_or(i64::MAX);
+    let more = report.affected_number_count - i64::try_from(listed.len()).unwrap_or(i64::MAX);
     if more > 0 {
         line("Phone numbers not listed", more.to_string());
     }

@@ -16,6 +16,7 @@ mod followup;
 mod keeping;
 mod lifecycle;
 mod metrics;
+mod pages;
 mod recording;
 mod replay;
 mod secrets;

@@ -10,7 +10,7 @@ use time::OffsetDateTime;
 
 use super::list::cause_title;
 use super::{
-    Refresh, badge, full_time, linked, page as whole_page, picture, received, see_other, support_home, time_ago,
+    Refresh, badge, cut, full_time, linked, page as whole_page, picture, received, see_other, support_home, time_ago,
 };
 use crate::http::api::{LONGEST_NOTE, resolve_by_hand, tell_revealed, whole};
 use crate::http::error::Problem;
@@ -28,8 +28,18 @@ const DELIVERIES: i64 = 20;
 const CHECKS: i64 = 8;
 /// Numbers with a row. All of them are in the API's answer.
 const NUMBERS: usize = 20;
+/// Numbers that the text for an appeal names, and how long it becomes.
+const NUMBERS_IN_APPEAL: usize = 25;
+const APPEAL: usize = 4000;
 /// How much of a raw answer is shown. All of it is in the API's answer.
 const ANSWER: usize = 1500;
+/// Bytes for what Meta said of the entities, where the cause is told.
+const EVIDENCE: usize = 8_000;
+/// Bytes of a page, but for its frame. Checks tell their details while there is room: of what Meta answers
+/// usually all of them do.
+const ROOM: usize = 94_000;
+/// Bytes of a check without its details.
+const LINE: usize = 800;
 
 /// Where the two lists on the page are, and whether recipients are shown.
 struct Asked {
@@ -82,7 +92,7 @@ pub(super) async fn page(
     let incident = &report.incident;
     let is_open = incident.resolved_at.is_none();
     let title = format!("Account {} {} locked", incident.waba_id, if is_open { "is" } else { "was" });
-    let main = html! {
+    let before = html! {
         nav .crumbs aria-label="Breadcrumb" { a href="/" { "All incidents" } " › Incident " (incident.id) }
         div #headline data-live .headline .alarm[is_open] {
             h1 { "Account " (received(&incident.waba_id, 64)) (if is_open { " is locked" } else { " was locked" }) " " (badge(is_open, state(incident))) }
@@ -98,9 +108,10 @@ pub(super) async fn page(
         (numbers(&report, now))
         (for_the_appeal(&asked, &report, &deliveries.data, now))
         @if is_open { (resolve_form(&report)) }
-        (checks_list(&asked, &checks))
-        (deliveries_list(&asked, &deliveries))
     };
+    let after = deliveries_list(&asked, &deliveries);
+    let room = ROOM.saturating_sub(before.0.len() + after.0.len());
+    let main = html! { (before) (checks_list(&asked, &checks, room)) (after) };
     let refresh = match asked.recipients {
         Recipients::Masked => Refresh::WithScript,
         // Each look leaves a line in the log.
@@ -159,12 +170,23 @@ fn why(report: &IncidentReport) -> Markup {
                         "We say so because of health check " (check.id) " of number " (received(&check.phone_number_id, 64)) " at " (full_time(check.checked_at))
                         @match &check.error { Some(error) => { ": " (received(error, 400)) } None => { ":" } }
                     }
-                    (entities(check))
+                    (within(&mut { EVIDENCE }, entities(check)))
                 }
                 None if report.cause() == Some(LockoutCause::Pending) => p { "Meta was asked and has not answered yet; it is asked again until it does." },
                 None => p { "The health check that showed it is older than what is kept." },
             }
         }
+    }
+}
+
+/// Some of a page if there is room for it, else where to find it; takes from the room what it needs.
+fn within(room: &mut usize, part: Markup) -> Markup {
+    match room.checked_sub(part.0.len()) {
+        Some(left) => {
+            *room = left;
+            part
+        }
+        None => html! { p { "Too long for this page: all of it is in the API's answer." } },
     }
 }
 
@@ -257,7 +279,8 @@ fn health(health: Health, word: &str) -> Markup {
 
 fn for_the_appeal(asked: &Asked, report: &IncidentReport, deliveries: &[Delivery], now: OffsetDateTime) -> Markup {
     let examples = &deliveries[..deliveries.len().min(usize::try_from(EXAMPLES).unwrap_or_default())];
-    let text = appeal(report, examples, now);
+    let text = appeal(report, NUMBERS_IN_APPEAL, examples, now);
+    let text = cut(&text, APPEAL);
     html! {
         section #appeal aria-labelledby="appeal-heading" {
             h2 #appeal-heading { "Copy for the appeal" }
@@ -289,12 +312,14 @@ fn resolve_form(report: &IncidentReport) -> Markup {
     }
 }
 
-fn checks_list(asked: &Asked, checks: &Page<HealthCheck>) -> Markup {
+fn checks_list(asked: &Asked, checks: &Page<HealthCheck>, room: usize) -> Markup {
+    // Each has its line and a word on what is missing, whatever there is room for.
+    let mut room = room.saturating_sub(checks.data.len() * LINE);
     html! {
         section #checks data-live[asked.checks.is_none()] aria-labelledby="checks-heading" {
             h2 #checks-heading { "Health checks" }
             @if checks.data.is_empty() { p .none { "None yet." } }
-            @for check in &checks.data { (check_details(check)) }
+            @for check in &checks.data { (check_details(check, &mut room)) }
             p .pages {
                 @if asked.checks.is_some() { a href=(asked.link(asked.deliveries, None, asked.recipients, "checks")) { "Latest checks" } " " }
                 @if let Some(next) = checks.next { a .older href=(asked.link(asked.deliveries, Some(next), asked.recipients, "checks")) { "Older checks" } " " }
@@ -304,17 +329,20 @@ fn checks_list(asked: &Asked, checks: &Page<HealthCheck>) -> Markup {
     }
 }
 
-fn check_details(check: &HealthCheck) -> Markup {
+fn check_details(check: &HealthCheck, room: &mut usize) -> Markup {
     let answer = check.response.as_deref().unwrap_or_default();
+    let details = html! {
+        @if let Some(error) = &check.error { p { (received(error, 400)) } }
+        (entities(check))
+        @if !answer.is_empty() { p { "Meta's answer as it came:" } pre { (received(answer, ANSWER)) } }
+    };
     html! {
         details #{ "check-" (check.id) } {
             summary {
                 (full_time(check.checked_at)) " " (check_health(check)) " " (received(&check.phone_number_id, 64))
                 span .ago { " " (received(&check.outcome, 32)) @if let Some(status) = check.http_status { ", HTTP " (status) } ", " (check.duration_ms) " ms" }
             }
-            @if let Some(error) = &check.error { p { (received(error, 400)) } }
-            (entities(check))
-            @if !answer.is_empty() { p { "Meta's answer as it came:" } pre { (received(answer, ANSWER)) } }
+            (within(room, details))
         }
     }
 }

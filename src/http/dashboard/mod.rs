@@ -115,13 +115,29 @@ fn page(title: &str, refresh: Refresh, now: OffsetDateTime, main: &Markup) -> Re
     ([(header::CONTENT_TYPE, "text/html; charset=utf-8")], html).into_response()
 }
 
-/// Text of somebody else's, cut to so many characters, in its own direction.
+/// Text of somebody else's, cut, in its own direction.
 fn received(text: &str, at_most: usize) -> Markup {
-    let mut cut: String = printable(text).chars().take(at_most).collect();
-    if cut.len() < text.len() && text.chars().count() > at_most {
-        cut.push('…');
+    html! { bdi { (printable(&cut(text, at_most))) } }
+}
+
+/// The start of a text: so many characters, and at most twice as many bytes of HTML. A text of quotes would
+/// grow sixfold, and the page with it.
+fn cut(text: &str, at_most: usize) -> String {
+    let mut room = at_most * 2;
+    let fits = |c: &char| {
+        let size = match c {
+            '"' => "&quot;".len(),
+            '&' => "&amp;".len(),
+            '<' | '>' => "&lt;".len(),
+            c => c.len_utf8(),
+        };
+        room.checked_sub(size).map(|left| room = left).is_some()
+    };
+    let mut start: String = text.chars().take(at_most).take_while(fits).collect();
+    if start.len() < text.len() {
+        start.push('…');
     }
-    html! { bdi { (cut) } }
+    start
 }
 
 /// A moment, to the second.
@@ -136,7 +152,7 @@ fn time_ago(at: OffsetDateTime, now: OffsetDateTime) -> Markup {
 
 /// A sentence of ours, or of Meta's, in which the addresses we know are links.
 fn linked(sentence: &str) -> Markup {
-    let sentence: String = printable(sentence).chars().take(600).collect();
+    let sentence = printable(&cut(sentence, 400));
     let Some(start) = sentence.find(SUPPORT_HOME) else {
         return html! { bdi { (sentence) } };
     };

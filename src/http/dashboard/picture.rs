@@ -6,6 +6,7 @@
 use maud::{Markup, PreEscaped, html};
 use time::{Duration, OffsetDateTime};
 
+use super::cut;
 use crate::report::IncidentReport;
 use crate::report::text::{count, duration, grouped, moment, printable, short_moment};
 use crate::report::timeline::{Health, Lane, Timeline};
@@ -14,8 +15,10 @@ const MARKER: u32 = 18;
 const BARS: u32 = 96;
 const AXIS: u32 = 22;
 const LANE: u32 = 40;
-/// Stretches of health that get a title each: with more of them the page would grow too large.
+/// Stretches of health that get a title each, and bars with them: with more the page would grow too large.
 const TITLES: usize = 100;
+/// Stretches that are drawn at all, at the same price. Numbers after that have no lane.
+const STRETCHES: usize = 300;
 /// Stretches of a lane that are told in words: the latest.
 const TOLD: usize = 6;
 /// Of a lane, for its name.
@@ -24,12 +27,13 @@ const NAME: u32 = 16;
 /// A few bars in a row.
 pub(super) fn sparkline(failures: &[u64]) -> Markup {
     let most = failures.iter().max().copied().unwrap_or_default().max(1);
+    let bars = failures.iter().enumerate().filter(|(_, n)| **n > 0).map(|(bin, n)| {
+        let height = bar_height(*n, most, 20);
+        format!("M{} 20v-{height}h3v{height}z", bin * 4)
+    });
     html! {
         svg .spark viewBox={ "0 0 " (failures.len() * 4) " 20" } preserveAspectRatio="none" aria-hidden="true" {
-            @for (bin, n) in failures.iter().enumerate() {
-                @let height = bar_height(*n, most, 20);
-                @if *n > 0 { rect x=(bin * 4) y=(20 - height) width="3" height=(height) {} }
-            }
+            path d=(bars.collect::<String>()) {}
         }
     }
 }
@@ -48,13 +52,14 @@ struct Marker {
 
 /// The picture with its legend.
 pub(super) fn timeline(report: &IncidentReport, timeline: &Timeline) -> Markup {
+    let timeline = &fitting(timeline);
     let markers = markers(report);
     let bars_top = u32::try_from(markers.len()).unwrap_or(0) * MARKER + 14;
     let axis = bars_top + BARS;
     let lanes_top = axis + AXIS + 6;
     let height = lanes_top + u32::try_from(timeline.lanes.len()).unwrap_or(0) * LANE;
     let percent = |at: OffsetDateTime| percent(timeline.position(at));
-    let has_room = timeline.lanes.iter().map(|lane| lane.stretches().len()).sum::<usize>() <= TITLES;
+    let has_titles = timeline.lanes.iter().map(|lane| lane.stretches().len()).sum::<usize>() <= TITLES;
     html! {
         figure .picture {
             svg .timeline width="100%" height=(height) role="img" aria-labelledby="timeline-title timeline-text" {
@@ -67,18 +72,35 @@ pub(super) fn timeline(report: &IncidentReport, timeline: &Timeline) -> Markup {
                     line .marker .(marker.class) x1=(percent(marker.at)) x2=(percent(marker.at)) y1=(y + 3) y2=(axis) {}
                     text .marker .(marker.class) x=(percent(marker.at)) dx=(dx) y=(y + 13) text-anchor=(anchor) { (marker.text) }
                 }
-                (bars(timeline, bars_top, timeline.position(report.incident.opened_at) < 0.5))
+                (bars(timeline, bars_top, timeline.position(report.incident.opened_at) < 0.5, has_titles))
                 line .axis x1="0" x2="100%" y1=(axis) y2=(axis) {}
                 @for (place, anchor, class, text) in ticks(timeline) {
                     text .tick .(class) x=(self::percent(place)) y=(axis + 15) text-anchor=(anchor) { (text) }
                 }
                 @for (position, lane) in timeline.lanes.iter().enumerate() {
-                    (lane_of(timeline, lane, lanes_top + u32::try_from(position).unwrap_or(0) * LANE, has_room))
+                    (lane_of(timeline, lane, lanes_top + u32::try_from(position).unwrap_or(0) * LANE, has_titles))
                 }
             }
             figcaption { (legend(timeline)) }
         }
     }
+}
+
+/// The same with as many lanes as there is room for. At least one fits.
+fn fitting(timeline: &Timeline) -> Timeline {
+    let mut fitting = timeline.clone();
+    let mut stretches = 0;
+    fitting.lanes = timeline
+        .lanes
+        .iter()
+        .cloned()
+        .take_while(|lane| {
+            stretches += lane.stretches().len();
+            stretches <= STRETCHES
+        })
+        .collect();
+    fitting.more += i64::try_from(timeline.lanes.len() - fitting.lanes.len()).unwrap_or_default();
+    fitting
 }
 
 fn markers(report: &IncidentReport) -> Vec<Marker> {
@@ -99,7 +121,7 @@ fn markers(report: &IncidentReport) -> Vec<Marker> {
 }
 
 /// The scale stands where the markers' words do not.
-fn bars(timeline: &Timeline, top: u32, is_scale_right: bool) -> Markup {
+fn bars(timeline: &Timeline, top: u32, is_scale_right: bool, has_titles: bool) -> Markup {
     let most = timeline.failures.iter().max().copied().unwrap_or_default();
     let wide = 100.0 / timeline.bins.count as f64;
     let (x, anchor) = if is_scale_right { ("100%", "end") } else { ("0", "start") };
@@ -109,7 +131,7 @@ fn bars(timeline: &Timeline, top: u32, is_scale_right: bool) -> Markup {
         @for (bin, n) in timeline.failures.iter().enumerate().filter(|(_, n)| **n > 0) {
             @let height = bar_height(*n, most, BARS);
             rect .bar x={ (two(bin as f64 * wide)) "%" } y=(top + BARS - height) width={ (two(wide * 0.86)) "%" } height=(height) {
-                title { (failed(*n)) " from " (moment(start_of(timeline, bin))) " on, in " (duration(timeline.bins.width)) }
+                @if has_titles { title { (failed(*n)) " from " (moment(start_of(timeline, bin))) " on, in " (duration(timeline.bins.width)) } }
             }
         }
     }
@@ -148,11 +170,15 @@ fn lane_of(timeline: &Timeline, lane: &Lane, top: u32, has_titles: bool) -> Mark
             (name) ": " tspan .word { (latest.map_or("not looked up yet", Health::word)) }
         }
         rect .track x="0" y=(top + NAME) width="100%" height="16" {}
-        @for (bin, length, health) in lane.stretches() {
+        @for health in Health::ALL.into_iter().filter(|health| lane.health.contains(&Some(*health))) {
             @let (offset, high) = shape(health);
-            rect .health .(class(health)) x={ (two(bin as f64 * wide)) "%" } y=(top + NAME + offset) width={ (two(length as f64 * wide)) "%" } height=(high) {
-                @if has_titles {
-                    title { (name) ": " (health.word()) " from " (moment(start_of(timeline, bin))) " to " (moment(start_of(timeline, bin + length).min(timeline.until))) }
+            g .(class(health)) {
+                @for (bin, length, _) in lane.stretches().into_iter().filter(|(_, _, other)| *other == health) {
+                    rect x={ (two(bin as f64 * wide)) "%" } y=(top + NAME + offset) width={ (two(length as f64 * wide)) "%" } height=(high) {
+                        @if has_titles {
+                            title { (name) ": " (health.word()) " from " (moment(start_of(timeline, bin))) " to " (moment(start_of(timeline, bin + length).min(timeline.until))) }
+                        }
+                    }
                 }
             }
         }
@@ -160,7 +186,7 @@ fn lane_of(timeline: &Timeline, lane: &Lane, top: u32, has_titles: bool) -> Mark
 }
 
 fn name(lane: &Lane) -> String {
-    printable(lane.display_phone_number.as_deref().unwrap_or(&lane.phone_number_id)).chars().take(40).collect()
+    printable(&cut(lane.display_phone_number.as_deref().unwrap_or(&lane.phone_number_id), 40))
 }
 
 /// The worse, the higher.
