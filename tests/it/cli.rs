@@ -126,8 +126,7 @@ async fn tables_and_the_timeline_fit_a_narrow_terminal() {
         assert!(arguments.contains("show") || row.contains(WABA) && row.contains("1234567"), "in one line: {shown}");
     }
     let shown = on_a_narrow_terminal(&format!("incidents show {id}"), &app.database.url);
-    for part in ["failures", "█", "o opened, c cause recorded", "█ BLOCKED", "a column is 1 min"]
-    {
+    for part in ["failures", "█", "o opened, c cause recorded", "█ BLOCKED", "a column is 1 min"] {
         assert!(shown.contains(part), "{part}: {shown}");
     }
 }
