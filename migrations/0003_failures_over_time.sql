@@ -13,7 +13,7 @@ create table failures_by_minute (
     primary key (incident_id, minute, waba_id)
 );
 
-comment on table failures_by_minute is 'Failures of an incident in each minute that had any; their sum is its failure_count';
+comment on table failures_by_minute is 'Failures of an incident in each minute that had any';
 
 create table failures_by_hour (
     incident_id   bigint      not null,
@@ -25,6 +25,31 @@ create table failures_by_hour (
 );
 
 comment on table failures_by_hour is 'The same in each hour';
+
+-- Counted by the database itself, whoever inserts: an older version beside this one, or a person.
+create function count_failures_over_time() returns trigger language plpgsql as $$
+begin
+    insert into failures_by_minute as m (incident_id, waba_id, minute, failure_count)
+    select incident_id, waba_id, date_bin('1 minute', failed_at, 'epoch'), count(*)
+      from inserted
+     group by 1, 2, 3
+        on conflict (incident_id, minute, waba_id) do update
+       set failure_count = m.failure_count + excluded.failure_count;
+    insert into failures_by_hour as h (incident_id, waba_id, hour, failure_count)
+    select incident_id, waba_id, date_bin('1 hour', failed_at, 'epoch'), count(*)
+      from inserted
+     group by 1, 2, 3
+        on conflict (incident_id, hour, waba_id) do update
+       set failure_count = h.failure_count + excluded.failure_count;
+    return null;
+end
+$$;
+
+-- From here on nothing is inserted beside us until all is counted.
+create trigger count_over_time
+    after insert on failed_deliveries
+    referencing new table as inserted
+    for each statement execute function count_failures_over_time();
 
 insert into failures_by_minute (incident_id, waba_id, minute, failure_count)
 select incident_id, waba_id, date_bin('1 minute', failed_at, 'epoch'), count(*)

@@ -64,7 +64,7 @@ pub struct Service {
     pub address: SocketAddr,
     /// Where the admin listener is.
     pub admin_address: SocketAddr,
-    db: Pool,
+    pools: [Pool; 2],
     stop: CancellationToken,
     tasks: JoinSet<()>,
 }
@@ -111,11 +111,12 @@ impl Service {
         let mut tasks = JoinSet::new();
         tasks.spawn(webhook.clone().report_refusals(stop.clone()));
         tasks.spawn(http::serve(public, public_router(webhook), connection_limit(), stop.clone()));
-        let admin_router = admin_router(db.clone(), admin_token.as_ref(), metrics);
+        let pages = database.pages_pool();
+        let admin_router = admin_router(db.clone(), pages.clone(), admin_token.as_ref(), metrics);
         tasks.spawn(http::serve(admin, admin_router, ADMIN_CONNECTIONS, stop.clone()));
         tasks.spawn(on_a_thread_of_its_own("recorder", recorder_task.run()));
         tasks.spawn(work_when_migrated(database, db.clone(), follow_up, retention, stop.clone()));
-        Ok(Self { address, admin_address, db, stop, tasks })
+        Ok(Self { address, admin_address, pools: [db, pages], stop, tasks })
     }
 
     /// Waits until a part of the service ends that should not: half a service is worse than none, since
@@ -134,7 +135,9 @@ impl Service {
                     error!(%error, "a part of the service ended badly");
                 }
             }
-            self.db.close().await;
+            for pool in self.pools {
+                pool.close().await;
+            }
         };
         if timeout(STOP, finish).await.is_err() {
             warn!("not everything finished within {} s", STOP.as_secs());

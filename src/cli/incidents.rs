@@ -11,7 +11,7 @@ use crate::config::DataArgs;
 use crate::lockout::cause::LockoutCause;
 use crate::report::csv::{self, Row};
 use crate::report::timeline::timeline;
-use crate::report::{self, text};
+use crate::report::{self, Note, text};
 use crate::store::bounded;
 use crate::store::incidents::{self, Filter, Resolved, State};
 
@@ -145,9 +145,9 @@ async fn show(args: ShowArgs) -> Result<(), Failure> {
 }
 
 async fn resolve(args: ResolveArgs) -> Result<(), Failure> {
+    let note = Note::parse(args.note.as_deref()).map_err(|error| Failure::Usage(format!("--note: {error}")))?;
     let db = connect(&args.data).await?;
-    let resolved =
-        bounded(incidents::resolve(&db, args.id, args.note.as_deref())).await.context("cannot resolve it")?;
+    let resolved = bounded(incidents::resolve(&db, args.id, note.as_str())).await.context("cannot resolve it")?;
     match resolved {
         Resolved::Now(waba_id) => anstream::eprintln!("Incident {} of account {waba_id} is resolved.", args.id),
         Resolved::Before => return Err(anyhow!("incident {} was resolved before", args.id).into()),

@@ -1,10 +1,13 @@
 //! What goes wrong on the admin listener, told as problem details
 //! ([RFC 9457](https://www.rfc-editor.org/rfc/rfc9457)); a browser gets the same as a page.
 
+use std::any::Any;
+use std::fmt::Display;
+
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
-use tracing::error;
+use tracing::warn;
 use utoipa::ToSchema;
 
 use crate::store::StoreError;
@@ -44,14 +47,19 @@ impl Problem {
         Self { parameter: Some(name.to_owned()), ..Self::new(StatusCode::BAD_REQUEST, detail) }
     }
 
-    pub(super) fn no_incident(id: &str) -> Self {
+    pub(super) fn no_incident(id: impl Display) -> Self {
         Self::new(StatusCode::NOT_FOUND, format!("there is no incident {id}"))
     }
 }
 
+/// Whatever made us panic, the one who asked gets an answer, and the log the reason.
+pub(super) fn panicked(_: Box<dyn Any + Send>) -> Response {
+    Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "this page cannot be shown; the log says why").into_response()
+}
+
 impl From<StoreError> for Problem {
     fn from(failed: StoreError) -> Self {
-        error!("a page cannot be read: {}", with_causes(&failed));
+        warn!("a page cannot be read: {}", with_causes(&failed));
         Self::new(StatusCode::SERVICE_UNAVAILABLE, format!("{failed}; try again soon"))
     }
 }

@@ -9,6 +9,7 @@ mod dashboard;
 mod error;
 pub mod ops;
 mod query;
+mod resolve;
 pub mod webhook;
 
 use std::io;
@@ -17,6 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use axum::extract::DefaultBodyLimit;
 use axum::http::StatusCode;
 use axum::{Router, middleware};
 use hyper::rt::{Sleep, Timer};
@@ -29,6 +31,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
+use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::csrf::CsrfLayer;
 use tower_http::timeout::RequestBodyDeadlineLayer;
 use tracing::{debug, warn};
@@ -143,15 +146,17 @@ pub fn public_router(webhook: webhook::Webhook) -> Router {
 }
 
 /// The admin listener: readiness for everybody, all else for who may come in. Without a token it belongs on
-/// a loopback address.
-pub fn admin_router(db: Pool, token: Option<&SecretString>, metrics: Metrics) -> Router {
-    let guarded = api::router(db.clone())
-        .merge(dashboard::router(db.clone()))
+/// a loopback address. What people look at has a pool of its own.
+pub fn admin_router(db: Pool, pages: Pool, token: Option<&SecretString>, metrics: Metrics) -> Router {
+    let guarded = api::router(pages.clone())
+        .merge(dashboard::router(pages))
         .merge(ops::metrics_router(db.clone(), metrics))
         .fallback(|| async { Problem::new(StatusCode::NOT_FOUND, "there is no such page") })
         .method_not_allowed_fallback(|| async {
             Problem::new(StatusCode::METHOD_NOT_ALLOWED, "this page does not take such a request")
         })
+        .layer(DefaultBodyLimit::max(resolve::BODY_LIMIT))
+        .layer(CatchPanicLayer::custom(error::panicked))
         .layer(CsrfLayer::new().with_rejection_response(auth::cross_site))
         .layer(middleware::from_fn_with_state(Guard::new(token), auth::guard))
         .layer(middleware::from_fn(dashboard::problems_as_pages));

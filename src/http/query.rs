@@ -1,5 +1,8 @@
 //! What a request asks for, read strictly: what is not known, not readable or given twice is told.
 
+use axum::extract::{FromRequestParts, Path};
+use axum::http::request::Parts;
+
 use super::error::Problem;
 use crate::lockout::cause::LockoutCause;
 use crate::meta::ids::WabaId;
@@ -73,10 +76,20 @@ pub(super) fn filter(query: &mut Query) -> Result<Filter, Problem> {
     Ok(Filter { state, waba_id, cause, since, until, ..Filter::default() })
 }
 
-/// The incident that a path names.
-pub(super) fn incident_number(id: &str) -> Result<i64, Problem> {
-    let id_shown: String = id.chars().take(32).collect();
-    id.parse().ok().filter(|id| *id > 0).ok_or_else(|| Problem::no_incident(&id_shown))
+/// The incident that a path names: one that there may be.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct IncidentId(pub(super) i64);
+
+impl<S: Send + Sync> FromRequestParts<S> for IncidentId {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let Ok(Path(id)) = Path::<String>::from_request_parts(parts, state).await else {
+            return Err(Problem::no_incident("of that name"));
+        };
+        let number = id.parse().ok().filter(|number| *number > 0).map(Self);
+        number.ok_or_else(|| Problem::no_incident(id.chars().take(32).collect::<String>()))
+    }
 }
 
 /// Whether recipients are asked for in full.

@@ -1,10 +1,8 @@
 //! Lists as CSV, for a spreadsheet.
 //!
-//! A spreadsheet takes a cell that starts with `=`, `+`, `-`, `@` or a tab for a formula, and received text
-//! may start with anything: such a cell gets an apostrophe in front
-//! ([OWASP: CSV injection](https://owasp.org/www-community/attacks/CSV_Injection)).
-
-use std::borrow::Cow;
+//! A spreadsheet takes a cell that starts with `=`, `+`, `-` or `@` for a formula, blanks before it or not, and
+//! one that divides by semicolons finds cells of its own in a text. Whatever could start a formula gets an
+//! apostrophe in front ([OWASP: CSV injection](https://owasp.org/www-community/attacks/CSV_Injection)).
 
 use serde::Serialize;
 use serde_json::Value;
@@ -96,21 +94,29 @@ pub fn table<T: Row>(rows: &[T]) -> String {
 fn cell(value: &Value) -> String {
     match value {
         Value::Null => String::new(),
-        Value::String(text) => safe(text).into_owned(),
+        Value::String(text) => safe(text),
         Value::Array(items) if items.iter().all(Value::is_string) => {
             let items: Vec<&str> = items.iter().filter_map(Value::as_str).collect();
-            safe(&items.join(" ")).into_owned()
+            safe(&items.join(" "))
         }
-        Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => value.to_string(),
+        Value::Array(_) | Value::Object(_) => safe(&value.to_string()),
+        Value::Bool(_) | Value::Number(_) => value.to_string(),
     }
 }
 
-fn safe(text: &str) -> Cow<'_, str> {
+fn safe(text: &str) -> String {
     // The last four are full-width forms, which some spreadsheets take for the same.
-    match text.starts_with(['=', '+', '-', '@', '\t', '\r', '\n', '＝', '＋', '－', '＠']) {
-        true => Cow::Owned(format!("'{text}")),
-        false => Cow::Borrowed(text),
+    const STARTS: [char; 8] = ['=', '+', '-', '@', '＝', '＋', '－', '＠'];
+    let mut safe = String::with_capacity(text.len());
+    let mut starts = true;
+    for c in text.chars() {
+        if starts && STARTS.contains(&c) {
+            safe.push('\'');
+        }
+        starts = c == ';' || c.is_control() || starts && c.is_whitespace();
+        safe.push(c);
     }
+    safe
 }
 
 #[cfg(test)]
@@ -119,11 +125,20 @@ mod tests {
 
     #[test]
     fn a_cell_is_never_a_formula() {
-        for text in ["=1+1", "+1 650", "-2", "@SUM(A1)", "\t=1", "\r=1", "＝1"] {
-            assert_eq!(cell(&Value::from(text)), format!("'{text}"));
+        for (text, safe) in [
+            ("=1+1", "'=1+1"),
+            ("+1 650", "'+1 650"),
+            ("@SUM(A1)", "'@SUM(A1)"),
+            (" \u{a0}=1", " \u{a0}'=1"),
+            ("\t=1\r-2", "\t'=1\r'-2"),
+            ("a; =1", "a; '=1"),
+            ("＝1", "'＝1"),
+        ] {
+            assert_eq!(cell(&Value::from(text)), safe);
         }
         assert_eq!(cell(&Value::from("a=b")), "a=b");
         assert_eq!(cell(&Value::from(-5)), "-5", "a number of ours is a number");
         assert_eq!(cell(&serde_json::json!(["=a.", "b."])), "'=a. b.");
+        assert_eq!(cell(&serde_json::json!([{"a": "x;=1"}])), "[{\"a\":\"x;'=1\"}]");
     }
 }

@@ -1,6 +1,6 @@
 //! Recipients are masked: their numbers wherever they stand, base64 in message ids included.
 
-use std::ops::{Range, RangeInclusive};
+use std::ops::Range;
 
 use base64::Engine;
 use base64::alphabet;
@@ -8,17 +8,20 @@ use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 
 use crate::store::details::Delivery;
 
-/// As many digits in a row may be a phone number: [E.164](https://www.itu.int/rec/T-REC-E.164) has up to 15.
-const NUMBER: RangeInclusive<usize> = 7..=15;
+/// As many digits in a row may be a phone number.
+const SHORTEST_NUMBER: usize = 7;
 /// What stays readable of a recipient, to tell two of them apart.
 const SHOWN: usize = 4;
 
-/// A delivery that does not tell whom it was for.
+/// A delivery that does not tell whom it was for. In texts it hides every long number, since people write
+/// numbers in many ways and a text may name somebody else.
 #[must_use]
 pub fn delivery(delivery: Delivery) -> Delivery {
     let people: Vec<String> =
         [&delivery.recipient_id, &delivery.participant_id].into_iter().flatten().flat_map(|name| names(name)).collect();
-    let text = |text: Option<String>| text.map(|text| hide(&text, |bytes| occurrences(bytes, &people)));
+    let text = |text: Option<String>| {
+        text.map(|text| hide(&text, |bytes| [written_numbers(bytes), occurrences(bytes, &people)].concat()))
+    };
     Delivery {
         message_id: message_id(&delivery.message_id, &people),
         recipient_id: delivery.recipient_id.as_deref().map(person),
@@ -47,7 +50,7 @@ fn message_id(id: &str, people: &[String]) -> String {
 fn names(name: &str) -> Vec<String> {
     let digits: String = name.chars().filter(char::is_ascii_digit).collect();
     let mut names = vec![name.to_owned()];
-    if digits.len() >= *NUMBER.start() && digits != name {
+    if digits.len() >= SHORTEST_NUMBER && digits != name {
         names.push(digits);
     }
     names.retain(|name| !name.is_empty());
@@ -56,64 +59,68 @@ fn names(name: &str) -> Vec<String> {
 
 /// Puts asterisks over what `find` finds, in the text and in whatever base64 it holds.
 fn hide(text: &str, find: impl Fn(&[u8]) -> Vec<Range<usize>>) -> String {
-    let mut hidden = find(text.as_bytes());
-    for alphabet in [&alphabet::STANDARD, &alphabet::URL_SAFE] {
+    let mut hidden = vec![false; text.len()];
+    let mut put = |range: Range<usize>| hidden[range.start..range.end.min(text.len())].fill(true);
+    find(text.as_bytes()).into_iter().for_each(&mut put);
+    for (alphabet, symbols) in [(&alphabet::STANDARD, b"+/"), (&alphabet::URL_SAFE, b"-_")] {
         let config = GeneralPurposeConfig::new()
             .with_decode_padding_mode(DecodePaddingMode::Indifferent)
             .with_decode_allow_trailing_bits(true);
         let engine = GeneralPurpose::new(alphabet, config);
-        for run in runs(text.as_bytes(), alphabet) {
+        for run in runs(text.as_bytes(), |byte| byte.is_ascii_alphanumeric() || symbols.contains(&byte)) {
+            // Shorter ones can hide no number.
+            if run.len() < SHORTEST_NUMBER * 4 / 3 {
+                continue;
+            }
             // Nobody knows where in it a group of four begins.
-            for start in run.start..run.end.min(run.start + 4) {
+            for start in run.start..run.start + 4 {
                 let length = run.end - start;
                 let groups = &text[start..run.end - usize::from(length % 4 == 1)];
-                let found = find(&engine.decode(groups).unwrap_or_default());
-                // Three bytes are four characters; one that holds any bit of a byte is hidden with it.
-                hidden
-                    .extend(found.iter().map(|bytes| start + bytes.start * 4 / 3..start + (bytes.end * 4).div_ceil(3)));
+                for bytes in find(&engine.decode(groups).unwrap_or_default()) {
+                    // Three bytes are four characters; one that holds any bit of a byte is hidden with it.
+                    put(start + bytes.start * 4 / 3..start + (bytes.end * 4).div_ceil(3));
+                }
             }
         }
     }
-    let is_hidden = |position: usize| hidden.iter().any(|range| range.contains(&position));
-    text.char_indices().map(|(position, c)| if is_hidden(position) { '*' } else { c }).collect()
+    text.char_indices().map(|(position, c)| if hidden[position] { '*' } else { c }).collect()
 }
 
 /// Where so many digits stand in a row that they may be a number.
 fn numbers(bytes: &[u8]) -> Vec<Range<usize>> {
+    runs(bytes, |byte| byte.is_ascii_digit()).filter(|run| run.len() >= SHORTEST_NUMBER).collect()
+}
+
+/// The same as people write them: with blanks, brackets, dots and dashes in between, also in a URL.
+fn written_numbers(bytes: &[u8]) -> Vec<Range<usize>> {
     let mut found = Vec::new();
-    let mut start = 0;
-    for run in bytes.split_inclusive(|byte| !byte.is_ascii_digit()) {
-        let length = run.iter().take_while(|byte| byte.is_ascii_digit()).count();
-        if NUMBER.contains(&length) {
-            found.push(start..start + length);
+    for mut run in runs(bytes, |byte| byte.is_ascii_digit() || b" +()-./%".contains(&byte)) {
+        let is_digit = |at: &usize| bytes[*at].is_ascii_digit();
+        if run.clone().filter(is_digit).count() >= SHORTEST_NUMBER {
+            let first = run.find(is_digit).unwrap_or(run.start);
+            let last = run.rev().find(is_digit).unwrap_or(first);
+            found.push(first..last.max(first) + 1);
         }
-        start += run.len();
     }
     found
 }
 
 fn occurrences(bytes: &[u8], names: &[String]) -> Vec<Range<usize>> {
     let of = |name: &String| {
-        let name = name.as_bytes().to_owned();
-        memchr::memmem::find_iter(bytes, &name).map(|start| start..start + name.len()).collect::<Vec<_>>()
+        let length = name.len();
+        memchr::memmem::find_iter(bytes, name).map(|start| start..start + length).collect::<Vec<_>>()
     };
     names.iter().flat_map(of).collect()
 }
 
-/// The places that may be base64 of this alphabet.
-fn runs(bytes: &[u8], alphabet: &alphabet::Alphabet) -> Vec<Range<usize>> {
-    let of_alphabet = |byte: &u8| alphabet.as_str().as_bytes().contains(byte);
-    let mut start = 0;
-    let mut found = Vec::new();
-    for run in bytes.split_inclusive(|byte| !of_alphabet(byte)) {
-        let length = run.iter().take_while(|byte| of_alphabet(byte)).count();
-        // Shorter ones can hide no number.
-        if length >= NUMBER.start() * 4 / 3 {
-            found.push(start..start + length);
-        }
-        start += run.len();
-    }
-    found
+/// The stretches of such bytes.
+fn runs(bytes: &[u8], is_part: impl Fn(u8) -> bool + Copy) -> impl Iterator<Item = Range<usize>> {
+    let mut end = 0;
+    let all = bytes.chunk_by(move |a, b| is_part(*a) == is_part(*b)).map(move |run| {
+        end += run.len();
+        end - run.len()..end
+    });
+    all.filter(move |run| is_part(bytes[run.start]))
 }
 
 #[cfg(test)]
@@ -170,8 +177,21 @@ mod tests {
     }
 
     #[test]
+    fn however_a_text_writes_a_number_it_is_hidden() {
+        let texts =
+            "+1 650-555-1234|(650) 555-1234|650.555.1234|https://x/?to=%2B1%20650%20555%201234|16505551234@g.us";
+        for text in texts.split('|') {
+            let masked = hide(text, written_numbers);
+            let digits = masked.bytes().filter(u8::is_ascii_digit).count();
+            assert!(digits < 2, "{masked}");
+        }
+        assert_eq!(hide("error 131031 (code 4711)", written_numbers), "error 131031 (code 4711)");
+    }
+
+    #[test]
     fn an_id_that_is_the_number_itself_and_texts_that_name_it_are_masked() {
         assert_eq!(mask("16505551234"), "***********");
+        assert_eq!(mask("1650555123499999999"), "*******************", "another number in front of it or behind");
         assert_eq!(mask("wamid.1"), "wamid.1");
         assert_eq!(mask("ж16505551234ж"), "ж***********ж");
         let people = names("+1 650 555 1234");

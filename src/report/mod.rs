@@ -72,12 +72,46 @@ impl<T> Page<T> {
     /// Of one more than the page holds, which tells whether there is another.
     fn of(mut data: Vec<T>, limit: i64, id: impl Fn(&T) -> i64) -> Self {
         let limit = usize::try_from(limit).unwrap_or_default();
-        let next = (data.len() > limit).then(|| data.truncate(limit)).and_then(|()| data.last().map(id));
-        Self { data, next }
+        let has_more = data.len() > limit;
+        data.truncate(limit);
+        Self { next: data.last().filter(|_| has_more).map(id), data }
     }
 
     fn map<U>(self, change: impl Fn(T) -> U) -> Page<U> {
         Page { data: self.data.into_iter().map(change).collect(), next: self.next }
+    }
+}
+
+/// What somebody says who resolves an incident.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Note(Option<String>);
+
+/// A note is longer than [`Note::LONGEST`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the note is longer than 2000 characters")]
+pub struct NoteTooLong;
+
+impl Note {
+    /// In characters.
+    pub const LONGEST: usize = 2000;
+
+    /// A note without blanks around it; without words it is none.
+    ///
+    /// # Errors
+    /// It is too long.
+    pub fn parse(text: Option<&str>) -> Result<Self, NoteTooLong> {
+        // Postgres has no NUL.
+        let note = text.map(|text| text.trim().replace('\0', "\u{fffd}")).filter(|text| !text.is_empty());
+        match note.as_ref().is_some_and(|note| note.chars().count() > Self::LONGEST) {
+            true => Err(NoteTooLong),
+            false => Ok(Self(note)),
+        }
+    }
+
+    /// Its text, if there is one.
+    #[must_use]
+    pub fn as_str(&self) -> Option<&str> {
+        self.0.as_deref()
     }
 }
 

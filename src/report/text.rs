@@ -29,16 +29,17 @@ pub fn moment(at: OffsetDateTime) -> String {
 pub fn parse_moment(text: &str) -> Result<OffsetDateTime, String> {
     let ago = |unit: char| text.strip_suffix(unit)?.parse::<u32>().ok().map(i64::from);
     let ago = ago('d').map(Duration::days).or(ago('h').map(Duration::hours)).or(ago('m').map(Duration::minutes));
-    if let Some(then) = ago.and_then(|ago| OffsetDateTime::now_utc().checked_sub(ago)) {
-        return Ok(then);
-    }
+    let ago = ago.and_then(|ago| OffsetDateTime::now_utc().checked_sub(ago));
     let shown = format_description!("[year]-[month]-[day] [hour]:[minute]:[second] UTC");
     let day = format_description!("[year]-[month]-[day]");
-    let midnight = |_| Date::parse(text, day).map(|date| date.midnight().assume_utc());
-    OffsetDateTime::parse(text, &Rfc3339)
-        .or_else(|_| PrimitiveDateTime::parse(text, shown).map(PrimitiveDateTime::assume_utc))
-        .or_else(midnight)
-        .map_err(|_| "not a time: 2026-11-22, 2026-11-22T18:00:00Z, or 36h for so long ago".to_owned())
+    let moment = ago
+        .or_else(|| OffsetDateTime::parse(text, &Rfc3339).ok())
+        .or_else(|| PrimitiveDateTime::parse(text, shown).map(PrimitiveDateTime::assume_utc).ok())
+        .or_else(|| Date::parse(text, day).map(|date| date.midnight().assume_utc()).ok());
+    // Postgres does not know every year that can be written; before 1970 there was nothing to record.
+    moment
+        .filter(|moment| moment.year() >= 1970)
+        .ok_or_else(|| "not a time since 1970: 2026-11-22, 2026-11-22T18:00:00Z, or 36h for so long ago".to_owned())
 }
 
 /// A moment as `22 Nov 18:24`, for an axis that names its zone.

@@ -132,7 +132,7 @@ pub async fn timeline(
     let bins = bins_of(&report.incident, now, at_most);
     let numbers: Vec<&str> =
         report.affected_numbers.iter().take(LANES).map(|n| n.number.phone_number_id.as_str()).collect();
-    let ends: Vec<OffsetDateTime> = (1..=bins.count).map(|bin| bins.start + bins.width * bin_factor(bin)).collect();
+    let ends: Vec<OffsetDateTime> = (1..=bins.count).map(|bin| bins.start_of(bin)).collect();
     let (failures, health) = bounded(async {
         let failures = details::failures_over_time(db, &[(report.incident.id, bins)]).await?;
         Ok((failures, details::health_over_time(db, report.incident.id, &numbers, &ends).await?))
@@ -206,10 +206,6 @@ fn bins(from: OffsetDateTime, to: OffsetDateTime, at_most: usize) -> Bins {
     }
 }
 
-fn bin_factor(bin: usize) -> i32 {
-    i32::try_from(bin).unwrap_or(i32::MAX)
-}
-
 #[cfg(test)]
 mod tests {
     use time::macros::datetime;
@@ -230,7 +226,7 @@ mod tests {
         ] {
             let bins = bins(from, from + length, 60);
             assert_eq!((bins.width, bins.count), (width, count), "{length}");
-            assert!(bins.start <= from && bins.start + bins.width * bin_factor(count) > from + length);
+            assert!(bins.start <= from && bins.start_of(count) > from + length);
             assert_eq!(bins.start.second(), 0);
         }
         assert_eq!(bins(from, from - Duration::days(1), 60).count, 1, "a clock that went back");

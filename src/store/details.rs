@@ -190,6 +190,15 @@ pub struct Bins {
     pub count: usize,
 }
 
+impl Bins {
+    /// When a bin starts; the one after the last starts at the end.
+    #[must_use]
+    pub fn start_of(&self, bin: usize) -> OffsetDateTime {
+        let seconds = self.width.whole_seconds().saturating_mul(i64::try_from(bin).unwrap_or(i64::MAX));
+        self.start.saturating_add(Duration::seconds(seconds))
+    }
+}
+
 /// How many failures each incident has in each bin. What lies outside counts to the nearest. Bins of whole
 /// hours are filled from hours: however long an incident, a few thousand rows are read.
 ///

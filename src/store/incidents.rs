@@ -181,7 +181,9 @@ async fn select(db: &PgPool, id: Option<i64>, filter: &Filter, limit: i64) -> Re
 /// # Errors
 /// The database does not answer.
 pub async fn search(db: &PgPool, text: &str) -> Result<Vec<i64>, StoreError> {
-    let digits: String = text.chars().filter(char::is_ascii_digit).collect();
+    // A number may be written in many ways; what has letters is none.
+    let is_number = text.chars().all(|c| c.is_ascii_digit() || " +()-./".contains(c));
+    let digits: String = text.chars().filter(|c| is_number && c.is_ascii_digit()).collect();
     let found = sqlx::query_scalar!(
         r#"select id
              from incidents

@@ -24,8 +24,10 @@ use tokio::time::{Instant, timeout};
 
 use crate::MIGRATOR;
 
-/// Connections for everything but the recorder, which has its own.
+/// Connections for the service's own work, but for the recorder, which has its own.
 const POOL_SIZE: u32 = 8;
+/// Connections for those who look at pages: however many they are, the work goes on.
+const PAGES_POOL_SIZE: u32 = 4;
 
 /// How long a connection may take to roll back what its borrower left open.
 const ROLLBACK: Duration = Duration::from_millis(500);
@@ -139,9 +141,19 @@ impl Database {
     /// The pool for everything else. It connects when it is first used.
     #[must_use]
     pub fn pool(&self) -> PgPool {
+        self.pool_of(POOL_SIZE, Duration::from_secs(2))
+    }
+
+    /// The pool for pages. Who looks waits longer before being turned away.
+    #[must_use]
+    pub fn pages_pool(&self) -> PgPool {
+        self.pool_of(PAGES_POOL_SIZE, Duration::from_secs(5))
+    }
+
+    fn pool_of(&self, connections: u32, acquire_timeout: Duration) -> PgPool {
         PgPoolOptions::new()
-            .max_connections(POOL_SIZE)
-            .acquire_timeout(Duration::from_secs(2))
+            .max_connections(connections)
+            .acquire_timeout(acquire_timeout)
             .test_before_acquire(false)
             // A silently dead connection would keep its permit for ever, and one to a server that is no longer
             // the primary would refuse every write. An error closes a connection outright, where `false` would

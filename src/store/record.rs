@@ -241,20 +241,6 @@ async fn insert(
                        from per_number
                       group by incident_id, waba_id) f
               where i.id = f.incident_id and i.waba_id = f.waba_id
-           ), minutes as (
-             insert into failures_by_minute as m (incident_id, waba_id, minute, failure_count)
-             select incident_id, waba_id, date_bin('1 minute', failed_at, 'epoch'), count(*)
-               from fresh
-              group by 1, 2, 3
-                 on conflict (incident_id, minute, waba_id) do update
-                set failure_count = m.failure_count + excluded.failure_count
-           ), hours as (
-             insert into failures_by_hour as h (incident_id, waba_id, hour, failure_count)
-             select incident_id, waba_id, date_bin('1 hour', failed_at, 'epoch'), count(*)
-               from fresh
-              group by 1, 2, 3
-                 on conflict (incident_id, hour, waba_id) do update
-                set failure_count = h.failure_count + excluded.failure_count
            ), numbers as (
              insert into affected_numbers as a (incident_id, waba_id, phone_number_id, display_phone_number,
                                                 first_failure_at, last_failure_at, failure_count, check_due_at)

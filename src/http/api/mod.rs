@@ -8,31 +8,29 @@ use std::sync::LazyLock;
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
-use axum::extract::{DefaultBodyLimit, Path, RawQuery, State};
+use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use serde::{Deserialize, Serialize};
-use tracing::{info, warn};
+use tracing::warn;
 use utoipa::ToSchema;
 
 pub use self::openapi::openapi;
 use self::openapi::{BadParameter, Moment, NoIncident, OtherProblem, PageParameters, Reveal};
 use super::error::Problem;
-use super::query::{Query, cursor, filter, incident_number, read_cursor, recipients};
+use super::query::{IncidentId, Query, cursor, filter, read_cursor, recipients};
+use super::resolve::{resolve_by_hand, whole};
 use crate::lockout::cause::LockoutCause;
 use crate::report::csv::{self, Row};
 use crate::report::{self, IncidentReport, Page, Recipients};
+use crate::store::Pool;
 use crate::store::details::{Delivery, HealthCheck};
-use crate::store::incidents::{self, Filter, Resolved, State as IncidentState};
-use crate::store::{Pool, bounded};
+use crate::store::incidents::{Filter, State as IncidentState};
 
 /// How many a page holds if nothing else is asked for, and at the most.
 const LIMIT: i64 = 50;
 const LONGEST_PAGE: i64 = 200;
-/// The longest note, in characters.
-pub(super) const LONGEST_NOTE: usize = 2000;
-const BODY_LIMIT: usize = 64 * 1024;
 
 pub(super) fn router(db: Pool) -> Router {
     Router::new()
@@ -42,7 +40,6 @@ pub(super) fn router(db: Pool) -> Router {
         .route("/api/v1/incidents/{id}/deliveries", get(deliveries))
         .route("/api/v1/incidents/{id}/checks", get(checks))
         .route("/api/v1/incidents/{id}/resolve", post(resolve))
-        .layer(DefaultBodyLimit::max(BODY_LIMIT))
         .with_state(db)
 }
 
@@ -181,10 +178,13 @@ async fn list(
         (status = "default", response = OtherProblem),
     )
 )]
-async fn show(State(db): State<Pool>, Path(id): Path<String>, RawQuery(query): RawQuery) -> Result<Response, Problem> {
-    let number = incident_number(&id)?;
+async fn show(
+    State(db): State<Pool>,
+    IncidentId(id): IncidentId,
+    RawQuery(query): RawQuery,
+) -> Result<Response, Problem> {
     Query::parse(query.as_deref()).finish()?;
-    let report = report::incident(&db, number).await?.ok_or_else(|| Problem::no_incident(&id))?;
+    let report = report::incident(&db, id).await?.ok_or_else(|| Problem::no_incident(id))?;
     Ok(json(&report))
 }
 
@@ -212,19 +212,18 @@ async fn show(State(db): State<Pool>, Path(id): Path<String>, RawQuery(query): R
 )]
 async fn deliveries(
     State(db): State<Pool>,
-    Path(id): Path<String>,
+    IncidentId(id): IncidentId,
     uri: Uri,
     headers: HeaderMap,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Problem> {
-    let number = incident_number(&id)?;
     let mut query = Query::parse(query.as_deref());
     let recipients = recipients(&mut query)?;
     let request = PageRequest::take(&mut query, &headers, 'd')?;
     query.finish()?;
-    let page = report::deliveries(&db, number, request.before, request.limit, recipients).await?;
-    let page = page.ok_or_else(|| Problem::no_incident(&id))?;
-    tell_revealed(recipients, number);
+    let page = report::deliveries(&db, id, request.before, request.limit, recipients).await?;
+    let page = page.ok_or_else(|| Problem::no_incident(id))?;
+    tell_revealed(recipients, id);
     Ok(answer(&uri, 'd', &request, page, |data, next_cursor| DeliveryList { data, next_cursor }))
 }
 
@@ -250,17 +249,16 @@ async fn deliveries(
 )]
 async fn checks(
     State(db): State<Pool>,
-    Path(id): Path<String>,
+    IncidentId(id): IncidentId,
     uri: Uri,
     headers: HeaderMap,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Problem> {
-    let number = incident_number(&id)?;
     let mut query = Query::parse(query.as_deref());
     let request = PageRequest::take(&mut query, &headers, 'c')?;
     query.finish()?;
-    let page = report::checks(&db, number, request.before, request.limit).await?;
-    let page = page.ok_or_else(|| Problem::no_incident(&id))?;
+    let page = report::checks(&db, id, request.before, request.limit).await?;
+    let page = page.ok_or_else(|| Problem::no_incident(id))?;
     Ok(answer(&uri, 'c', &request, page, |data, next_cursor| HealthCheckList { data, next_cursor }))
 }
 
@@ -283,49 +281,17 @@ async fn checks(
 )]
 async fn resolve(
     State(db): State<Pool>,
-    Path(id): Path<String>,
+    IncidentId(id): IncidentId,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Problem> {
-    let number = incident_number(&id)?;
     Query::parse(query.as_deref()).finish()?;
     let body = whole(body)?;
     let resolution = if body.is_empty() { Resolution::default() } else { read_json(&headers, &body)? };
-    resolve_by_hand(&db, number, resolution.note).await?;
-    let report = report::incident(&db, number).await?.ok_or_else(|| Problem::no_incident(&id))?;
+    resolve_by_hand(&db, id, resolution.note).await?;
+    let report = report::incident(&db, id).await?.ok_or_else(|| Problem::no_incident(id))?;
     Ok(json(&report))
-}
-
-/// Resolves an incident, if it is open.
-pub(super) async fn resolve_by_hand(db: &Pool, id: i64, note: Option<String>) -> Result<(), Problem> {
-    // Postgres has no NUL.
-    let note = note.map(|note| note.trim().replace('\0', "\u{fffd}")).filter(|note| !note.is_empty());
-    if note.as_ref().is_some_and(|note| note.chars().count() > LONGEST_NOTE) {
-        return Err(Problem::new(StatusCode::BAD_REQUEST, "note: longer than 2000 characters"));
-    }
-    let db = db.clone();
-    // A task of its own: who goes away must not leave a transaction behind.
-    let resolving = tokio::spawn(async move { bounded(incidents::resolve(&db, id, note.as_deref())).await });
-    let resolved = resolving.await.map_err(|_| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "not resolved"))?;
-    match resolved? {
-        Resolved::Now(waba_id) => {
-            info!(incident.id = id, waba.id = waba_id, "incident {id} of {waba_id} is resolved by hand");
-            Ok(())
-        }
-        Resolved::Before => {
-            Err(Problem::new(StatusCode::CONFLICT, format!("incident {id} was resolved before; nothing changed")))
-        }
-        Resolved::Unknown => Err(Problem::no_incident(&id.to_string())),
-    }
-}
-
-/// A whole body, or why there is none.
-pub(super) fn whole(body: Result<Bytes, BytesRejection>) -> Result<Bytes, Problem> {
-    body.map_err(|rejection| match rejection.status() {
-        StatusCode::PAYLOAD_TOO_LARGE => Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "the body is over 64 KiB"),
-        _ => Problem::new(StatusCode::BAD_REQUEST, "the body did not arrive whole"),
-    })
 }
 
 fn read_json(headers: &HeaderMap, body: &[u8]) -> Result<Resolution, Problem> {

@@ -2,7 +2,7 @@
 
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
-use axum::extract::{Path, RawQuery, State};
+use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::Response;
 use maud::{Markup, html};
@@ -12,15 +12,16 @@ use super::list::cause_title;
 use super::{
     Refresh, badge, cut, full_time, linked, page as whole_page, picture, received, see_other, support_home, time_ago,
 };
-use crate::http::api::{LONGEST_NOTE, resolve_by_hand, tell_revealed, whole};
+use crate::http::api::tell_revealed;
 use crate::http::error::Problem;
-use crate::http::query::{Query, cursor, incident_number, read_cursor, recipients};
+use crate::http::query::{IncidentId, Query, cursor, read_cursor, recipients};
+use crate::http::resolve::{resolve_by_hand, whole};
 use crate::lockout::cause::LockoutCause;
 use crate::meta::health::Entity;
 use crate::report::appeal::{EXAMPLES, appeal};
 use crate::report::text::{count, duration, grouped, state};
 use crate::report::timeline::{self, Health, timeline};
-use crate::report::{self, IncidentReport, NumberReport, Page, Recipients};
+use crate::report::{self, IncidentReport, Note, NumberReport, Page, Recipients};
 use crate::store::Pool;
 use crate::store::details::{Delivery, HealthCheck};
 
@@ -50,8 +51,7 @@ struct Asked {
 }
 
 impl Asked {
-    fn read(id: &str, query: Option<&str>) -> Result<Self, Problem> {
-        let id = incident_number(id)?;
+    fn read(id: i64, query: Option<&str>) -> Result<Self, Problem> {
         let mut query = Query::of_form(query);
         let recipients = recipients(&mut query)?;
         let mut place =
@@ -76,12 +76,12 @@ impl Asked {
 
 pub(super) async fn page(
     State(db): State<Pool>,
-    Path(id): Path<String>,
+    IncidentId(id): IncidentId,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Problem> {
-    let asked = Asked::read(&id, query.as_deref())?;
+    let asked = Asked::read(id, query.as_deref())?;
     let now = OffsetDateTime::now_utc();
-    let none = || Problem::no_incident(&id);
+    let none = || Problem::no_incident(id);
     let report = report::incident(&db, asked.id).await?.ok_or_else(none)?;
     let timeline = timeline(&db, &report, now, timeline::PICTURE).await?;
     let deliveries = report::deliveries(&db, asked.id, asked.deliveries, DELIVERIES, asked.recipients).await?;
@@ -131,7 +131,7 @@ fn facts(report: &IncidentReport, now: OffsetDateTime) -> Markup {
             div { dt { "Messages failed" } dd { span .big { (grouped(incident.failure_count)) } } }
             div { dt { "Latest failure" } dd { (time_ago(incident.last_failure_at, now)) } }
             div { dt { "Numbers affected" } dd { span .big { (grouped(report.affected_number_count)) } } }
-            @if let Some(note) = &incident.resolution_note { div .wide { dt { "Note" } dd { (received(note, LONGEST_NOTE)) } } }
+            @if let Some(note) = &incident.resolution_note { div .wide { dt { "Note" } dd { (received(note, Note::LONGEST)) } } }
             @if let Some(previous) = incident.previous_incident_id {
                 div { dt { "Incident before" } dd { a href={ "/incidents/" (previous) } { "Incident " (previous) } } }
             }
@@ -305,7 +305,7 @@ fn resolve_form(report: &IncidentReport) -> Markup {
             p { "Lockwatch resolves an incident by itself once Meta's health checks are clear again, or after 7 quiet days. If you know better, say so:" }
             form method="post" action={ "/incidents/" (report.incident.id) "/resolve" } {
                 label for="note" { "Note, for those who read it later" }
-                input #note name="note" maxlength=(LONGEST_NOTE) autocomplete="off" placeholder="Meta granted the review";
+                input #note name="note" maxlength=(Note::LONGEST) autocomplete="off" placeholder="Meta granted the review";
                 button { "Resolve" }
             }
         }
@@ -404,17 +404,16 @@ fn delivery_row(delivery: &Delivery) -> Markup {
 /// The form's answer: the page again, with what changed.
 pub(super) async fn resolve(
     State(db): State<Pool>,
-    Path(id): Path<String>,
+    IncidentId(id): IncidentId,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Problem> {
-    let number = incident_number(&id)?;
     let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     if !kind.starts_with("application/x-www-form-urlencoded") {
         return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "a form is expected; programs use /api/v1"));
     }
     let body = whole(body)?;
     let note = form_urlencoded::parse(&body).find(|(name, _)| name == "note").map(|(_, note)| note.into_owned());
-    resolve_by_hand(&db, number, note).await?;
-    Ok(see_other(&format!("/incidents/{number}")))
+    resolve_by_hand(&db, id, note).await?;
+    Ok(see_other(&format!("/incidents/{id}")))
 }

@@ -4,7 +4,7 @@
 //! words stay readable. Health is told by colour, by height, by pattern, and in words.
 
 use maud::{Markup, PreEscaped, html};
-use time::{Duration, OffsetDateTime};
+use time::OffsetDateTime;
 
 use super::cut;
 use crate::report::IncidentReport;
@@ -131,7 +131,7 @@ fn bars(timeline: &Timeline, top: u32, is_scale_right: bool, has_titles: bool) -
         @for (bin, n) in timeline.failures.iter().enumerate().filter(|(_, n)| **n > 0) {
             @let height = bar_height(*n, most, BARS);
             rect .bar x={ (two(bin as f64 * wide)) "%" } y=(top + BARS - height) width={ (two(wide * 0.86)) "%" } height=(height) {
-                @if has_titles { title { (failed(*n)) " from " (moment(start_of(timeline, bin))) " on, in " (duration(timeline.bins.width)) } }
+                @if has_titles { title { (failed(*n)) " from " (moment(timeline.bins.start_of(bin))) " on, in " (duration(timeline.bins.width)) } }
             }
         }
     }
@@ -149,16 +149,11 @@ fn ticks(timeline: &Timeline) -> Vec<(f64, &'static str, &'static str, String)> 
         let bin = bins * quarter / 4;
         if bins >= 8 {
             let class = if quarter == 2 { "middle" } else { "between" };
-            ticks.push((bin as f64 / bins as f64, "middle", class, short_moment(start_of(timeline, bin))));
+            ticks.push((bin as f64 / bins as f64, "middle", class, short_moment(timeline.bins.start_of(bin))));
         }
     }
-    ticks.push((1.0, "end", "", short_moment(start_of(timeline, bins))));
+    ticks.push((1.0, "end", "", short_moment(timeline.bins.start_of(bins))));
     ticks
-}
-
-fn start_of(timeline: &Timeline, bin: usize) -> OffsetDateTime {
-    let seconds = timeline.bins.width.whole_seconds().saturating_mul(i64::try_from(bin).unwrap_or(i64::MAX));
-    timeline.bins.start.checked_add(Duration::seconds(seconds)).unwrap_or(timeline.until)
 }
 
 fn lane_of(timeline: &Timeline, lane: &Lane, top: u32, has_titles: bool) -> Markup {
@@ -176,7 +171,7 @@ fn lane_of(timeline: &Timeline, lane: &Lane, top: u32, has_titles: bool) -> Mark
                 @for (bin, length, _) in lane.stretches().into_iter().filter(|(_, _, other)| *other == health) {
                     rect x={ (two(bin as f64 * wide)) "%" } y=(top + NAME + offset) width={ (two(length as f64 * wide)) "%" } height=(high) {
                         @if has_titles {
-                            title { (name) ": " (health.word()) " from " (moment(start_of(timeline, bin))) " to " (moment(start_of(timeline, bin + length).min(timeline.until))) }
+                            title { (name) ": " (health.word()) " from " (moment(timeline.bins.start_of(bin))) " to " (moment(timeline.bins.start_of(bin + length).min(timeline.until))) }
                         }
                     }
                 }
@@ -266,7 +261,7 @@ fn in_words(report: &IncidentReport, timeline: &Timeline) -> String {
         let stretches = lane.stretches();
         let stretches: Vec<String> = stretches[stretches.len().saturating_sub(TOLD)..]
             .iter()
-            .map(|(bin, _, health)| format!("{} from {}", health.word(), moment(start_of(timeline, *bin))))
+            .map(|(bin, _, health)| format!("{} from {}", health.word(), moment(timeline.bins.start_of(*bin))))
             .collect();
         let stretches = if stretches.is_empty() { "not looked up yet".to_owned() } else { stretches.join(", then ") };
         text = format!("{text} {}: {stretches}.", name(lane));
