@@ -21,4 +21,5 @@ mod recording;
 mod replay;
 mod secrets;
 mod support;
+mod timeline;
 mod webhook;
