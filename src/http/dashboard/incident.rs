@@ -339,8 +339,8 @@ fn check_details(check: &HealthCheck, room: &mut usize) -> Markup {
     html! {
         details #{ "check-" (check.id) } {
             summary {
-                (full_time(check.checked_at)) " " (check_health(check)) " " (received(&check.phone_number_id, 64))
-                span .ago { " " (received(&check.outcome, 32)) @if let Some(status) = check.http_status { ", HTTP " (status) } ", " (check.duration_ms) " ms" }
+                (full_time(check.checked_at)) " " (check_health(check)) " " (received(&check.phone_number_id, 64)) " "
+                span .ago { (received(&check.outcome, 32)) @if let Some(status) = check.http_status { ", HTTP " (status) } ", " (check.duration_ms) " ms" }
             }
             (within(room, details))
         }

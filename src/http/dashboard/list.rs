@@ -146,7 +146,7 @@ fn welcome() -> Markup {
 fn filter_form(asked: &Asked) -> Markup {
     let Filter { state, cause, .. } = &asked.filter;
     html! {
-        form .filter role="search" method="get" action="/" {
+        form #filter .filter role="search" method="get" action="/" {
             label { "Account or number" input type="search" name="q" value=(printable(&asked.search)) maxlength=(LONGEST_SEARCH) autocomplete="off"; }
             label {
                 "State"

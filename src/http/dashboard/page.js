@@ -6,11 +6,12 @@
   const asOf = document.getElementById("asof");
   let shown = Date.now();
 
-  // What somebody is at stays as it is: the focus, a selection, an opened answer.
+  // What somebody is at stays as it is: the focus, a selection, what was typed, an opened answer.
   const isInUse = (element) => {
     const selection = document.getSelection();
     return element.contains(document.activeElement)
-      || (selection && !selection.isCollapsed && selection.containsNode(element, true));
+      || (selection && !selection.isCollapsed && selection.containsNode(element, true))
+      || [...element.querySelectorAll("input")].some((field) => field.value !== field.defaultValue);
   };
 
   const refresh = async () => {
@@ -26,6 +27,14 @@
           next.querySelector(`#${CSS.escape(opened.id)}`)?.setAttribute("open", "");
         }
         element.replaceWith(document.importNode(next, true));
+      }
+      // The first incident and a resolution change which parts there are.
+      for (const part of document.querySelectorAll("main > [id]")) {
+        if (!page.getElementById(part.id) && !isInUse(part)) part.remove();
+      }
+      for (const part of page.querySelectorAll("main > [id]")) {
+        if (document.getElementById(part.id)) continue;
+        document.getElementById(part.previousElementSibling?.id)?.after(document.importNode(part, true));
       }
       document.title = page.title;
       document.getElementById("asof").classList.remove("stale");

@@ -68,8 +68,8 @@ pub(super) fn timeline(report: &IncidentReport, timeline: &Timeline) -> Markup {
                 (patterns())
                 @for (row, marker) in markers.iter().enumerate() {
                     @let y = u32::try_from(row).unwrap_or(0) * MARKER;
-                    @let (dx, anchor) = if timeline.position(marker.at) > 0.5 { ("-6", "end") } else { ("6", "start") };
-                    line .marker .(marker.class) x1=(percent(marker.at)) x2=(percent(marker.at)) y1=(y + 3) y2=(axis) {}
+                    @let (dx, anchor, from) = beside(timeline.position(marker.at));
+                    line .marker .(marker.class) x1=(percent(marker.at)) x2=(percent(marker.at)) y1=(y + from) y2=(axis) {}
                     text .marker .(marker.class) x=(percent(marker.at)) dx=(dx) y=(y + 13) text-anchor=(anchor) { (marker.text) }
                 }
                 (bars(timeline, bars_top, timeline.position(report.incident.opened_at) < 0.5, has_titles))
@@ -103,19 +103,28 @@ fn fitting(timeline: &Timeline) -> Timeline {
     fitting
 }
 
+/// Where a marker's words and line go, so that they stay in the picture on a small screen.
+fn beside(position: f64) -> (&'static str, &'static str, u32) {
+    match position {
+        ..0.3 => ("6", "start", 3),
+        0.3..0.7 => ("0", "middle", MARKER),
+        _ => ("-6", "end", 3),
+    }
+}
+
 fn markers(report: &IncidentReport) -> Vec<Marker> {
     let incident = &report.incident;
     let mut markers = vec![Marker {
         at: incident.opened_at,
-        text: format!("first failure {}", moment(incident.opened_at)),
+        text: format!("first failure {}", short_moment(incident.opened_at)),
         class: "opened",
     }];
     if let Some(at) = incident.cause_recorded_at {
-        markers.push(Marker { at, text: format!("cause recorded {}", moment(at)), class: "caused" });
+        markers.push(Marker { at, text: format!("cause recorded {}", short_moment(at)), class: "caused" });
     }
     if let Some(at) = incident.resolved_at {
         let how = incident.resolution.as_deref().unwrap_or_default();
-        markers.push(Marker { at, text: format!("resolved ({how}) {}", moment(at)), class: "resolved" });
+        markers.push(Marker { at, text: format!("resolved ({how}) {}", short_moment(at)), class: "resolved" });
     }
     markers
 }
@@ -180,8 +189,9 @@ fn lane_of(timeline: &Timeline, lane: &Lane, top: u32, has_titles: bool) -> Mark
     }
 }
 
+/// What fits beside a word on a small screen; numbers and ids of Meta's do.
 fn name(lane: &Lane) -> String {
-    printable(&cut(lane.display_phone_number.as_deref().unwrap_or(&lane.phone_number_id), 40))
+    printable(&cut(lane.display_phone_number.as_deref().unwrap_or(&lane.phone_number_id), 20))
 }
 
 /// The worse, the higher.
