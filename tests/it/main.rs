@@ -7,6 +7,7 @@
 
 mod api;
 mod architecture;
+mod browser;
 mod captures;
 mod cli;
 mod dashboard;

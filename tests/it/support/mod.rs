@@ -1,5 +1,6 @@
 //! What every test needs: a service on a database of its own, with a simulated Meta.
 
+pub mod browser;
 pub mod database;
 pub mod process;
 
@@ -116,6 +117,11 @@ impl TestApp {
 
     pub async fn fail_at(&self, message_id: &str, at: OffsetDateTime) {
         self.deliver(&StatusCallback::new().at(at).failed(WABA, NUMBER, message_id).into_body()).await;
+    }
+
+    /// A message of some account and number fails.
+    pub async fn fail_of(&self, waba_id: &str, number: &str, at: OffsetDateTime) {
+        self.deliver(&StatusCallback::new().at(at).failed(waba_id, number, "wamid.1").into_body()).await;
     }
 
     pub async fn incidents(&self) -> Vec<Incident> {
