@@ -82,7 +82,7 @@ fn cell(health: Option<Health>) -> String {
         Health::Available => GREEN,
         Health::Limited => YELLOW,
         Health::Blocked => RED,
-        Health::Other | Health::Refused | Health::Unreachable => DIM,
+        Health::Other | Health::Refused | Health::NotAsked | Health::Unreachable => DIM,
     };
     format!("{style}{}{style:#}", cell_text(health))
 }
@@ -94,6 +94,7 @@ fn cell_text(health: Health) -> char {
         Health::Blocked => '█',
         Health::Other => '?',
         Health::Refused => 'x',
+        Health::NotAsked => 'n',
         Health::Unreachable => '-',
     }
 }

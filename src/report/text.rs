@@ -1,5 +1,7 @@
 //! Words and times as people read them.
 
+use std::borrow::Cow;
+
 use time::format_description::well_known::Rfc3339;
 use time::macros::format_description;
 use time::{Date, Duration, OffsetDateTime, PrimitiveDateTime, UtcOffset};
@@ -89,6 +91,16 @@ pub fn grouped(n: i64) -> String {
 #[must_use]
 pub fn state(incident: &Incident) -> &str {
     incident.resolution.as_deref().unwrap_or("open")
+}
+
+/// `open`, or how it ended, in words.
+#[must_use]
+pub fn ended(incident: &Incident) -> Cow<'_, str> {
+    match state(incident) {
+        "quiet" => "quiet for 7 days".into(),
+        "manual" => "resolved by hand".into(),
+        word => printable(word).into(),
+    }
 }
 
 #[cfg(test)]

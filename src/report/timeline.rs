@@ -28,16 +28,18 @@ pub enum Health {
     Blocked,
     /// Meta uses a word that we do not know.
     Other,
-    /// Meta does not let us look, or we have no token to look with.
+    /// Meta does not let us look.
     Refused,
+    /// Meta was not asked: there is no token to ask with.
+    NotAsked,
     /// No answer came that means anything.
     Unreachable,
 }
 
 impl Health {
     /// All of them, the best first.
-    pub const ALL: [Self; 6] =
-        [Self::Available, Self::Limited, Self::Blocked, Self::Other, Self::Refused, Self::Unreachable];
+    pub const ALL: [Self; 7] =
+        [Self::Available, Self::Limited, Self::Blocked, Self::Other, Self::Refused, Self::NotAsked, Self::Unreachable];
 
     /// What a look-up says, by its outcome and verdict.
     #[must_use]
@@ -47,7 +49,8 @@ impl Health {
             ("answered", Some(CanSend::Limited)) => Self::Limited,
             ("answered", Some(CanSend::Blocked)) => Self::Blocked,
             ("answered", _) => Self::Other,
-            ("no_health" | "not_asked" | "refused", _) => Self::Refused,
+            ("no_health" | "refused", _) => Self::Refused,
+            ("not_asked", _) => Self::NotAsked,
             _ => Self::Unreachable,
         }
     }
@@ -61,6 +64,7 @@ impl Health {
             Self::Blocked => "BLOCKED",
             Self::Other => "unknown word",
             Self::Refused => "refused",
+            Self::NotAsked => "not asked",
             Self::Unreachable => "unreachable",
         }
     }
@@ -251,7 +255,8 @@ mod tests {
         assert_eq!(Health::of("answered", Some("BLOCKED")), Health::Blocked);
         assert_eq!(Health::of("answered", Some("SLEEPING")), Health::Other);
         assert_eq!(Health::of("answered", None), Health::Other);
-        assert_eq!(Health::of("not_asked", None), Health::Refused);
+        assert_eq!(Health::of("not_asked", None), Health::NotAsked);
+        assert_eq!(Health::of("no_health", None), Health::Refused);
         assert_eq!(Health::of("throttled", None), Health::Unreachable);
     }
 }

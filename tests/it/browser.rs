@@ -5,11 +5,13 @@ use axum::response::Html;
 use lockwatch::meta::compose::{StatusCallback, message_id};
 use lockwatch::simulator::Scenario;
 use lockwatch::store::incidents::resolve;
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use time::{Duration, OffsetDateTime};
 use tokio::net::TcpListener;
 
 use crate::support::browser::{Browser, ENTER, TAB};
+use crate::support::process::Serve;
 use crate::support::{NUMBER, OTHER_NUMBER, TestApp, WABA};
 
 const UNVERIFIED: &str = "204455667788990";
@@ -105,7 +107,8 @@ async fn the_list_tells_what_is_locked_and_what_to_do_and_then_what_was() {
     let card = &browser.texts(".card").await[1];
     assert_has(card, &["open", "Payment problem", "payment method", "Locked since", "UTC (2 h 43 min ago)", "27"]);
     assert_has(card, &["Numbers", "15550783881", "Next step", "add a new payment method"]);
-    assert!(browser.count(".card .spark rect").await > 3, "a few bars");
+    let bars = browser.evaluate("document.querySelectorAll('.card .spark path')[1].getAttribute('d')").await;
+    assert!(bars.as_str().unwrap().matches('z').count() > 3, "a few bars: {bars}");
     let row = browser.texts("#resolved tbody tr > *").await;
     assert_eq!((&row[0][..], &row[1][..], &row[3][..], &row[4][..]), (PAST, "Policy violation", "20 h", "1"));
     assert_no_complaint(&browser).await;
@@ -117,7 +120,7 @@ async fn an_empty_list_tells_how_to_connect_meta() {
     let (app, browser) = start().await;
     browser.open(&app.admin("/")).await;
     browser.screenshot("empty").await;
-    assert_eq!(browser.text("h1").await, "No account is locked");
+    assert_eq!(browser.text("h1").await, "No open incident");
     let welcome = browser.text("#welcome").await;
     assert_has(&welcome, &["App Dashboard", "https://…/webhook", "META_VERIFY_TOKEN", "messages", "subscribed_apps"]);
     assert_eq!(browser.count("form").await, 0, "there is nothing to filter");
@@ -142,7 +145,7 @@ async fn an_incident_tells_when_what_happened_and_why_we_say_so() {
     assert_has(&browser.text("#facts").await, &["Locked since", "27", "Latest failure", "Numbers affected", "2"]);
     assert_has(&browser.text("#steps").await, &["Meta's advice: ", "Billing & payments", "Open Business Support Home"]);
 
-    for (mark, most) in [(".bar", 60), ("rect.health.blocked", 1), ("rect.health.refused", 1), ("text.lane", 2)] {
+    for (mark, most) in [(".bar", 60), ("g.blocked rect", 1), ("g.refused rect", 1), ("text.lane", 2)] {
         let count = browser.count(&format!("svg.timeline {mark}")).await;
         assert!((1..=most).contains(&count), "{count} {mark}");
     }
@@ -270,7 +273,7 @@ async fn an_incident_is_resolved_with_a_note_and_a_second_tab_is_told() {
     assert_has(&browser.text("main").await, &[&format!("Incident {id} was resolved before; nothing changed")]);
     assert_eq!(app.incident().await.resolution_note.as_deref(), Some("Meta granted <the> review & more"));
     browser.follow("main a").await;
-    assert_eq!(browser.text("h1").await, "No account is locked");
+    assert_eq!(browser.text("h1").await, "No open incident");
     assert_no_complaint_but(&browser, &["status of 409 (Conflict)"]).await;
 }
 
@@ -335,10 +338,58 @@ async fn a_page_says_that_it_is_old_when_lockwatch_does_not_answer() {
     let TestApp { service, .. } = app;
     service.stop().await;
     refresh(&browser).await;
-    browser.until("/^Lockwatch does not answer: .* s old$/.test(document.getElementById('asof').innerText)").await;
+    browser.until("/^Lockwatch does not answer. As of .* UTC$/.test(document.getElementById('asof').innerText)").await;
     browser.screenshot("list-no-answer").await;
     assert_eq!(browser.text("h1").await, "1 account is locked", "what was known stays");
     assert_no_complaint_but(&browser, &["ERR_CONNECTION_REFUSED"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Debian's chromium and chromium-driver; .ci/run installs them"]
+async fn a_page_says_that_it_is_old_when_lockwatch_hangs() {
+    let (app, browser) = start().await;
+    app.fail("a").await;
+    let serve = Serve::on_database(&app.database.url, &[]);
+    browser.open(&serve.admin.replace("127.0.0.1", "localhost")).await;
+    serve.signal(Signal::STOP);
+    refresh(&browser).await;
+    browser.until("document.getElementById('asof').classList.contains('stale')").await;
+    serve.signal(Signal::CONT);
+    refresh(&browser).await;
+    browser.until("!document.getElementById('asof').classList.contains('stale')").await;
+    assert_no_complaint(&browser).await;
+}
+
+#[tokio::test]
+#[ignore = "needs Debian's chromium and chromium-driver; .ci/run installs them"]
+async fn what_is_over_goes_from_an_open_page_and_what_is_held_says_so() {
+    let (app, browser) = start().await;
+    app.fail("a").await;
+    app.caused("unreported").await;
+    browser.open(&page_of(&app, WABA).await).await;
+    // A table that was scrolled or clicked is not in use; a selection is.
+    browser.evaluate("document.querySelector('#numbers .scroll').focus()").await;
+    browser.evaluate("document.getSelection().selectAllChildren(document.querySelector('#facts'))").await;
+    app.fail("b").await;
+    refresh(&browser).await;
+    browser.until("document.querySelector('#numbers td.right').innerText === '2'").await;
+    assert_eq!(browser.evaluate("document.activeElement === document.querySelector('#numbers .scroll')").await, true);
+    assert_eq!(browser.count("#facts.held").await, 1);
+    assert!(browser.text("#appeal-text").await.is_empty(), "a text field has no text of its own");
+    assert_has(
+        browser.evaluate("document.getElementById('appeal-text').value").await.as_str().unwrap(),
+        &["Failed messages: 2"],
+    );
+    browser.evaluate("document.getSelection().removeAllRanges()").await;
+    refresh(&browser).await;
+    browser.until("!document.querySelector('#facts.held')").await;
+
+    browser.type_into("#note", "half a sen").await;
+    resolve(&app.db, app.incident().await.id, None).await.unwrap();
+    refresh(&browser).await;
+    browser.until("document.querySelector('h1').innerText.includes('was locked')").await;
+    assert_eq!((browser.count("#steps").await, browser.count("#resolve.gone").await), (0, 1));
+    assert_no_complaint(&browser).await;
 }
 
 #[tokio::test]
@@ -355,7 +406,7 @@ async fn without_script_everything_is_there_and_the_list_loads_itself_again() {
     let mut with_script = Vec::new();
     for page in &pages {
         browser.open(page).await;
-        browser.evaluate("document.querySelectorAll('[data-copy]').forEach(button => button.hidden = true)").await;
+        browser.evaluate("document.documentElement.classList.remove('scripted')").await;
         with_script.push(words().await);
     }
     browser.devtools("Emulation.setScriptExecutionDisabled", json!({"value": true})).await;

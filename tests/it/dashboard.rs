@@ -28,7 +28,7 @@ fn text(html: &str) -> String {
 async fn without_incidents_the_page_tells_how_to_connect_meta() {
     let app = TestApp::start().await;
     let text = text(&page(&app, "/").await);
-    for part in ["No account is locked", "META_VERIFY_TOKEN", "/webhook", "messages", "subscribed_apps"] {
+    for part in ["No open incident", "META_VERIFY_TOKEN", "/webhook", "messages", "subscribed_apps"] {
         assert!(text.contains(part), "{part}: {text}");
     }
     assert!(self::text(&page(&app, "/?q=5").await).contains("None that fits."));
@@ -63,7 +63,7 @@ async fn the_list_tells_in_ten_seconds_what_is_locked_since_when_why_and_what_to
 
     app.execute("update incidents set resolved_at = now(), resolution = 'manual', resolution_note = 'paid'").await;
     let text = self::text(&page(&app, "/").await);
-    assert!(text.contains("No account is locked") && text.contains("manual"), "{text}");
+    assert!(text.contains("No open incident") && text.contains("resolved by hand"), "{text}");
     for (query, is_found) in [
         ("q=102290", true),
         ("q=15550783881", true),
@@ -75,6 +75,10 @@ async fn the_list_tells_in_ten_seconds_what_is_locked_since_when_why_and_what_to
         ("state=resolved&cause=payment&q=1022", true),
     ] {
         assert_eq!(self::text(&page(&app, &format!("/?{query}")).await).contains("1,201"), is_found, "{query}");
+    }
+    let filtered = page(&app, "/?since=2026-01-01&waba_id=1&cause=payment").await;
+    for kept in ["name=\"since\" value=\"2026-01-01T00:00:00Z\"", "name=\"waba_id\" value=\"1\""] {
+        assert!(filtered.contains(kept), "the form keeps what it has no field for: {filtered}");
     }
 }
 

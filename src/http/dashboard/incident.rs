@@ -19,7 +19,7 @@ use crate::http::resolve::{resolve_by_hand, whole};
 use crate::lockout::cause::LockoutCause;
 use crate::meta::health::Entity;
 use crate::report::appeal::{EXAMPLES, appeal};
-use crate::report::text::{count, duration, grouped, state};
+use crate::report::text::{count, duration, ended, grouped};
 use crate::report::timeline::{self, Health, timeline};
 use crate::report::{self, IncidentReport, Note, NumberReport, Page, Recipients};
 use crate::store::Pool;
@@ -32,6 +32,8 @@ const NUMBERS: usize = 20;
 /// Numbers that the text for an appeal names, and how long it becomes.
 const NUMBERS_IN_APPEAL: usize = 25;
 const APPEAL: usize = 4000;
+/// A look-up may be this late: it has to be claimed, asked and saved.
+const LATE: time::Duration = time::Duration::minutes(2);
 /// How much of a raw answer is shown. All of it is in the API's answer.
 const ANSWER: usize = 1500;
 /// Bytes for what Meta said of the entities, where the cause is told.
@@ -93,9 +95,9 @@ pub(super) async fn page(
     let is_open = incident.resolved_at.is_none();
     let title = format!("Account {} {} locked", incident.waba_id, if is_open { "is" } else { "was" });
     let before = html! {
-        nav .crumbs aria-label="Breadcrumb" { a href="/" { "All incidents" } " › Incident " (incident.id) }
+        nav #crumbs .crumbs aria-label="Breadcrumb" { a href="/" { "All incidents" } " › Incident " (incident.id) }
         div #headline data-live .headline .alarm[is_open] {
-            h1 { "Account " (received(&incident.waba_id, 64)) (if is_open { " is locked" } else { " was locked" }) " " (badge(is_open, state(incident))) }
+            h1 { "Account " (received(&incident.waba_id, 64)) (if is_open { " is locked" } else { " was locked" }) " " (badge(is_open, &ended(incident))) }
             p .cause { strong { (cause_title(&report)) } @if let Some(summary) = &incident.cause_summary { ": " (received(summary, 400)) } }
         }
         (facts(&report, now))
@@ -257,6 +259,7 @@ fn next_look(due_at: Option<OffsetDateTime>, now: OffsetDateTime) -> Markup {
     html! {
         @match due_at {
             None => "none",
+            Some(at) if at + LATE < now => { "overdue by " (duration(now - at)) }
             Some(at) if at <= now => "now",
             Some(at) => { "in " (duration(at - now)) }
         }
@@ -282,12 +285,12 @@ fn for_the_appeal(asked: &Asked, report: &IncidentReport, deliveries: &[Delivery
     let text = appeal(report, NUMBERS_IN_APPEAL, examples, now);
     let text = cut(&text, APPEAL);
     html! {
-        section #appeal aria-labelledby="appeal-heading" {
+        section #appeal data-live aria-labelledby="appeal-heading" {
             h2 #appeal-heading { "Copy for the appeal" }
             p { label for="appeal-text" { "What Meta's support asks for, ready to be pasted into the request for a review." } }
             textarea #appeal-text readonly rows=(text.lines().count() + 1) spellcheck="false" { (text) }
             p {
-                button type="button" data-copy="appeal-text" hidden { "Copy" } " "
+                button type="button" .copy data-copy="appeal-text" { "Copy" } " "
                 span role="status" data-copied="appeal-text" {}
                 @if asked.recipients == Recipients::Masked {
                     " Message IDs contain the recipient's number and are masked. "

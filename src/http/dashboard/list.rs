@@ -13,7 +13,7 @@ use super::{Refresh, badge, full_time, linked, page as whole_page, received, tim
 use crate::http::error::Problem;
 use crate::http::query::{Query, cursor, filter, read_cursor};
 use crate::lockout::cause::LockoutCause;
-use crate::report::text::{count, duration, grouped, printable, state};
+use crate::report::text::{count, duration, ended, grouped, printable};
 use crate::report::timeline::sparklines;
 use crate::report::{self, IncidentReport, NumberReport, Page};
 use crate::store::incidents::{self, Filter, State as Which};
@@ -49,15 +49,22 @@ impl Asked {
         *state != Which::All || has_words || since.is_some() || until.is_some() || before.is_some()
     }
 
+    /// Filters that the form has no field for.
+    fn unseen(&self) -> Vec<(&'static str, String)> {
+        let time = |time: Option<OffsetDateTime>| time?.format(&Rfc3339).ok();
+        let Filter { waba_id, since, until, .. } = &self.filter;
+        let filters = [("waba_id", waba_id.clone()), ("since", time(*since)), ("until", time(*until))];
+        filters.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
+    }
+
     /// The same list in another state, from some incident on.
     fn link(&self, state: &str, before: Option<i64>) -> String {
-        let mut query = form_urlencoded::Serializer::new(String::from("/?"));
+        let mut query = form_urlencoded::Serializer::for_suffix(String::from("/?"), 2);
         query.append_pair("state", state);
-        let search = Some(self.search.clone()).filter(|search| !search.is_empty());
-        let words = [("waba_id", &self.filter.waba_id), ("cause", &self.filter.cause), ("q", &search)];
-        query.extend_pairs(words.into_iter().filter_map(|(name, word)| Some((name, word.as_ref()?))));
-        let times = [("since", self.filter.since), ("until", self.filter.until)];
-        query.extend_pairs(times.into_iter().filter_map(|(name, time)| Some((name, time?.format(&Rfc3339).ok()?))));
+        let search = Some(&self.search).filter(|search| !search.is_empty());
+        let seen = [("cause", self.filter.cause.as_ref()), ("q", search)];
+        query.extend_pairs(seen.into_iter().filter_map(|(name, word)| Some((name, word?))));
+        query.extend_pairs(self.unseen());
         if let Some(before) = before {
             query.append_pair("cursor", &cursor('i', before));
         }
@@ -77,12 +84,12 @@ pub(super) async fn page(State(db): State<Pool>, RawQuery(query): RawQuery) -> R
     let open_reports = open.as_ref().map_or(&[][..], |page| &page.data);
     let sparks = sparklines(&db, open_reports, now).await?;
     let title = match open_count {
-        0 => "No account is locked".to_owned(),
+        0 => "No open incident".to_owned(),
         n => locked(n),
     };
     let is_empty = [&open, &resolved].into_iter().flatten().all(|page| page.data.is_empty());
     let main = html! {
-        (headline(&title, open_count, now))
+        (headline(&title, open_count))
         @if is_empty && !asked.is_filtered() {
             (welcome())
         } @else {
@@ -110,11 +117,10 @@ fn locked(n: i64) -> String {
     }
 }
 
-fn headline(title: &str, open_count: i64, _now: OffsetDateTime) -> Markup {
+fn headline(title: &str, open_count: i64) -> Markup {
     html! {
         div #headline data-live .headline .alarm[open_count > 0] {
             h1 { (title) }
-            @if open_count == 0 { p { "Every message that Meta refused is listed below, if there ever was one." } }
         }
     }
 }
@@ -166,6 +172,8 @@ fn filter_form(asked: &Asked) -> Markup {
                 }
             }
             button { "Filter" }
+            // What only an address says goes on with the form.
+            @for (name, value) in asked.unseen() { input type="hidden" name=(name) value=(value); }
             @if asked.is_filtered() { a .clear href="/" { "Clear" } }
         }
     }
@@ -258,7 +266,7 @@ fn row(report: &IncidentReport) -> Markup {
             td { (full_time(incident.opened_at)) }
             td { (lasted) }
             td .right { (grouped(incident.failure_count)) }
-            td { (badge(false, state(incident))) }
+            td { (ended(incident)) }
         }
     }
 }

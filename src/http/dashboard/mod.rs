@@ -65,7 +65,7 @@ enum Refresh {
     Never,
 }
 
-/// A whole page. What changes by itself is in `main`, in elements that have an id and `data-live`.
+/// A whole page. Each part of `main` has an id, so that it can come and go; those with `data-live` change.
 fn layout(title: &str, refresh: Refresh, now: OffsetDateTime, main: &Markup) -> Markup {
     let version = VERSION.as_str();
     html! {
@@ -90,7 +90,7 @@ fn layout(title: &str, refresh: Refresh, now: OffsetDateTime, main: &Markup) -> 
                 a .skip href="#main" { "Skip to the content" }
                 header .bar {
                     a .brand href="/" { "Lockwatch" }
-                    p .asof #asof data-live role="status" {
+                    p .asof #asof {
                         "As of " (full_time(now))
                         @if refresh == Refresh::Never { ", not refreshed" }
                     }

@@ -1,69 +1,114 @@
-// Refreshes what is marked data-live, and copies texts. Pages work without it.
+// Keeps a page up to date, part by part, and copies texts. Pages work without it.
 (() => {
   "use strict";
   const EVERY = 10_000;
-  const live = () => document.querySelectorAll("[id][data-live]");
+  const PATIENCE = 8_000;
+  const OLD = 25_000;
   const asOf = document.getElementById("asof");
-  let shown = Date.now();
+  let renewedAt = Date.now();
+  let underWay = false;
 
-  // What somebody is at stays as it is: the focus, a selection, what was typed, an opened answer.
-  const isInUse = (element) => {
+  document.documentElement.classList.add("scripted");
+
+  // What somebody is at stays as it is: the focus, a selection, what was typed. A table that was merely
+  // scrolled is not in use.
+  const isInUse = (part) => {
     const selection = document.getSelection();
-    return element.contains(document.activeElement)
-      || (selection && !selection.isCollapsed && selection.containsNode(element, true))
-      || [...element.querySelectorAll("input")].some((field) => field.value !== field.defaultValue);
+    const focus = document.activeElement;
+    return (part.contains(focus) && !focus.classList.contains("scroll"))
+      || (selection && !selection.isCollapsed && selection.containsNode(part, true))
+      || [...part.querySelectorAll("input")].some((field) => field.value !== field.defaultValue);
+  };
+
+  // Puts a part in the place of an older one, as it was left: opened, scrolled, with the focus.
+  const replace = (part, next) => {
+    const scrolled = [...part.querySelectorAll(".scroll")];
+    const focused = scrolled.indexOf(document.activeElement);
+    part.replaceWith(next);
+    next.querySelectorAll(".scroll").forEach((region, position) => {
+      region.scrollLeft = scrolled[position]?.scrollLeft ?? 0;
+      if (position === focused) region.focus({ preventScroll: true });
+    });
+    return next;
+  };
+
+  const renew = (part, next) => {
+    if (!part.hasAttribute("data-live")) return part;
+    for (const opened of part.querySelectorAll("details[open]")) {
+      next.querySelector(`#${CSS.escape(opened.id)}`)?.setAttribute("open", "");
+    }
+    if (next.outerHTML === part.outerHTML) return part;
+    const isHeld = isInUse(part);
+    part.classList.toggle("held", isHeld);
+    return isHeld ? part : replace(part, next);
+  };
+
+  // Parts come and go: with the first incident, and with a resolution.
+  const take = (page) => {
+    let last = null;
+    for (const next of page.querySelectorAll("main > [id]")) {
+      const part = document.getElementById(next.id);
+      const own = document.importNode(next, true);
+      if (part) {
+        last = renew(part, own);
+      } else {
+        last ? last.after(own) : document.getElementById("main").prepend(own);
+        last = own;
+      }
+    }
+    for (const part of document.querySelectorAll("main > [id]")) {
+      if (page.getElementById(part.id)) continue;
+      if (isInUse(part)) part.classList.add("gone");
+      else part.remove();
+    }
+    document.title = page.title;
+    asOf.replaceChildren(...document.importNode(page.getElementById("asof"), true).childNodes);
+  };
+
+  const stale = () => {
+    if (asOf.classList.contains("stale")) return;
+    asOf.classList.add("stale");
+    asOf.setAttribute("role", "alert");
+    asOf.prepend("Lockwatch does not answer. ");
   };
 
   const refresh = async () => {
-    if (document.hidden) return;
+    if (document.hidden || underWay) return;
+    underWay = true;
     try {
-      const answer = await fetch(location.href, { headers: { accept: "text/html" }, cache: "no-store" });
+      const headers = { accept: "text/html" };
+      const signal = AbortSignal.timeout(PATIENCE);
+      const answer = await fetch(location.href, { headers, signal, cache: "no-store" });
       if (!answer.ok) throw new Error(String(answer.status));
-      const page = new DOMParser().parseFromString(await answer.text(), "text/html");
-      for (const element of live()) {
-        const next = page.getElementById(element.id);
-        if (!next || isInUse(element) || next.outerHTML === element.outerHTML) continue;
-        for (const opened of element.querySelectorAll("details[open]")) {
-          next.querySelector(`#${CSS.escape(opened.id)}`)?.setAttribute("open", "");
-        }
-        element.replaceWith(document.importNode(next, true));
-      }
-      // The first incident and a resolution change which parts there are.
-      for (const part of document.querySelectorAll("main > [id]")) {
-        if (!page.getElementById(part.id) && !isInUse(part)) part.remove();
-      }
-      for (const part of page.querySelectorAll("main > [id]")) {
-        if (document.getElementById(part.id)) continue;
-        document.getElementById(part.previousElementSibling?.id)?.after(document.importNode(part, true));
-      }
-      document.title = page.title;
-      document.getElementById("asof").classList.remove("stale");
-      shown = Date.now();
+      take(new DOMParser().parseFromString(await answer.text(), "text/html"));
+      asOf.classList.remove("stale");
+      asOf.removeAttribute("role");
+      renewedAt = Date.now();
     } catch {
-      const stamp = document.getElementById("asof");
-      const seconds = Math.round((Date.now() - shown) / 1000);
-      stamp.classList.add("stale");
-      stamp.textContent = `Lockwatch does not answer: this page is ${seconds} s old`;
+      stale();
+    } finally {
+      underWay = false;
     }
   };
-  if (asOf && document.body.hasAttribute("data-refresh")) {
+
+  if (document.body.hasAttribute("data-refresh")) {
     setInterval(refresh, EVERY);
+    setInterval(() => { if (Date.now() - renewedAt > OLD) stale(); }, 1_000);
     document.addEventListener("visibilitychange", refresh);
   }
 
-  for (const button of document.querySelectorAll("[data-copy]")) {
+  document.addEventListener("click", async (event) => {
+    const button = event.target.closest?.("[data-copy]");
+    if (!button) return;
     const text = document.getElementById(button.dataset.copy);
     const status = document.querySelector(`[data-copied="${button.dataset.copy}"]`);
-    button.hidden = false;
-    button.addEventListener("click", async () => {
-      text.select();
-      try {
-        await navigator.clipboard.writeText(text.value);
-        status.textContent = "Copied.";
-      } catch {
-        // Only pages on HTTPS or localhost may; the text is selected.
-        status.textContent = "Selected: copy it with Ctrl+C.";
-      }
-    });
-  }
+    text.select();
+    try {
+      await navigator.clipboard.writeText(text.value);
+      status.textContent = "Copied.";
+    } catch {
+      // Only pages on HTTPS or localhost may; the text is selected.
+      status.textContent = "Selected: copy it with Ctrl+C.";
+    }
+  });
 })();

@@ -199,7 +199,7 @@ fn shape(health: Health) -> (u32, u32) {
     match health {
         Health::Available => (11, 5),
         Health::Limited => (6, 10),
-        Health::Blocked | Health::Other | Health::Refused => (0, 16),
+        Health::Blocked | Health::Other | Health::Refused | Health::NotAsked => (0, 16),
         Health::Unreachable => (6, 10),
     }
 }
@@ -211,6 +211,7 @@ pub(super) fn class(health: Health) -> &'static str {
         Health::Blocked => "blocked",
         Health::Other => "other",
         Health::Refused => "refused",
+        Health::NotAsked => "not-asked",
         Health::Unreachable => "unreachable",
     }
 }
@@ -252,6 +253,7 @@ fn meaning(health: Health) -> &'static str {
         Health::Blocked => "BLOCKED: cannot send",
         Health::Other => "a word of Meta's that we do not know",
         Health::Refused => "look-up refused",
+        Health::NotAsked => "not asked: no token",
         Health::Unreachable => "Meta not reached",
     }
 }
