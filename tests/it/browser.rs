@@ -169,7 +169,7 @@ async fn an_incident_tells_when_what_happened_and_why_we_say_so() {
 
     browser.open(&page_of(&app, PAST).await).await;
     browser.screenshot("incident-resolved").await;
-    assert_has(&browser.text("#headline").await, &["was locked", "manual", "Policy violation"]);
+    assert_has(&browser.text("#headline").await, &["was locked", "resolved by hand", "Policy violation"]);
     assert_has(&browser.text("#facts").await, &["Resolved", "(after 20 h)", "Meta granted the review"]);
     assert_eq!(browser.count("svg.timeline line.marker.resolved").await, 1);
     assert_eq!(browser.count("#steps, #resolve").await, 0, "there is nothing left to do");
@@ -263,7 +263,7 @@ async fn an_incident_is_resolved_with_a_note_and_a_second_tab_is_told() {
     browser.type_into("#note", "Meta granted <the> review & more").await;
     browser.follow("#resolve button").await;
     assert_eq!(browser.evaluate("location.href").await, page[..], "back on the page");
-    assert_has(&browser.text("main").await, &["was locked", "manual", "Meta granted <the> review & more"]);
+    assert_has(&browser.text("main").await, &["was locked", "resolved by hand", "Meta granted <the> review & more"]);
     assert_no_complaint(&browser).await;
 
     browser.turn_to(&second).await;
