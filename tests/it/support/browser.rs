@@ -147,6 +147,8 @@ impl Browser {
 
     /// Presses keys, one after the other, wherever the focus is.
     pub async fn press(&self, keys: &str) {
+        // Before its first picture a page takes none.
+        self.until("performance.getEntriesByType('paint').length > 0").await;
         let strokes = keys.chars().flat_map(|key| ["keyDown", "keyUp"].map(|kind| json!({"type": kind, "value": key})));
         let keyboard = json!({"type": "key", "id": "keyboard", "actions": strokes.collect::<Vec<_>>()});
         self.command("actions", json!({"actions": [keyboard]})).await;
@@ -264,8 +266,16 @@ struct Driver {
 
 impl Driver {
     fn start() -> Self {
-        // Killed or interrupted, the tests drop nothing; but then this shell's input ends.
-        const WATCHED: &str = "chromedriver --port=0 & read -r _; kill -9 $!; wait";
+        // The port that a driver finds free for IPv4 may be taken for IPv6: then it gives up.
+        const ATTEMPTS: usize = 5;
+        let started = (0..ATTEMPTS).find_map(|_| Self::try_start());
+        started.expect("no chromedriver starts: apt-get install chromium chromium-driver")
+    }
+
+    fn try_start() -> Option<Self> {
+        // Killed or interrupted, the tests drop nothing; but then this shell's input ends. Its output ends
+        // with the driver's.
+        const WATCHED: &str = "chromedriver --port=0 & exec > /dev/null; read -r _; kill -9 $!; wait";
         let folder = TempDir::with_prefix("lockwatch-browser-").unwrap();
         let mut shell = Command::new("/bin/sh")
             .args(["-c", WATCHED])
@@ -279,12 +289,13 @@ impl Driver {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let mut told = BufReader::new(shell.stdout.take().unwrap()).lines().map_while(Result::ok);
-        let port =
-            told.find_map(|line| line.split_once("started successfully on port ")?.1.trim_matches('.').parse().ok());
-        let driver = Self { port: port.unwrap_or_default(), shell, folder };
-        assert_ne!(driver.port, 0, "no chromedriver: apt-get install chromium chromium-driver");
-        driver
+        let mut told = BufReader::new(shell.stdout.take().unwrap()).lines();
+        let mut driver = Self { port: 0, shell, folder };
+        let port = |line: String| line.split_once("started successfully on port ")?.1.trim_matches('.').parse().ok();
+        driver.port = told.by_ref().map_while(Result::ok).find_map(port)?;
+        // What it says later goes nowhere, and must not stop it.
+        thread::spawn(move || told.for_each(drop));
+        Some(driver)
     }
 }
 
