@@ -2,6 +2,7 @@
 
 use anyhow::Context;
 use clap::Args;
+use secrecy::ExposeSecret;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
@@ -28,6 +29,9 @@ pub(super) struct ServeArgs {
     log: LogArgs,
 }
 
+/// A shorter admin token can be found by trying.
+const GUESSABLE: usize = 16;
+
 const SECRETS: &str = "\
 Secrets (environment only; or NAME_FILE names a file that holds it):
   META_APP_SECRET        required; the app's secret, several separated by commas
@@ -44,6 +48,9 @@ pub(super) async fn run(args: ServeArgs) -> Result<(), Failure> {
     start_log(args.log.log_format, "info")?;
     let mut stop = StopSignals::install()?;
 
+    if admin_token.as_ref().is_some_and(|token| token.expose_secret().chars().count() < GUESSABLE) {
+        warn!("LOCKWATCH_ADMIN_TOKEN has fewer than {GUESSABLE} characters: it can be guessed");
+    }
     if !graph.has_tokens() {
         warn!("no META_ACCESS_TOKEN: lockouts are recorded, but their causes cannot be looked up");
     }

@@ -191,7 +191,7 @@ pub async fn search(db: &PgPool, text: &str) -> Result<Vec<i64>, StoreError> {
                or id in (select incident_id
                            from affected_numbers
                           where strpos(phone_number_id, $1) > 0
-                             or strpos(regexp_replace(display_phone_number, '\D', '', 'g'), $2) > 0)"#,
+                             or strpos(translate(display_phone_number, ' +()-./', ''), $2) > 0)"#,
         text,
         Some(digits).filter(|digits| !digits.is_empty()),
     )

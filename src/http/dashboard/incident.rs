@@ -126,7 +126,10 @@ fn facts(report: &IncidentReport, now: OffsetDateTime) -> Markup {
     let incident = &report.incident;
     html! {
         dl #facts data-live .facts {
-            div { dt { "Locked since" } dd { (time_ago(incident.opened_at, now)) } }
+            div {
+                dt { (if incident.resolved_at.is_none() { "Locked since" } else { "Locked from" }) }
+                dd { (time_ago(incident.opened_at, now)) }
+            }
             @if let Some(at) = incident.resolved_at {
                 div { dt { "Resolved" } dd { (full_time(at)) " " span .ago { "(after " (duration(at - incident.opened_at)) ")" } } }
             }
