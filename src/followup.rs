@@ -147,7 +147,7 @@ fn tell(claim: &Claim, saved: &Saved) {
             warn!(
                 incident.id = incident_id,
                 waba.id = waba_id,
-                "the cause of incident {incident_id} may not be looked up: see `lockwatch incidents show {incident_id}`"
+                "the cause of incident {incident_id} cannot be looked up: see `lockwatch incidents show {incident_id}`"
             );
         }
         Saved::Caused(cause) => {

@@ -62,16 +62,18 @@ fn bars(failures: &[u64]) -> String {
 }
 
 fn events(incident: &Incident, timeline: &Timeline) -> String {
-    let mut columns = vec![' '; timeline.bins.count];
-    let events = [(Some(incident.opened_at), 'o'), (incident.cause_recorded_at, 'c'), (incident.resolved_at, 'r')];
+    let mut events: Vec<_> =
+        [(Some(incident.opened_at), 'o'), (incident.cause_recorded_at, 'c'), (incident.resolved_at, 'r')]
+            .into_iter()
+            .filter_map(|(at, sign)| Some((at?, sign)))
+            .collect();
+    events.sort();
+    let mut columns: Vec<char> = Vec::new();
     for (at, sign) in events {
-        let Some(at) = at else { continue };
         let column = (timeline.position(at) * timeline.bins.count as f64) as usize;
-        // What happened in the same column stands beside it.
-        let free = (column..columns.len()).chain((0..column.min(columns.len())).rev()).find(|c| columns[*c] == ' ');
-        if let Some(free) = free {
-            columns[free] = sign;
-        }
+        // What happened in the same column stands after it, in the order in which it happened.
+        columns.resize(columns.len().max(column.min(timeline.bins.count - 1)), ' ');
+        columns.push(sign);
     }
     format!("{BOLD}{}{BOLD:#}", columns.into_iter().collect::<String>().trim_end())
 }

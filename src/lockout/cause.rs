@@ -76,7 +76,7 @@ impl LockoutCause {
             Self::TwoStepVerification => "Two-step PIN problem",
             Self::OtherRestriction => "Other restriction by Meta",
             Self::Unreported => "Meta gives no reason",
-            Self::LookupDenied => "Look-up refused",
+            Self::LookupDenied => "Cause unknown, no access",
             Self::Pending => "Cause is being looked up",
         }
     }
@@ -317,9 +317,10 @@ pub fn next_steps(cause: LockoutCause, possible_solution: Option<&str>) -> Vec<S
              whatsapp_business_messaging for this account.",
             concat!("Meanwhile, look for a violation of the account in ", support_home!(), "."),
         ],
-        LockoutCause::Pending => {
-            &["Wait for Meta's answer: the look-up is on its way and is tried again until it comes."]
-        }
+        LockoutCause::Pending => &[
+            "Meta's answer is on its way: the look-up is tried again until it comes.",
+            concat!("Do not wait for it: look for a violation of the account in ", support_home!(), "."),
+        ],
     };
     let advice = possible_solution.map(|solution| format!("Meta's advice: {solution}"));
     advice.into_iter().chain(steps.iter().map(ToString::to_string)).collect()

@@ -4,22 +4,34 @@ use std::fmt::Write;
 
 use time::OffsetDateTime;
 
-use super::IncidentReport;
 use super::text::{count, moment, printable};
+use super::{IncidentReport, Recipients};
+use crate::lockout::cause::LockoutCause;
 use crate::store::details::Delivery;
 
 /// Example messages in it.
 pub const EXAMPLES: i64 = 5;
 
-/// The text, with up to so many numbers. `examples` are some deliveries, as whoever asks may see them.
+/// The text, with up to so many numbers. `examples` are some deliveries; their ids contain the recipient's
+/// number, and stand in it only where recipients may be seen.
 #[must_use]
-pub fn appeal(report: &IncidentReport, numbers: usize, examples: &[Delivery], now: OffsetDateTime) -> String {
+pub fn appeal(
+    report: &IncidentReport,
+    numbers: usize,
+    examples: &[Delivery],
+    recipients: Recipients,
+    now: OffsetDateTime,
+) -> String {
     let incident = &report.incident;
-    let mut text = String::new();
+    let mut text = format!(
+        "Since {} our WhatsApp Business Account {} cannot send messages: each is accepted and then fails with error \
+         131031. Please review the restriction and lift it.\nWhat we have changed: [fill in]\n\n",
+        moment(incident.opened_at),
+        printable(&incident.waba_id)
+    );
     let mut line = |name: &str, value: String| {
         let _ = writeln!(text, "{name}: {}", printable(&value));
     };
-    line("Request", "review of a locked WhatsApp Business Account".to_owned());
     line("WhatsApp Business Account ID", incident.waba_id.clone());
     let listed = &report.affected_numbers[..report.affected_numbers.len().min(numbers)];
     for number in listed {
@@ -37,12 +49,14 @@ pub fn appeal(report: &IncidentReport, numbers: usize, examples: &[Delivery], no
     line("First failed message", moment(incident.opened_at));
     line("Latest failed message", moment(incident.last_failure_at));
     line("Failed messages", incident.failure_count.to_string());
-    if let Some(summary) = &incident.cause_summary {
+    // That we could not look is nothing to tell Meta.
+    let is_metas_answer = report.cause().is_none_or(|cause| cause.is_found() || cause == LockoutCause::Unreported);
+    if let Some(summary) = incident.cause_summary.as_ref().filter(|_| is_metas_answer) {
         let at = report.evidence.as_ref().map(|check| format!(" at {}", moment(check.checked_at))).unwrap_or_default();
         line(&format!("health_status{at}"), summary.clone());
     }
-    for delivery in examples {
-        line("Example message ID", delivery.message_id.clone());
+    if recipients == Recipients::Revealed {
+        examples.iter().for_each(|delivery| line("Example message ID", delivery.message_id.clone()));
     }
     line("Written", moment(now));
     text

@@ -79,9 +79,20 @@ impl Row for HealthCheck {
 /// A table with a header, as [RFC 4180](https://www.rfc-editor.org/rfc/rfc4180) has it.
 #[must_use]
 pub fn table<T: Row>(rows: &[T]) -> String {
+    header::<T>() + &lines(rows)
+}
+
+/// The first line of a table.
+#[must_use]
+pub fn header<T: Row>() -> String {
+    T::COLUMNS.join(",") + "\r\n"
+}
+
+/// The other lines.
+#[must_use]
+pub fn lines<T: Row>(rows: &[T]) -> String {
     let mut writer = csv::WriterBuilder::new().terminator(csv::Terminator::CRLF).from_writer(Vec::new());
     let in_memory = "a vector takes every byte";
-    writer.write_record(T::COLUMNS).expect(in_memory);
     for row in rows {
         let object = serde_json::to_value(row).expect("our objects have text for keys");
         let cells = T::COLUMNS.iter().map(|column| cell(object.get(column).unwrap_or(&Value::Null)));
@@ -97,7 +108,7 @@ fn cell(value: &Value) -> String {
         Value::String(text) => safe(text),
         Value::Array(items) if items.iter().all(Value::is_string) => {
             let items: Vec<&str> = items.iter().filter_map(Value::as_str).collect();
-            safe(&items.join(" "))
+            safe(&items.join(" | "))
         }
         Value::Array(_) | Value::Object(_) => safe(&value.to_string()),
         Value::Bool(_) | Value::Number(_) => value.to_string(),
@@ -138,7 +149,7 @@ mod tests {
         }
         assert_eq!(cell(&Value::from("a=b")), "a=b");
         assert_eq!(cell(&Value::from(-5)), "-5", "a number of ours is a number");
-        assert_eq!(cell(&serde_json::json!(["=a.", "b."])), "'=a. b.");
+        assert_eq!(cell(&serde_json::json!(["=a.", "b."])), "'=a. | b.");
         assert_eq!(cell(&serde_json::json!([{"a": "x;=1"}])), "[{\"a\":\"x;'=1\"}]");
     }
 }

@@ -39,9 +39,8 @@ pub fn parse_moment(text: &str) -> Result<OffsetDateTime, String> {
         .or_else(|| PrimitiveDateTime::parse(text, shown).map(PrimitiveDateTime::assume_utc).ok())
         .or_else(|| Date::parse(text, day).map(|date| date.midnight().assume_utc()).ok());
     // Postgres does not know every year that can be written; before 1970 there was nothing to record.
-    moment
-        .filter(|moment| moment.year() >= 1970)
-        .ok_or_else(|| "not a time since 1970: 2026-11-22, 2026-11-22T18:00:00Z, or 36h for so long ago".to_owned())
+    let moment = moment.map(|moment| moment.max(OffsetDateTime::UNIX_EPOCH));
+    moment.ok_or_else(|| "not a time: 2026-11-22, 2026-11-22T18:00:00Z, or 36h for so long ago".to_owned())
 }
 
 /// A moment as `22 Nov 18:24`, for an axis that names its zone.

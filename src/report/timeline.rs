@@ -17,23 +17,23 @@ pub const SPARKLINE: usize = 24;
 /// Numbers with a lane; the others are only counted.
 const LANES: usize = 8;
 
-/// What a number's latest look-up said.
+/// What a number's look-ups said, the worst last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Health {
+    /// No answer came that means anything.
+    Unreachable,
+    /// Meta was not asked: there is no token to ask with.
+    NotAsked,
+    /// Meta does not let us look.
+    Refused,
     /// Every entity lets messages through.
     Available,
+    /// Meta uses a word that we do not know.
+    Other,
     /// Meta limits an entity.
     Limited,
     /// Meta blocks an entity.
     Blocked,
-    /// Meta uses a word that we do not know.
-    Other,
-    /// Meta does not let us look.
-    Refused,
-    /// Meta was not asked: there is no token to ask with.
-    NotAsked,
-    /// No answer came that means anything.
-    Unreachable,
 }
 
 impl Health {
@@ -92,7 +92,9 @@ pub struct Lane {
     pub phone_number_id: String,
     /// The number itself, where it is known.
     pub display_phone_number: Option<String>,
-    /// What was known of it at the end of each bin. `None` before the first look-up.
+    /// What its latest look-up said.
+    pub latest: Option<Health>,
+    /// What was known of it in each bin. `None` before the first look-up.
     pub health: Vec<Option<Health>>,
 }
 
@@ -136,10 +138,9 @@ pub async fn timeline(
     let bins = bins_of(&report.incident, now, at_most);
     let numbers: Vec<&str> =
         report.affected_numbers.iter().take(LANES).map(|n| n.number.phone_number_id.as_str()).collect();
-    let ends: Vec<OffsetDateTime> = (1..=bins.count).map(|bin| bins.start_of(bin)).collect();
     let (failures, health) = bounded(async {
         let failures = details::failures_over_time(db, &[(report.incident.id, bins)]).await?;
-        Ok((failures, details::health_over_time(db, report.incident.id, &numbers, &ends).await?))
+        Ok((failures, details::health_over_time(db, report.incident.id, &numbers, bins).await?))
     })
     .await?;
 
@@ -150,13 +151,20 @@ pub async fn timeline(
         .map(|number| Lane {
             phone_number_id: number.number.phone_number_id.clone(),
             display_phone_number: number.number.display_phone_number.clone(),
+            latest: number.latest_check.as_ref().map(|c| Health::of(&c.outcome, c.can_send_message.as_deref())),
             health: vec![None; bins.count],
         })
         .collect();
-    for at in health {
+    // What was said in a bin counts, and of that the worst: a lockout does not vanish from the picture as soon
+    // as it is over.
+    let (within, before): (Vec<_>, Vec<_>) = health.into_iter().partition(|at| at.is_within);
+    for at in within.into_iter().chain(before) {
         let lane = lanes.iter_mut().find(|lane| lane.phone_number_id == at.phone_number_id);
-        if let Some(bin) = lane.and_then(|lane| lane.health.get_mut(at.position)) {
-            *bin = Some(Health::of(&at.outcome, at.can_send_message.as_deref()));
+        if let Some(bin) = lane.and_then(|lane| lane.health.get_mut(at.bin)) {
+            let health = Health::of(&at.outcome, at.can_send_message.as_deref());
+            if at.is_within || bin.is_none() {
+                *bin = (*bin).max(Some(health));
+            }
         }
     }
     Ok(Timeline {
@@ -240,7 +248,8 @@ mod tests {
     fn a_lane_falls_into_stretches_of_the_same_health() {
         let (a, b) = (Some(Health::Available), Some(Health::Blocked));
         let lane = |health: &[Option<Health>]| {
-            Lane { phone_number_id: String::new(), display_phone_number: None, health: health.to_vec() }.stretches()
+            Lane { phone_number_id: String::new(), display_phone_number: None, latest: None, health: health.to_vec() }
+                .stretches()
         };
         assert_eq!(
             lane(&[None, b, b, a, b]),

@@ -235,21 +235,22 @@ pub async fn failures_over_time(db: &PgPool, of: &[(i64, Bins)]) -> Result<BTree
     Ok(failures)
 }
 
-/// What a number's latest look-up was at some time.
+/// What some look-ups of a number said in a bin.
 #[derive(Debug, Clone)]
 pub struct HealthAt {
     /// The number.
     pub phone_number_id: String,
-    /// The time, by its position.
-    pub position: usize,
-    /// How the look-up ended.
+    /// The bin.
+    pub bin: usize,
+    /// Whether they were in the bin, or are the latest before it.
+    pub is_within: bool,
+    /// How they ended.
     pub outcome: String,
-    /// What it came to.
+    /// What they came to.
     pub can_send_message: Option<String>,
 }
 
-/// The latest look-up of each number before each of these times, where there is one. It costs one probe of
-/// an index for each number and time, however many checks there are.
+/// What the look-ups of each number said in each bin, and what the latest before it did.
 ///
 /// # Errors
 /// The database does not answer.
@@ -257,26 +258,37 @@ pub async fn health_over_time(
     db: &PgPool,
     incident_id: i64,
     numbers: &[&str],
-    times: &[OffsetDateTime],
+    bins: Bins,
 ) -> Result<Vec<HealthAt>, StoreError> {
+    let starts: Vec<OffsetDateTime> = (0..bins.count).map(|bin| bins.start_of(bin)).collect();
+    let ends: Vec<OffsetDateTime> = (1..=bins.count).map(|bin| bins.start_of(bin)).collect();
     let rows = sqlx::query!(
-        r#"select n.phone_number_id as "phone_number_id!", t.position as "position!", c.outcome, c.can_send_message
+        r#"select n.phone_number_id as "phone_number_id!", b.position as "position!", c.is_within as "is_within!",
+                  c.outcome as "outcome!", c.can_send_message
              from unnest($2::text[]) as n(phone_number_id)
-            cross join unnest($3::timestamptz[]) with ordinality as t(at, position)
-            cross join lateral (select outcome, can_send_message
+            cross join unnest($3::timestamptz[], $4::timestamptz[]) with ordinality as b(start, until, position)
+            cross join lateral ((select false as is_within, outcome, can_send_message
+                                   from health_checks
+                                  where incident_id = $1 and phone_number_id = n.phone_number_id
+                                    and checked_at < b.start
+                                  order by checked_at desc
+                                  limit 1)
+                                 union all
+                                select distinct true, outcome, can_send_message
                                   from health_checks
-                                 where incident_id = $1 and phone_number_id = n.phone_number_id and checked_at < t.at
-                                 order by checked_at desc
-                                 limit 1) c"#,
+                                 where incident_id = $1 and phone_number_id = n.phone_number_id
+                                   and checked_at >= b.start and checked_at < b.until) c"#,
         incident_id,
         numbers as &[&str],
-        times,
+        &starts,
+        &ends,
     )
     .fetch_all(db)
     .await?;
     let health = rows.into_iter().map(|row| HealthAt {
         phone_number_id: row.phone_number_id,
-        position: usize::try_from(row.position - 1).expect("ordinality counts from one"),
+        bin: usize::try_from(row.position - 1).expect("ordinality counts from one"),
+        is_within: row.is_within,
         outcome: row.outcome,
         can_send_message: row.can_send_message,
     });

@@ -373,7 +373,7 @@ async fn the_log_is_json_if_asked_for_and_holds_no_secret_and_no_recipient() {
     assert_eq!(post.send().await.unwrap().status(), StatusCode::OK);
     let bad = client().post(&serve.webhook).header(HEADER, sign("not-this-secret", b"x")).body("x");
     assert_eq!(bad.send().await.unwrap().status(), StatusCode::UNAUTHORIZED);
-    serve.logged("may not be looked up");
+    serve.logged("cannot be looked up");
     serve.logged("Is META_APP_SECRET this app's?");
     serve.signal(Signal::TERM);
     serve.wait();

@@ -6,12 +6,15 @@ mod openapi;
 use std::sync::LazyLock;
 
 use axum::Router;
-use axum::body::Bytes;
+use axum::body::{Body, Bytes};
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use futures_util::StreamExt;
+use futures_util::future::ready;
+use futures_util::stream;
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 use utoipa::ToSchema;
@@ -24,10 +27,11 @@ use super::resolve::{resolve_by_hand, whole};
 use crate::lockout::cause::LockoutCause;
 use crate::report::csv::{self, Row};
 use crate::report::{self, IncidentReport, Page, Recipients};
-use crate::store::Pool;
 use crate::store::details::{Delivery, HealthCheck};
 use crate::store::incidents::{Filter, State as IncidentState};
+use crate::store::{Pool, StoreError};
 
+const CSV: &str = "text/csv; charset=utf-8; header=present";
 /// How many a page holds if nothing else is asked for, and at the most.
 const LIMIT: i64 = 50;
 const LONGEST_PAGE: i64 = 200;
@@ -89,10 +93,13 @@ enum Format {
 }
 
 /// What every page takes.
+#[derive(Clone, Copy)]
 struct PageRequest {
     before: Option<i64>,
     limit: i64,
     format: Format,
+    /// Without a limit a CSV has everything: nobody who downloads one looks for a next page.
+    is_whole: bool,
 }
 
 impl PageRequest {
@@ -103,7 +110,9 @@ impl PageRequest {
             text.parse().ok().filter(|n| (1..=LONGEST_PAGE).contains(n)).ok_or("not a number from 1 to 200")
         })?;
         let format = query.word("format", &[("json", Format::Json), ("csv", Format::Csv)])?;
-        Ok(Self { before, limit: limit.unwrap_or(LIMIT), format: format.unwrap_or_else(|| preferred(headers)) })
+        let format = format.unwrap_or_else(|| preferred(headers));
+        let is_whole = format == Format::Csv && limit.is_none() && before.is_none();
+        Ok(Self { before, limit: limit.unwrap_or(if is_whole { LONGEST_PAGE } else { LIMIT }), format, is_whole })
     }
 }
 
@@ -163,6 +172,12 @@ async fn list(
     query.finish()?;
     let filter = Filter { before: request.before, ..filter };
     let page = report::incidents(&db, &filter, request.limit).await?;
+    if request.is_whole {
+        return Ok(whole_table(page, move |before| {
+            let (db, filter) = (db.clone(), Filter { before: Some(before), ..filter.clone() });
+            async move { report::incidents(&db, &filter, LONGEST_PAGE).await.map(Some) }
+        }));
+    }
     Ok(answer(&uri, 'i', &request, page, |data, next_cursor| IncidentList { data, next_cursor }))
 }
 
@@ -224,6 +239,12 @@ async fn deliveries(
     let page = report::deliveries(&db, id, request.before, request.limit, recipients).await?;
     let page = page.ok_or_else(|| Problem::no_incident(id))?;
     tell_revealed(recipients, id);
+    if request.is_whole {
+        return Ok(whole_table(page, move |before| {
+            let db = db.clone();
+            async move { report::deliveries(&db, id, Some(before), LONGEST_PAGE, recipients).await }
+        }));
+    }
     Ok(answer(&uri, 'd', &request, page, |data, next_cursor| DeliveryList { data, next_cursor }))
 }
 
@@ -259,6 +280,12 @@ async fn checks(
     query.finish()?;
     let page = report::checks(&db, id, request.before, request.limit).await?;
     let page = page.ok_or_else(|| Problem::no_incident(id))?;
+    if request.is_whole {
+        return Ok(whole_table(page, move |before| {
+            let db = db.clone();
+            async move { report::checks(&db, id, Some(before), LONGEST_PAGE).await }
+        }));
+    }
     Ok(answer(&uri, 'c', &request, page, |data, next_cursor| HealthCheckList { data, next_cursor }))
 }
 
@@ -328,10 +355,7 @@ fn answer<T: Row, L: Serialize>(
     let next = page.next.map(|id| cursor(list, id));
     let link = next.as_deref().map(|next| next_link(uri, next));
     let mut response = match request.format {
-        Format::Csv => {
-            let kind = [(header::CONTENT_TYPE, "text/csv; charset=utf-8; header=present")];
-            (kind, csv::table(&page.data)).into_response()
-        }
+        Format::Csv => ([(header::CONTENT_TYPE, CSV)], csv::table(&page.data)).into_response(),
         Format::Json => json(&body(page.data, next)),
     };
     if let Some(link) = link.and_then(|link| HeaderValue::try_from(link).ok()) {
@@ -339,6 +363,24 @@ fn answer<T: Row, L: Serialize>(
     }
     response.headers_mut().insert(header::VARY, HeaderValue::from_static("accept"));
     response
+}
+
+/// A whole list as CSV, read page by page while it is sent: little of it is ever in memory. Where the database
+/// goes away meanwhile the answer breaks off, which whoever reads it notices.
+fn whole_table<T, F>(first: Page<T>, next: impl Fn(i64) -> F + Send + 'static) -> Response
+where
+    T: Row + Send + 'static,
+    F: Future<Output = Result<Option<Page<T>>, StoreError>> + Send + 'static,
+{
+    let start = csv::header::<T>() + &csv::lines(&first.data);
+    let rest = stream::try_unfold((first.next, next), async |(before, next)| {
+        let Some(before) = before else { return Ok(None) };
+        let page = next(before).await?;
+        Ok(page.map(|page| (csv::lines(&page.data), (page.next, next))))
+    });
+    let body = stream::once(ready(Ok::<_, StoreError>(start))).chain(rest);
+    let headers = [(header::CONTENT_TYPE, CSV), (header::VARY, "accept")];
+    (headers, Body::from_stream(body)).into_response()
 }
 
 /// The same request with another cursor ([RFC 8288](https://www.rfc-editor.org/rfc/rfc8288)).

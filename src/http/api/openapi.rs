@@ -92,7 +92,7 @@ pub(super) struct OtherProblem(Problem);
 #[into_params(parameter_in = Query)]
 #[allow(dead_code, reason = "the description is made from it")]
 pub(super) struct PageParameters {
-    /// How many at the most; 50 if not given.
+    /// How many at the most; 50 if not given, but everything in a CSV from its start.
     #[param(minimum = 1, maximum = 200)]
     limit: Option<i64>,
     /// Instead of the header Accept.

@@ -148,6 +148,9 @@ fn what_to_do(report: &IncidentReport) -> Markup {
     html! {
         section #steps data-live .todo aria-labelledby="steps-heading" {
             h2 #steps-heading { "What to do now" }
+            @if seems_over(report) {
+                p { strong { "It may be over: " } "Meta's latest checks find every number clear. If the next ones confirm it and nothing fails until then, this incident ends by itself. A test message now tells you sooner." }
+            }
             ol { @for step in &report.next_steps { li { (linked(step)) } } }
             p { (support_home("Open Business Support Home")) " · " a href="#appeal" { "Text for the appeal" } " · " a href="#resolve" { "Mark as resolved" } }
         }
@@ -285,7 +288,7 @@ fn health(health: Health, word: &str) -> Markup {
 
 fn for_the_appeal(asked: &Asked, report: &IncidentReport, deliveries: &[Delivery], now: OffsetDateTime) -> Markup {
     let examples = &deliveries[..deliveries.len().min(usize::try_from(EXAMPLES).unwrap_or_default())];
-    let text = appeal(report, NUMBERS_IN_APPEAL, examples, now);
+    let text = appeal(report, NUMBERS_IN_APPEAL, examples, asked.recipients, now);
     let text = cut(&text, APPEAL);
     html! {
         section #appeal data-live aria-labelledby="appeal-heading" {
@@ -296,19 +299,42 @@ fn for_the_appeal(asked: &Asked, report: &IncidentReport, deliveries: &[Delivery
                 button type="button" .copy data-copy="appeal-text" { "Copy" } " "
                 span role="status" data-copied="appeal-text" {}
                 @if asked.recipients == Recipients::Masked {
-                    " Message IDs contain the recipient's number and are masked. "
-                    a href=(asked.link(asked.deliveries, asked.checks, Recipients::Revealed, "appeal")) { "Show them in full" } " (this is logged)."
+                    " Message IDs are left out, since they contain recipients' numbers. "
+                    a href=(asked.link(asked.deliveries, asked.checks, Recipients::Revealed, "appeal")) { "Add some" } " (this is logged)."
                 }
             }
         }
     }
 }
 
+/// When an incident ends without anybody's help.
+fn ends_by_itself(report: &IncidentReport) -> &'static str {
+    match report.cause() {
+        Some(LockoutCause::Unreported) => {
+            "Meta's health checks show nothing of this lockout, so Lockwatch ends it only after 7 days without a failure."
+        }
+        Some(LockoutCause::LookupDenied | LockoutCause::Pending) => {
+            "Lockwatch cannot see Meta's health checks, and cannot tell when this is over."
+        }
+        _ => "Lockwatch ends this once Meta's health checks have been clear twice, or after 7 days without a failure.",
+    }
+}
+
+/// Whether the latest look at every number found it clear, while the incident still waits to be sure.
+fn seems_over(report: &IncidentReport) -> bool {
+    let is_clear = |NumberReport { latest_check, .. }: &NumberReport| {
+        latest_check
+            .as_ref()
+            .is_some_and(|c| Health::of(&c.outcome, c.can_send_message.as_deref()) == Health::Available)
+    };
+    report.cause().is_some_and(LockoutCause::is_found) && report.affected_numbers.iter().all(is_clear)
+}
+
 fn resolve_form(report: &IncidentReport) -> Markup {
     html! {
         section #resolve aria-labelledby="resolve-heading" {
             h2 #resolve-heading { "Mark as resolved" }
-            p { "Lockwatch resolves an incident by itself once Meta's health checks are clear again, or after 7 quiet days. If you know better, say so:" }
+            p { (ends_by_itself(report)) " If you know better, say so. Should messages go on failing, a new incident opens." }
             form method="post" action={ "/incidents/" (report.incident.id) "/resolve" } {
                 label for="note" { "Note, for those who read it later" }
                 input #note name="note" maxlength=(Note::LONGEST) autocomplete="off" placeholder="Meta granted the review";
@@ -329,7 +355,7 @@ fn checks_list(asked: &Asked, checks: &Page<HealthCheck>, room: usize) -> Markup
             p .pages {
                 @if asked.checks.is_some() { a href=(asked.link(asked.deliveries, None, asked.recipients, "checks")) { "Latest checks" } " " }
                 @if let Some(next) = checks.next { a .older href=(asked.link(asked.deliveries, Some(next), asked.recipients, "checks")) { "Older checks" } " " }
-                a href={ "/api/v1/incidents/" (asked.id) "/checks?format=csv" } download { "CSV" }
+                a href={ "/api/v1/incidents/" (asked.id) "/checks?format=csv" } download { "All as CSV" }
             }
         }
     }
@@ -355,7 +381,9 @@ fn check_details(check: &HealthCheck, room: &mut usize) -> Markup {
 
 fn deliveries_list(asked: &Asked, deliveries: &Page<Delivery>) -> Markup {
     let is_masked = asked.recipients == Recipients::Masked;
-    let csv = format!("/api/v1/incidents/{}/deliveries?format=csv", asked.id);
+    let reveal = if is_masked { "" } else { "&reveal=recipients" };
+    let csv = format!("/api/v1/incidents/{}/deliveries?format=csv{reveal}", asked.id);
+    let has_references = deliveries.data.iter().any(|delivery| delivery.callback_data.is_some());
     html! {
         section #deliveries data-live[asked.deliveries.is_none()] aria-labelledby="deliveries-heading" {
             h2 #deliveries-heading { "Failed deliveries" }
@@ -376,21 +404,23 @@ fn deliveries_list(asked: &Asked, deliveries: &Page<Delivery>) -> Markup {
                         thead { tr {
                             th scope="col" { "Failed at" } th scope="col" { "Recipient" } th scope="col" { "Number ID" }
                             th scope="col" { "Error" } th scope="col" { "Message ID" }
+                            @if has_references { th scope="col" { "Your reference" } }
                         } }
-                        tbody { @for delivery in &deliveries.data { (delivery_row(delivery)) } }
+                        tbody { @for delivery in &deliveries.data { (delivery_row(delivery, has_references)) } }
                     }
                 }
             }
             p .pages {
                 @if asked.deliveries.is_some() { a href=(asked.link(None, asked.checks, asked.recipients, "deliveries")) { "Latest deliveries" } " " }
                 @if let Some(next) = deliveries.next { a .older href=(asked.link(Some(next), asked.checks, asked.recipients, "deliveries")) { "Older deliveries" } " " }
-                a href=(csv) download { "CSV" }
+                a href=(csv) download { (if is_masked { "All as CSV, masked" } else { "All as CSV, with recipients (logged)" }) }
             }
         }
     }
 }
 
-fn delivery_row(delivery: &Delivery) -> Markup {
+/// Your reference is what the business sent along (`biz_opaque_callback_data`).
+fn delivery_row(delivery: &Delivery, has_references: bool) -> Markup {
     let Delivery { error_title, error_message, error_details, .. } = delivery;
     let said = error_details.as_ref().or(error_message.as_ref()).or(error_title.as_ref());
     html! {
@@ -403,6 +433,7 @@ fn delivery_row(delivery: &Delivery) -> Markup {
             td { (received(&delivery.phone_number_id, 64)) }
             td { (delivery.error_code) @if let Some(said) = said { " " (received(said, 120)) } }
             td { code { (received(&delivery.message_id, 120)) } }
+            @if has_references { td { (received(delivery.callback_data.as_deref().unwrap_or_default(), 120)) } }
         }
     }
 }

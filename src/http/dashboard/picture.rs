@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 
 use super::cut;
 use crate::report::IncidentReport;
-use crate::report::text::{count, duration, grouped, moment, printable, short_moment};
+use crate::report::text::{count, duration, ended, grouped, moment, printable, short_moment};
 use crate::report::timeline::{Health, Lane, Timeline};
 
 const MARKER: u32 = 18;
@@ -123,8 +123,7 @@ fn markers(report: &IncidentReport) -> Vec<Marker> {
         markers.push(Marker { at, text: format!("cause recorded {}", short_moment(at)), class: "caused" });
     }
     if let Some(at) = incident.resolved_at {
-        let how = incident.resolution.as_deref().unwrap_or_default();
-        markers.push(Marker { at, text: format!("resolved ({how}) {}", short_moment(at)), class: "resolved" });
+        markers.push(Marker { at, text: format!("{} {}", ended(incident), short_moment(at)), class: "resolved" });
     }
     markers
 }
@@ -136,7 +135,7 @@ fn bars(timeline: &Timeline, top: u32, is_scale_right: bool, has_titles: bool) -
     let (x, anchor) = if is_scale_right { ("100%", "end") } else { ("0", "start") };
     html! {
         line .grid x1="0" x2="100%" y1=(top) y2=(top) {}
-        text .most x=(x) y=(top - 3) text-anchor=(anchor) { (failed(most)) " per " (duration(timeline.bins.width)) }
+        text .most x=(x) y=(top - 3) text-anchor=(anchor) { "highest bar: " (failed(most)) " in " (duration(timeline.bins.width)) }
         @for (bin, n) in timeline.failures.iter().enumerate().filter(|(_, n)| **n > 0) {
             @let height = bar_height(*n, most, BARS);
             rect .bar x={ (two(bin as f64 * wide)) "%" } y=(top + BARS - height) width={ (two(wide * 0.86)) "%" } height=(height) {
@@ -168,19 +167,20 @@ fn ticks(timeline: &Timeline) -> Vec<(f64, &'static str, &'static str, String)> 
 fn lane_of(timeline: &Timeline, lane: &Lane, top: u32, has_titles: bool) -> Markup {
     let wide = 100.0 / timeline.bins.count as f64;
     let name = name(lane);
-    let latest = lane.health.iter().rev().flatten().next().copied();
+    // What comes after now nobody knows.
+    let end = timeline.position(timeline.until) * 100.0;
     html! {
         text .lane x="0" y=(top + 12) {
-            (name) ": " tspan .word { (latest.map_or("not looked up yet", Health::word)) }
+            (name) ": " tspan .word { (lane.latest.map_or("not looked up yet", Health::word)) }
         }
         rect .track x="0" y=(top + NAME) width="100%" height="16" {}
         @for health in Health::ALL.into_iter().filter(|health| lane.health.contains(&Some(*health))) {
             @let (offset, high) = shape(health);
             g .(class(health)) {
                 @for (bin, length, _) in lane.stretches().into_iter().filter(|(_, _, other)| *other == health) {
-                    rect x={ (two(bin as f64 * wide)) "%" } y=(top + NAME + offset) width={ (two(length as f64 * wide)) "%" } height=(high) {
+                    rect x={ (two(bin as f64 * wide)) "%" } y=(top + NAME + offset) width={ (two((length as f64 * wide).min(end - bin as f64 * wide))) "%" } height=(high) {
                         @if has_titles {
-                            title { (name) ": " (health.word()) " from " (moment(timeline.bins.start_of(bin))) " to " (moment(timeline.bins.start_of(bin + length).min(timeline.until))) }
+                            title { (name) ": " (health.word()) " from about " (moment(timeline.bins.start_of(bin))) " to " (moment(timeline.bins.start_of(bin + length).min(timeline.until))) }
                         }
                     }
                 }
@@ -273,7 +273,7 @@ fn in_words(report: &IncidentReport, timeline: &Timeline) -> String {
         let stretches = lane.stretches();
         let stretches: Vec<String> = stretches[stretches.len().saturating_sub(TOLD)..]
             .iter()
-            .map(|(bin, _, health)| format!("{} from {}", health.word(), moment(timeline.bins.start_of(*bin))))
+            .map(|(bin, _, health)| format!("{} from about {}", health.word(), moment(timeline.bins.start_of(*bin))))
             .collect();
         let stretches = if stretches.is_empty() { "not looked up yet".to_owned() } else { stretches.join(", then ") };
         text = format!("{text} {}: {stretches}.", name(lane));
