@@ -112,6 +112,7 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Inner {
     scripts: HashMap<String, Vec<Scenario>>,
+    accounts: HashMap<String, String>,
     requests: Vec<Request>,
     under_way: HashMap<String, usize>,
     most_under_way: usize,
@@ -151,6 +152,11 @@ impl Simulator {
         self.shared.state().scripts.insert(node_id.to_owned(), scenarios);
     }
 
+    /// From now on a node's answers name this account. Without it they name one of Meta's examples.
+    pub fn belongs_to(&self, node_id: &str, waba_id: &str) {
+        self.shared.state().accounts.insert(node_id.to_owned(), waba_id.to_owned());
+    }
+
     /// The requests so far, in order of arrival.
     #[must_use]
     pub fn requests(&self) -> Vec<Request> {
@@ -182,17 +188,19 @@ async fn answer(
     Query(query): Query<HashMap<String, String>>,
     headers: HeaderMap,
 ) -> Response {
-    let scenario = {
+    let (scenario, node) = {
         let mut state = shared.state();
         state.requests.push(Request { node_id: node_id.clone(), at: Instant::now() });
         let under_way = state.under_way.entry(node_id.clone()).or_default();
         *under_way += 1;
         state.most_under_way = state.most_under_way.max(state.under_way[&node_id]);
-        match state.scripts.get_mut(&node_id) {
+        let waba_id = state.accounts.get(&node_id).cloned().unwrap_or_else(|| "102290129340398".to_owned());
+        let scenario = match state.scripts.get_mut(&node_id) {
             Some(script) if script.len() > 1 => script.pop(),
             Some(script) => script.last().cloned(),
             None => None,
-        }
+        };
+        (scenario, Node { id: node_id.clone(), waba_id })
     };
     let under_way = UnderWay { shared: Arc::clone(&shared), node_id: node_id.clone() };
     let token = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
@@ -204,7 +212,7 @@ async fn answer(
     } else if query.get("fields").map(String::as_str) != Some("health_status") {
         json!({"id": node_id}).to_string().into_response()
     } else {
-        play(scenario.unwrap_or(Scenario::UnknownNode), &node_id, &shared.access_token).await
+        play(scenario.unwrap_or(Scenario::UnknownNode), &node, &shared.access_token).await
     };
     drop(under_way);
     response
@@ -224,15 +232,21 @@ impl Drop for UnderWay {
     }
 }
 
-async fn play(mut scenario: Scenario, node_id: &str, token: &str) -> Response {
+/// What is looked up, and the account it belongs to.
+struct Node {
+    id: String,
+    waba_id: String,
+}
+
+async fn play(mut scenario: Scenario, node: &Node, token: &str) -> Response {
     while let Scenario::Slow(pause, then) = scenario {
         sleep(pause).await;
         scenario = *then;
     }
     match scenario {
-        Scenario::Available => health(node_id, "AVAILABLE", &[]),
+        Scenario::Available => health(node, "AVAILABLE", &[]),
         Scenario::Payment => health(
-            node_id,
+            node,
             "BLOCKED",
             &[(
                 "WABA",
@@ -243,7 +257,7 @@ async fn play(mut scenario: Scenario, node_id: &str, token: &str) -> Response {
             )],
         ),
         Scenario::Policy => health(
-            node_id,
+            node,
             "BLOCKED",
             &[(
                 "BUSINESS",
@@ -253,7 +267,7 @@ async fn play(mut scenario: Scenario, node_id: &str, token: &str) -> Response {
             )],
         ),
         Scenario::Unverified => health(
-            node_id,
+            node,
             "LIMITED",
             &[(
                 "BUSINESS",
@@ -264,7 +278,7 @@ async fn play(mut scenario: Scenario, node_id: &str, token: &str) -> Response {
             )],
         ),
         Scenario::DisplayName => health(
-            node_id,
+            node,
             "LIMITED",
             &[(
                 "PHONE_NUMBER",
@@ -279,7 +293,7 @@ async fn play(mut scenario: Scenario, node_id: &str, token: &str) -> Response {
                     "possible_solution": "Configure SIP using {PHONE_NUMBER_ID}/settings API"}]})
             };
             health(
-                node_id,
+                node,
                 "BLOCKED",
                 &[
                     (
@@ -290,7 +304,7 @@ async fn play(mut scenario: Scenario, node_id: &str, token: &str) -> Response {
                 ],
             )
         }
-        Scenario::NoHealth => json!({"id": node_id}).to_string().into_response(),
+        Scenario::NoHealth => json!({"id": node.id}).to_string().into_response(),
         Scenario::Throttled(minutes) => {
             let usage = json!({"102290129340398": [{"type": "whatsapp", "call_count": 100, "total_cputime": 25,
                 "total_time": 25, "estimated_time_to_regain_access": minutes}]});
@@ -306,7 +320,8 @@ async fn play(mut scenario: Scenario, node_id: &str, token: &str) -> Response {
             400,
             100,
             &format!(
-                "Unsupported get request. Object with ID '{node_id}' does not exist, cannot be loaded due to missing permissions, or does not support this operation."
+                "Unsupported get request. Object with ID '{}' does not exist, cannot be loaded due to missing permissions, or does not support this operation.",
+                node.id
             ),
         ),
         Scenario::ServerError => error(500, 2, "An unexpected error has occurred. Please retry your request later."),
@@ -336,10 +351,10 @@ async fn play(mut scenario: Scenario, node_id: &str, token: &str) -> Response {
 }
 
 /// An answer with the usual four entities, of which some say more than AVAILABLE.
-fn health(node_id: &str, root: &str, said: &[(&str, Value)]) -> Response {
+fn health(node: &Node, root: &str, said: &[(&str, Value)]) -> Response {
     let ids = [
-        ("PHONE_NUMBER", node_id),
-        ("WABA", "102290129340398"),
+        ("PHONE_NUMBER", node.id.as_str()),
+        ("WABA", &node.waba_id),
         ("BUSINESS", "506914307656634"),
         ("APP", "634974688087057"),
     ];
@@ -352,7 +367,7 @@ fn health(node_id: &str, root: &str, said: &[(&str, Value)]) -> Response {
         }
         entity
     });
-    let body = json!({"health_status": {"can_send_message": root, "entities": entities}, "id": node_id});
+    let body = json!({"health_status": {"can_send_message": root, "entities": entities}, "id": node.id});
     ([(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response()
 }
 

@@ -153,6 +153,7 @@ impl Demo {
         for account in accounts() {
             for (number, _) in account.numbers {
                 self.simulator.script(number, [account.meta_says.clone()]);
+                self.simulator.belongs_to(number, account.waba_id);
             }
         }
         let mut watch = Watch::default();

@@ -131,10 +131,11 @@ pub(super) fn checks(checks: &[HealthCheck]) -> String {
 }
 
 pub(super) fn captures(captures: &[Summary]) -> String {
+    let is_wide = width() >= WIDE;
     let rows = captures.iter().map(|capture| {
         vec![
             capture.id.to_string(),
-            moment(capture.received_at),
+            if is_wide { moment(capture.received_at) } else { short_moment(capture.received_at) },
             capture.waba_id.clone(),
             capture.body_bytes.to_string(),
             capture.times_received.to_string(),
@@ -142,7 +143,8 @@ pub(super) fn captures(captures: &[Summary]) -> String {
             if capture.quarantined { "yes".to_owned() } else { String::new() },
         ]
     });
-    let header = ["ID", "RECEIVED", "ACCOUNT", "BYTES", "TIMES", "FAILURES", "QUARANTINED"];
+    let received = if is_wide { "RECEIVED" } else { "RECEIVED (UTC)" };
+    let header = ["ID", received, "ACCOUNT", "BYTES", "TIMES", "FAILURES", "QUARANTINED"];
     table(&header, &[0, 3, 4, 5], rows)
 }
 

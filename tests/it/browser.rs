@@ -159,7 +159,7 @@ async fn an_incident_tells_when_what_happened_and_why_we_say_so() {
     assert_has(&why, &["payment", "WABA", "BLOCKED", "141006", "We say so because of health check", "AVAILABLE"]);
     assert_has(&browser.text("#numbers").await, &[NUMBER, OTHER_NUMBER, "BLOCKED", "24", "3"]);
     let appeal = browser.evaluate("document.getElementById('appeal-text').value").await;
-    assert_has(appeal.as_str().unwrap(), &[WABA, NUMBER, "24 messages failed", "131031", "Example message ID: wamid."]);
+    assert_has(appeal.as_str().unwrap(), &[WABA, NUMBER, "24 messages failed", "131031", "[fill in]"]);
 
     let checks = browser.count("#checks details").await;
     assert!(checks >= 4, "{checks}");
@@ -208,6 +208,8 @@ async fn deliveries_come_in_pages_and_recipients_in_full_only_on_request() {
     assert_eq!(rows().await.len(), 5, "the same page");
     assert_has(&browser.text("#deliveries").await, &["that was logged", "16505551234", "wamid.HBgLMTY1MDU1NTEyMzQ"]);
     assert_has(&browser.text("#asof").await, &["not refreshed"]);
+    let appeal = browser.evaluate("document.getElementById('appeal-text').value").await;
+    assert_has(appeal.as_str().unwrap(), &["Example message ID: wamid.HBgLMTY1MDU1NTEyMzQ"]);
     browser.follow("#deliveries p a").await;
     assert!(!browser.text("body").await.contains("16505551234"));
     assert_no_complaint(&browser).await;
