@@ -10,8 +10,6 @@ use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
-use base64::Engine;
-use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use lockwatch::embedded::Embedded;
 use lockwatch::store::Database;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection};
@@ -90,7 +88,7 @@ async fn seed(db: &mut PgConnection) -> Result<(), Box<dyn Error>> {
 
 /// Every kind of page, with a name for each.
 async fn pages(db: &mut PgConnection) -> sqlx::Result<Vec<(String, String)>> {
-    let cursor = |list: char, id: i64| BASE64_URL_SAFE_NO_PAD.encode(format!("{list}{id}"));
+    let cursor = |list: char, id: i64| format!("{list}{id:016x}");
     let (large, waba_id): (i64, String) =
         sqlx::query_as("select id, waba_id from incidents order by failure_count desc limit 1")
             .fetch_one(&mut *db)

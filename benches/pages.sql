@@ -52,14 +52,6 @@ select i.id, i.waba_id, (106540352000000 + i.a * 1000 + n % i.numbers)::text,
           join incident i using (id)) i
  order by at;
 
-insert into failures_by_minute (incident_id, waba_id, minute, failure_count)
-select incident_id, waba_id, date_bin('1 minute', failed_at, 'epoch') as minute, count(*)
-  from failed_deliveries group by 1, 2, 3 order by minute;
-
-insert into failures_by_hour (incident_id, waba_id, hour, failure_count)
-select incident_id, waba_id, date_bin('1 hour', minute, 'epoch') as hour, sum(failure_count)
-  from failures_by_minute group by 1, 2, 3 order by hour;
-
 insert into affected_numbers (incident_id, waba_id, phone_number_id, display_phone_number, first_failure_at,
                               last_failure_at, failure_count, check_due_at, check_answers)
 select d.incident_id, d.waba_id, d.phone_number_id, '+1 ' || right(d.phone_number_id, 10), min(d.failed_at),

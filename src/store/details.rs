@@ -250,7 +250,8 @@ pub struct HealthAt {
     pub can_send_message: Option<String>,
 }
 
-/// What the look-ups of each number said in each bin, and what the latest before it did.
+/// What the last few look-ups of each number said in each bin, and what the latest before it did: so many
+/// rows at the most, however many look-ups there were.
 ///
 /// # Errors
 /// The database does not answer.
@@ -275,9 +276,12 @@ pub async fn health_over_time(
                                   limit 1)
                                  union all
                                 select distinct true, outcome, can_send_message
-                                  from health_checks
-                                 where incident_id = $1 and phone_number_id = n.phone_number_id
-                                   and checked_at >= b.start and checked_at < b.until) c"#,
+                                  from (select outcome, can_send_message
+                                          from health_checks
+                                         where incident_id = $1 and phone_number_id = n.phone_number_id
+                                           and checked_at >= b.start and checked_at < b.until
+                                         order by checked_at desc
+                                         limit 6) latest) c"#,
         incident_id,
         numbers as &[&str],
         &starts,
