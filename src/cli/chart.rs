@@ -16,16 +16,17 @@ pub(super) fn columns(width: usize) -> usize {
 /// Failures as bars, then when what happened, then a lane for each number.
 pub(super) fn timeline(incident: &Incident, timeline: &Timeline) -> String {
     let mut lines = vec![row("failures", &bars(&timeline.failures)), row("", &events(incident, timeline))];
-    lines.extend(timeline.lanes.iter().map(|lane| {
-        let name = lane.display_phone_number.as_deref().unwrap_or(&lane.phone_number_id);
-        row(name, &lane.health.iter().map(|health| cell(*health)).collect::<String>())
-    }));
+    lines.extend(
+        timeline
+            .lanes
+            .iter()
+            .map(|lane| row(lane.name(), &lane.health.iter().map(|health| cell(*health)).collect::<String>())),
+    );
     if timeline.more > 0 {
         lines.push(row("", &count(timeline.more, "more number", "more numbers")));
     }
     let each = duration(timeline.bins.width);
-    let most = timeline.failures.iter().max().copied().unwrap_or_default();
-    let most = count(i64::try_from(most).unwrap_or(i64::MAX), "failure", "failures");
+    let most = count(i64::try_from(timeline.most_failures()).unwrap_or(i64::MAX), "failure", "failures");
     lines.push(hanging(
         "  ",
         "  ",
@@ -39,8 +40,7 @@ pub(super) fn timeline(incident: &Incident, timeline: &Timeline) -> String {
     if incident.resolved_at.is_some() {
         legend.push_str(", r resolved");
     }
-    let seen = |health: &Health| timeline.lanes.iter().any(|lane| lane.health.contains(&Some(*health)));
-    for health in Health::ALL.into_iter().filter(seen) {
+    for health in timeline.healths() {
         legend = format!("{legend}, {} {}", cell_text(health), health.word());
     }
     lines.push(format!("{DIM}{}{DIM:#}", hanging("  ", "  ", &legend)));

@@ -107,7 +107,7 @@ pub(super) fn incident(report: &IncidentReport) -> String {
 pub(super) fn numbers(report: &IncidentReport, at_most: usize) -> String {
     let is_wide = width() >= WIDE;
     let rows = report.affected_numbers.iter().take(at_most).map(|NumberReport { number, latest_check }| {
-        let health = latest_check.as_ref().map(|c| Health::of(&c.outcome, c.can_send_message.as_deref()).word());
+        let health = latest_check.as_ref().map(|check| Health::of_check(check).word());
         let mut row = vec![number.phone_number_id.clone(), number.display_phone_number.clone().unwrap_or_default()];
         row.extend(is_wide.then(|| moment(number.first_failure_at)));
         row.push(if is_wide { moment(number.last_failure_at) } else { short_moment(number.last_failure_at) });

@@ -6,7 +6,7 @@ use time::{Duration, OffsetDateTime};
 
 use super::IncidentReport;
 use crate::meta::health::CanSend;
-use crate::store::details::{self, Bins};
+use crate::store::details::{self, Bins, HealthCheck};
 use crate::store::incidents::Incident;
 use crate::store::{Pool, StoreError, bounded};
 
@@ -55,6 +55,12 @@ impl Health {
         }
     }
 
+    /// What one look-up says.
+    #[must_use]
+    pub fn of_check(check: &HealthCheck) -> Self {
+        Self::of(&check.outcome, check.can_send_message.as_deref())
+    }
+
     /// In a word: Meta's own, where it is Meta's verdict.
     #[must_use]
     pub fn word(self) -> &'static str {
@@ -99,6 +105,12 @@ pub struct Lane {
 }
 
 impl Lane {
+    /// The number as people know it.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.display_phone_number.as_deref().unwrap_or(&self.phone_number_id)
+    }
+
     /// Stretches of the same health: first bin, number of bins, health.
     #[must_use]
     pub fn stretches(&self) -> Vec<(usize, usize, Health)> {
@@ -117,6 +129,17 @@ impl Lane {
 }
 
 impl Timeline {
+    /// The failures of the highest bar.
+    #[must_use]
+    pub fn most_failures(&self) -> u64 {
+        self.failures.iter().max().copied().unwrap_or_default()
+    }
+
+    /// What the lanes show, the worst last.
+    pub fn healths(&self) -> impl Iterator<Item = Health> {
+        Health::ALL.into_iter().filter(|health| self.lanes.iter().any(|lane| lane.health.contains(&Some(*health))))
+    }
+
     /// Where a moment lies, from 0 at the start to 1 at the end.
     #[must_use]
     pub fn position(&self, at: OffsetDateTime) -> f64 {
@@ -151,7 +174,7 @@ pub async fn timeline(
         .map(|number| Lane {
             phone_number_id: number.number.phone_number_id.clone(),
             display_phone_number: number.number.display_phone_number.clone(),
-            latest: number.latest_check.as_ref().map(|c| Health::of(&c.outcome, c.can_send_message.as_deref())),
+            latest: number.latest_check.as_ref().map(Health::of_check),
             health: vec![None; bins.count],
         })
         .collect();

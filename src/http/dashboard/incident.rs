@@ -273,7 +273,7 @@ fn next_look(due_at: Option<OffsetDateTime>, now: OffsetDateTime) -> Markup {
 }
 
 fn check_health(check: &HealthCheck) -> Markup {
-    let health_of = Health::of(&check.outcome, check.can_send_message.as_deref());
+    let health_of = Health::of_check(check);
     let word = match health_of {
         Health::Other => check.can_send_message.as_deref().unwrap_or("no verdict"),
         known => known.word(),
@@ -323,9 +323,7 @@ fn ends_by_itself(report: &IncidentReport) -> &'static str {
 /// Whether the latest look at every number found it clear, while the incident still waits to be sure.
 fn seems_over(report: &IncidentReport) -> bool {
     let is_clear = |NumberReport { latest_check, .. }: &NumberReport| {
-        latest_check
-            .as_ref()
-            .is_some_and(|c| Health::of(&c.outcome, c.can_send_message.as_deref()) == Health::Available)
+        latest_check.as_ref().is_some_and(|check| Health::of_check(check) == Health::Available)
     };
     report.cause().is_some_and(LockoutCause::is_found) && report.affected_numbers.iter().all(is_clear)
 }

@@ -130,7 +130,7 @@ fn markers(report: &IncidentReport) -> Vec<Marker> {
 
 /// The scale stands where the markers' words do not.
 fn bars(timeline: &Timeline, top: u32, is_scale_right: bool, has_titles: bool) -> Markup {
-    let most = timeline.failures.iter().max().copied().unwrap_or_default();
+    let most = timeline.most_failures();
     let wide = 100.0 / timeline.bins.count as f64;
     let (x, anchor) = if is_scale_right { ("100%", "end") } else { ("0", "start") };
     html! {
@@ -191,7 +191,7 @@ fn lane_of(timeline: &Timeline, lane: &Lane, top: u32, has_titles: bool) -> Mark
 
 /// What fits beside a word on a small screen; numbers and ids of Meta's do.
 fn name(lane: &Lane) -> String {
-    printable(&cut(lane.display_phone_number.as_deref().unwrap_or(&lane.phone_number_id), 20))
+    printable(&cut(lane.name(), 20))
 }
 
 /// The worse, the higher.
@@ -230,10 +230,9 @@ fn patterns() -> Markup {
 
 /// What is in the picture, with the same shapes; nothing that is not.
 fn legend(timeline: &Timeline) -> Markup {
-    let seen = |health: &Health| timeline.lanes.iter().any(|lane| lane.health.contains(&Some(*health)));
     html! {
         span .key { svg .swatch width="14" height="16" aria-hidden="true" { rect .bar width="14" height="16" {} } "failures" }
-        @for health in Health::ALL.into_iter().filter(seen) {
+        @for health in timeline.healths() {
             @let (offset, high) = shape(health);
             span .key {
                 svg .swatch width="22" height="16" aria-hidden="true" {
@@ -266,7 +265,7 @@ fn in_words(report: &IncidentReport, timeline: &Timeline) -> String {
         grouped(incident.failure_count),
         moment(incident.opened_at),
         moment(incident.last_failure_at),
-        grouped(i64::try_from(timeline.failures.iter().max().copied().unwrap_or_default()).unwrap_or(i64::MAX)),
+        grouped(i64::try_from(timeline.most_failures()).unwrap_or(i64::MAX)),
         duration(timeline.bins.width),
     );
     for lane in &timeline.lanes {
