@@ -5,12 +5,36 @@ use std::time::Duration;
 use time::OffsetDateTime;
 
 /// One incident of an account, as far as [`belongs_to`] needs to know it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Span {
     /// The incident.
     pub id: i64,
     /// When it was resolved; `None` while it is open.
     pub resolved_at: Option<OffsetDateTime>,
+}
+
+/// What is known of an account's incidents: all that failures since some time may belong to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct History {
+    /// Of what failed before this, nothing can be said.
+    pub since: OffsetDateTime,
+    /// The open incident, and those that were resolved later than `since`.
+    pub spans: Vec<Span>,
+}
+
+impl History {
+    /// The incident a failure [belongs to](belongs_to), as far as can be said.
+    #[must_use]
+    pub fn incident_of(&self, failed_at: OffsetDateTime) -> Option<Span> {
+        let id = belongs_to(failed_at, &self.spans).filter(|_| failed_at >= self.since)?;
+        self.spans.iter().find(|incident| incident.id == id).copied()
+    }
+
+    /// The open incident.
+    #[must_use]
+    pub fn open(&self) -> Option<i64> {
+        self.spans.iter().find(|incident| incident.resolved_at.is_none()).map(|incident| incident.id)
+    }
 }
 
 /// The incident a failure belongs to; `None` where it opens a new one.

@@ -16,6 +16,7 @@ use std::io;
 use std::str::FromStr;
 use std::time::Duration;
 
+use self::record::Histories;
 pub use sqlx::PgPool as Pool;
 use sqlx::postgres::types::PgInterval;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
@@ -134,8 +135,17 @@ impl Database {
     /// # Errors
     /// Where no connection comes about; the caller bounds the time.
     pub async fn connect_recorder(&self) -> Result<RecorderConnection, StoreError> {
-        let options = self.options("lockwatch recorder", Duration::from_secs(2), Duration::from_secs(1));
-        Ok(RecorderConnection(options.connect().await?, Instant::now()))
+        let options = self.options("lockwatch recorder", Duration::from_secs(2), Duration::from_secs(1)).options([
+            // Its statements are planned once: planning takes longer than a small batch. What is planned while
+            // tables are empty must also be right when they no longer are, so all is found by index.
+            ("plan_cache_mode", "force_generic_plan"),
+            ("enable_seqscan", "off"),
+            ("jit", "off"),
+            // What is read behind a lock is what the holder before left.
+            ("default_transaction_isolation", "read committed"),
+        ]);
+        let connection = options.connect().await?;
+        Ok(RecorderConnection { connection, used: Instant::now(), histories: Histories::default() })
     }
 
     /// The pool for everything else. It connects when it is first used.
@@ -203,7 +213,11 @@ impl Database {
 
 /// The recorder's connection: never pooled, and closed by dropping it wherever its state is in doubt.
 #[derive(Debug)]
-pub struct RecorderConnection(PgConnection, Instant);
+pub struct RecorderConnection {
+    connection: PgConnection,
+    used: Instant,
+    histories: Histories,
+}
 
 impl RecorderConnection {
     /// The same connection, or a new one where it has been idle and does not answer: a database that
@@ -213,9 +227,9 @@ impl RecorderConnection {
     /// Where no new connection comes about.
     pub async fn refreshed(mut self, database: &Database) -> Result<Self, StoreError> {
         const IDLE: Duration = Duration::from_secs(1);
-        let idle = self.1.elapsed() > IDLE;
-        self.1 = Instant::now();
-        if !idle || matches!(timeout(PING, self.0.ping()).await, Ok(Ok(()))) {
+        let idle = self.used.elapsed() > IDLE;
+        self.used = Instant::now();
+        if !idle || matches!(timeout(PING, self.connection.ping()).await, Ok(Ok(()))) {
             return Ok(self);
         }
         database.connect_recorder().await

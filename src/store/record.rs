@@ -4,14 +4,17 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use sha2::{Digest, Sha256};
 use sqlx::{Connection, PgConnection};
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 
 use super::captures::{Captures, NewCapture, Sighting, UNKNOWN_ACCOUNT};
 use super::{RecorderConnection, StoreError};
-use crate::lockout::incident::{Span, belongs_to};
+use crate::lockout::incident::{History, Span};
 use crate::meta::callback::Unreadable;
 use crate::meta::failure::{ACCOUNT_LOCKED, FailedDelivery};
-use crate::meta::ids::{Text, WabaId};
+use crate::meta::ids::{PhoneNumberId, Text, WabaId};
+
+/// Meta sends a callback again for this long: how far back it is worth knowing an account's incidents.
+const REDELIVERED: Duration = Duration::days(7);
 
 /// What a transaction wrote.
 #[derive(Debug, Default)]
@@ -51,6 +54,9 @@ pub struct Item<'b> {
 /// Records failures in one transaction, with the captures of their callbacks: each failure is there once,
 /// counted in its incident, when this returns.
 ///
+/// Where it is known which incidents are open, one statement does it all, provided that they still are.
+/// Otherwise the accounts are locked first, and what to write is decided behind that lock.
+///
 /// # Errors
 /// Nothing is recorded. [`StoreError::BadData`] means that one of these failures is to blame.
 pub async fn failures(
@@ -58,96 +64,158 @@ pub async fn failures(
     items: &[Item<'_>],
     captures: &mut Captures<'_>,
 ) -> Result<Recorded, StoreError> {
-    let db = &mut connection.0;
-    let accounts: BTreeSet<&WabaId> = items.iter().map(|item| &item.failure.waba_id).collect();
-    let accounts: Vec<String> = accounts.into_iter().map(ToString::to_string).collect();
+    let RecorderConnection { connection: db, histories, .. } = connection;
     let wanted: BTreeSet<&[u8; 32]> = items.iter().filter_map(|item| Some(&item.capture?.digest)).collect();
     let sightings = captures.take(|digest| wanted.contains(digest));
-    loop {
-        let mut transaction = db.begin().await?;
-        let locked =
-            sqlx::query!("select waba_id from accounts where waba_id = any($1) order by waba_id for update", &accounts)
-                .fetch_all(&mut *transaction)
-                .await?;
-        if locked.len() == accounts.len() {
-            let mut recorded = write(&mut transaction, items, &sightings).await?;
-            transaction.commit().await?;
-            captures.kept(&sightings);
-            recorded.repeated = (items.len() as u64).saturating_sub(recorded.new);
-            return Ok(recorded);
-        }
-        // New accounts come into being outside the transaction: created inside, they would be locked out
-        // of order, and two replicas could wait for each other.
-        transaction.rollback().await?;
-        sqlx::query!(
-            "insert into accounts (waba_id) select unnest($1::text[]) order by 1 on conflict do nothing",
-            &accounts
-        )
-        .execute(&mut *db)
-        .await?;
-    }
-}
-
-/// Writes failures of accounts that are locked.
-async fn write(db: &mut PgConnection, items: &[Item<'_>], captures: &[Sighting<'_>]) -> Result<Recorded, StoreError> {
-    let failures: Vec<&FailedDelivery> = items.iter().map(|item| item.failure).collect();
-    let history = history(db, &failures).await?;
-    let incident_of = |failure: &FailedDelivery, opened: &BTreeMap<&WabaId, i64>| {
-        let known = history.get(&failure.waba_id).map_or(&[][..], Vec::as_slice);
-        belongs_to(failure.failed_at, known).or_else(|| opened.get(&failure.waba_id).copied())
+    let mut recorded = match histories.write(db, items, &sightings).await? {
+        Some(recorded) => recorded,
+        None => histories.learn_and_write(db, items, &sightings).await?,
     };
-
-    let homeless: Vec<_> = failures.iter().copied().filter(|f| incident_of(f, &BTreeMap::new()).is_none()).collect();
-    let opened = if homeless.is_empty() { BTreeMap::new() } else { open(db, &homeless).await? };
-    let placed: Vec<Placed<'_>> = items
-        .iter()
-        .filter_map(|item| Some(Placed { incident_id: incident_of(item.failure, &opened)?, item }))
-        .collect();
-    let mut recorded = insert(db, &placed, captures).await?;
-    recorded.opened = opened.into_iter().map(|(waba_id, id)| (id, waba_id.clone())).collect();
+    captures.kept(&sightings);
+    recorded.repeated = (items.len() as u64).saturating_sub(recorded.new);
     Ok(recorded)
 }
 
-/// The incidents that these failures may belong to, by account.
-async fn history(
-    db: &mut PgConnection,
-    failures: &[&FailedDelivery],
-) -> Result<BTreeMap<WabaId, Vec<Span>>, StoreError> {
-    let mut earliest: BTreeMap<&WabaId, OffsetDateTime> = BTreeMap::new();
-    for failure in failures {
-        let at = earliest.entry(&failure.waba_id).or_insert(failure.failed_at);
-        *at = failure.failed_at.min(*at);
+/// What a connection has seen of the incidents of accounts that have an open one. It may be out of date:
+/// an account's history is what it was for as long as the same incident is open, and that is looked at
+/// again behind the account's lock.
+#[derive(Debug, Default)]
+pub(super) struct Histories(BTreeMap<WabaId, History>);
+
+impl Histories {
+    /// Accounts that are remembered; where there are more, all are asked for again.
+    const MOST: usize = 10_000;
+
+    /// Writes in one statement what belongs to incidents that are known; `None` where something is not
+    /// known, or no longer so. Then nothing is written.
+    async fn write(
+        &mut self,
+        db: &mut PgConnection,
+        items: &[Item<'_>],
+        captures: &[Sighting<'_>],
+    ) -> Result<Option<Recorded>, StoreError> {
+        let of = |failure: &FailedDelivery| self.0.get(&failure.waba_id)?.incident_of(failure.failed_at);
+        let placed: Option<Vec<_>> =
+            items.iter().map(|item| Some(Placed { incident: of(item.failure)?, item })).collect();
+        let accounts: BTreeSet<&WabaId> = items.iter().map(|item| &item.failure.waba_id).collect();
+        let open: Option<Vec<_>> = accounts.iter().map(|id| Some((*id, self.0.get(*id)?.open()?))).collect();
+        let (Some(placed), Some(open)) = (placed, open) else {
+            return Ok(None);
+        };
+        let recorded = insert(db, &placed, captures, &open).await?;
+        if recorded.is_none() {
+            self.0.retain(|waba_id, _| !accounts.contains(waba_id));
+        }
+        Ok(recorded)
     }
-    let accounts: Vec<&WabaId> = earliest.keys().copied().collect();
+
+    /// Locks the accounts, and then reads and writes: what is read is what the holder before left.
+    async fn learn_and_write(
+        &mut self,
+        db: &mut PgConnection,
+        items: &[Item<'_>],
+        captures: &[Sighting<'_>],
+    ) -> Result<Recorded, StoreError> {
+        let accounts: BTreeSet<&str> = items.iter().map(|item| item.failure.waba_id.as_str()).collect();
+        let accounts: Vec<&str> = accounts.into_iter().collect();
+        loop {
+            let mut transaction = db.begin().await?;
+            let locked = sqlx::query!(
+                "select waba_id from accounts where waba_id = any($1) order by waba_id for update",
+                &accounts as &[&str]
+            )
+            .fetch_all(&mut *transaction)
+            .await?;
+            if locked.len() == accounts.len() {
+                let (recorded, histories) = write(&mut transaction, items, captures).await?;
+                transaction.commit().await?;
+                self.learn(histories);
+                return Ok(recorded);
+            }
+            // New accounts come into being outside the transaction: created inside, they would be locked out
+            // of order, and two replicas could wait for each other.
+            transaction.rollback().await?;
+            sqlx::query!(
+                "insert into accounts (waba_id) select unnest($1::text[]) order by 1 on conflict do nothing",
+                &accounts as &[&str]
+            )
+            .execute(&mut *db)
+            .await?;
+        }
+    }
+
+    fn learn(&mut self, histories: BTreeMap<WabaId, History>) {
+        if self.0.len() + histories.len() > Self::MOST {
+            self.0.clear();
+        }
+        self.0.extend(histories.into_iter().filter(|(_, history)| history.open().is_some()));
+    }
+}
+
+/// Writes failures of accounts that are locked. Returns as well what it found out about them.
+async fn write(
+    db: &mut PgConnection,
+    items: &[Item<'_>],
+    captures: &[Sighting<'_>],
+) -> Result<(Recorded, BTreeMap<WabaId, History>), StoreError> {
+    let mut histories = read(db, items).await?;
+    let homeless: Vec<&FailedDelivery> = items
+        .iter()
+        .map(|item| item.failure)
+        .filter(|failure| histories[&failure.waba_id].incident_of(failure.failed_at).is_none())
+        .collect();
+    let opened = if homeless.is_empty() { Vec::new() } else { open(db, &homeless).await? };
+    for (id, waba_id) in &opened {
+        histories.entry(waba_id.clone()).and_modify(|history| history.spans.push(Span { id: *id, resolved_at: None }));
+    }
+    let placed: Vec<Placed<'_>> = items
+        .iter()
+        .filter_map(|item| {
+            let incident = histories[&item.failure.waba_id].incident_of(item.failure.failed_at)?;
+            Some(Placed { incident, item })
+        })
+        .collect();
+    let recorded = insert(db, &placed, captures, &[]).await?.expect("nothing has to be open");
+    Ok((Recorded { opened, ..recorded }, histories))
+}
+
+/// The incidents that these failures may belong to, by account.
+async fn read(db: &mut PgConnection, items: &[Item<'_>]) -> Result<BTreeMap<WabaId, History>, StoreError> {
+    let mut histories: BTreeMap<WabaId, History> = BTreeMap::new();
+    for Item { failure, .. } in items {
+        let since = failure.failed_at - REDELIVERED;
+        match histories.get_mut(&failure.waba_id) {
+            Some(history) => history.since = history.since.min(since),
+            None => {
+                histories.insert(failure.waba_id.clone(), History { since, spans: Vec::new() });
+            }
+        }
+    }
     let rows = sqlx::query!(
         r#"select a.position as "position!", i.id, i.resolved_at
              from unnest($1::text[], $2::timestamptz[]) with ordinality as a(waba_id, earliest, position)
              join incidents i on i.waba_id = a.waba_id and (i.resolved_at is null or i.resolved_at > a.earliest)"#,
-        &accounts.iter().map(ToString::to_string).collect::<Vec<_>>(),
-        &earliest.values().copied().collect::<Vec<_>>(),
+        &histories.keys().map(WabaId::as_str).collect::<Vec<_>>() as &[&str],
+        &histories.values().map(|history| history.since).collect::<Vec<_>>(),
     )
     .fetch_all(db)
     .await?;
-    let mut history: BTreeMap<WabaId, Vec<Span>> = BTreeMap::new();
+    let mut spans: Vec<&mut Vec<Span>> = histories.values_mut().map(|history| &mut history.spans).collect();
     for row in rows {
         let position = usize::try_from(row.position - 1).expect("ordinality counts from one");
-        let span = Span { id: row.id, resolved_at: row.resolved_at };
-        history.entry(accounts[position].clone()).or_default().push(span);
+        spans[position].push(Span { id: row.id, resolved_at: row.resolved_at });
     }
-    Ok(history)
+    Ok(histories)
 }
 
 /// Opens incidents for failures that belong to none. One that is already recorded opens nothing.
-async fn open<'f>(
-    db: &mut PgConnection,
-    failures: &[&'f FailedDelivery],
-) -> Result<BTreeMap<&'f WabaId, i64>, StoreError> {
+async fn open(db: &mut PgConnection, failures: &[&FailedDelivery]) -> Result<Vec<(i64, WabaId)>, StoreError> {
     let known: HashSet<Vec<u8>> = sqlx::query_scalar!(
         "select d.digest
            from unnest($1::text[], $2::bytea[]) as f(waba_id, digest)
            join failed_deliveries d on d.waba_id = f.waba_id and d.digest = f.digest",
-        &failures.iter().map(|f| f.waba_id.to_string()).collect::<Vec<_>>(),
-        &failures.iter().map(|f| f.digest.to_vec()).collect::<Vec<_>>(),
+        &failures.iter().map(|f| f.waba_id.as_str()).collect::<Vec<_>>() as &[&str],
+        &failures.iter().map(|f| f.digest.as_slice()).collect::<Vec<_>>() as &[&[u8]],
     )
     .fetch_all(&mut *db)
     .await?
@@ -161,77 +229,96 @@ async fn open<'f>(
         *last = failure.failed_at.max(*last);
     }
     let rows = sqlx::query!(
-        "insert into incidents (waba_id, opened_at, last_failure_at, previous_incident_id)
+        r#"insert into incidents (waba_id, opened_at, last_failure_at, previous_incident_id)
          select a.waba_id, a.opened_at, a.last_failure_at,
                 (select p.id from incidents p where p.waba_id = a.waba_id order by p.resolved_at desc, p.id desc limit 1)
            from unnest($1::text[], $2::timestamptz[], $3::timestamptz[]) as a(waba_id, opened_at, last_failure_at)
-         returning id, waba_id",
-        &spans.keys().map(ToString::to_string).collect::<Vec<_>>(),
+         returning id, waba_id"#,
+        &spans.keys().map(|waba_id| waba_id.as_str()).collect::<Vec<_>>() as &[&str],
         &spans.values().map(|(first, _)| *first).collect::<Vec<_>>(),
         &spans.values().map(|(_, last)| *last).collect::<Vec<_>>(),
     )
     .fetch_all(db)
     .await?;
-    let opened: BTreeMap<String, i64> = rows.into_iter().map(|row| (row.waba_id, row.id)).collect();
-    Ok(spans.into_keys().filter_map(|waba_id| Some((waba_id, *opened.get(waba_id.as_str())?))).collect())
+    let ids: BTreeMap<String, i64> = rows.into_iter().map(|row| (row.waba_id, row.id)).collect();
+    Ok(spans.into_keys().filter_map(|waba_id| Some((*ids.get(waba_id.as_str())?, waba_id.clone()))).collect())
 }
 
 /// A failure in its incident.
 struct Placed<'f> {
-    incident_id: i64,
+    incident: Span,
     item: &'f Item<'f>,
 }
 
-/// Inserts what is not there yet and adds exactly that to the counts. The captures come along in the same
-/// statement: a round trip of their own would cost more than they do.
+/// Inserts what is not there yet and adds exactly that to the counts, all in one statement: a round trip
+/// costs more than most of its parts. `None`, and nothing is written, unless each of these accounts still
+/// has this incident open; its account is locked before that is looked at.
+///
+/// A row lock hands over the newest row although the statement's snapshot may be older, and so do the
+/// updates and the conflicts: nothing else here reads what another transaction may change.
 async fn insert(
     db: &mut PgConnection,
     placed: &[Placed<'_>],
     captures: &[Sighting<'_>],
-) -> Result<Recorded, StoreError> {
+    open: &[(&WabaId, i64)],
+) -> Result<Option<Recorded>, StoreError> {
     fn column<'f, T>(placed: &[Placed<'f>], value: impl Fn(&'f FailedDelivery) -> T) -> Vec<T> {
         placed.iter().map(|placed| value(placed.item.failure)).collect()
     }
-    let optional = |text: &Option<Text>| text.as_ref().map(|text| text.as_str().to_owned());
+    fn optional(text: &Option<Text>) -> Option<&str> {
+        text.as_ref().map(Text::as_str)
+    }
+    let mut numbers: BTreeMap<(Span, &PhoneNumberId), &Option<Text>> = BTreeMap::new();
+    for Placed { incident, item: Item { failure, .. } } in placed {
+        let display = numbers.entry((*incident, &failure.phone_number_id)).or_insert(&None);
+        if failure.display_phone_number.is_some() {
+            *display = &failure.display_phone_number;
+        }
+    }
     let row = sqlx::query!(
-        r#"with kept as (
+        r#"with still_open as materialized (
+             select from incidents i
+               join accounts a on a.waba_id = i.waba_id
+              where i.waba_id = any($30) and i.id = any($31) and i.resolved_at is null
+              order by a.waba_id
+                for update of a, i
+           ), gate as materialized (
+             select count(*) = cardinality($31::bigint[]) as passed from still_open
+           ), kept as (
              insert into captures as c (waba_id, digest, body, signature, app_secret, received_at, last_received_at,
                                         failure_count, times_received)
              select *
-               from unnest($18::text[], $19::bytea[], $20::bytea[], $21::text[], $22::int[], $23::timestamptz[],
-                           $24::timestamptz[], $25::int[], $26::bigint[])
+               from unnest($21::text[], $22::bytea[], $23::bytea[], $24::text[], $25::int[], $26::timestamptz[],
+                           $27::timestamptz[], $28::int[], $29::bigint[])
+              where (select passed from gate)
                  on conflict (digest, waba_id) do update
                 set times_received   = c.times_received + excluded.times_received,
                     received_at      = least(c.received_at, excluded.received_at),
                     last_received_at = greatest(c.last_received_at, excluded.last_received_at)
              returning id, waba_id, digest
-           ), incoming as (
-             select f.*, coalesce(k.id, (select c.id from captures c
-                                          where c.waba_id = f.capture_account and c.digest = f.capture)) as capture_id
-               from unnest($1::bigint[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[],
-                           $8::timestamptz[], $9::timestamptz[], $10::text[], $11::text[], $12::text[], $13::text[],
-                           $14::bytea[], $15::text[], $16::bytea[])
-                    as f(incident_id, waba_id, phone_number_id, display_phone_number, message_id, recipient_id,
-                         participant_id, failed_at, received_at, error_title, error_message, error_details,
-                         callback_data, digest, capture_account, capture)
-               left join kept k on k.digest = f.capture and k.waba_id = f.capture_account
            ), fresh as (
              insert into failed_deliveries (incident_id, waba_id, phone_number_id, message_id, recipient_id,
                                             participant_id, failed_at, received_at, error_code, error_title,
                                             error_message, error_details, callback_data, digest, capture_id)
-             select incident_id, waba_id, phone_number_id, message_id, recipient_id, participant_id, failed_at,
-                    received_at, $17, error_title, error_message, error_details, callback_data, digest, capture_id
-               from incoming
+             select f.incident_id, f.waba_id, f.phone_number_id, f.message_id, f.recipient_id, f.participant_id,
+                    f.failed_at, f.received_at, $16, f.error_title, f.error_message, f.error_details,
+                    f.callback_data, f.digest,
+                    coalesce(k.id, (select c.id from captures c
+                                     where c.waba_id = f.capture_account and c.digest = f.capture))
+               from unnest($1::bigint[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[],
+                           $7::timestamptz[], $8::timestamptz[], $9::text[], $10::text[], $11::text[], $12::text[],
+                           $13::bytea[], $14::text[], $15::bytea[])
+                    as f(incident_id, waba_id, phone_number_id, message_id, recipient_id, participant_id,
+                         failed_at, received_at, error_title, error_message, error_details, callback_data, digest,
+                         capture_account, capture)
+               left join kept k on k.digest = f.capture and k.waba_id = f.capture_account
+              where (select passed from gate)
                  on conflict (waba_id, digest) do nothing
              returning incident_id, waba_id, phone_number_id, failed_at
            ), per_number as (
              select incident_id, waba_id, phone_number_id, min(failed_at) as first, max(failed_at) as last, count(*) as n
                from fresh
               group by incident_id, waba_id, phone_number_id
-           ), displays as (
-             select incident_id, phone_number_id, max(display_phone_number) as display
-               from incoming
-              group by incident_id, phone_number_id
            ), counted as (
              update incidents i
                 set failure_count   = i.failure_count + f.n,
@@ -241,14 +328,30 @@ async fn insert(
                        from per_number
                       group by incident_id, waba_id) f
               where i.id = f.incident_id and i.waba_id = f.waba_id
+           ), per_minute as (
+             select incident_id, waba_id, date_bin('1 minute', failed_at, 'epoch') as minute, count(*) as n
+               from fresh
+              group by 1, 2, 3
+           ), minutes as (
+             insert into failures_by_minute as m (incident_id, waba_id, minute, failure_count)
+             select * from per_minute
+                 on conflict (incident_id, minute, waba_id) do update
+                set failure_count = m.failure_count + excluded.failure_count
+           ), hours as (
+             insert into failures_by_hour as h (incident_id, waba_id, hour, failure_count)
+             select incident_id, waba_id, date_bin('1 hour', minute, 'epoch'), sum(n)
+               from per_minute
+              group by 1, 2, 3
+                 on conflict (incident_id, hour, waba_id) do update
+                set failure_count = h.failure_count + excluded.failure_count
            ), numbers as (
              insert into affected_numbers as a (incident_id, waba_id, phone_number_id, display_phone_number,
                                                 first_failure_at, last_failure_at, failure_count, check_due_at)
-             select p.incident_id, p.waba_id, p.phone_number_id, d.display, p.first, p.last, p.n,
-                    case when i.resolved_at is null then now() end
+             select p.incident_id, p.waba_id, p.phone_number_id, n.display, p.first, p.last, p.n,
+                    case when n.is_open then now() end
                from per_number p
-               join incidents i on i.id = p.incident_id and i.waba_id = p.waba_id
-               join displays d on d.incident_id = p.incident_id and d.phone_number_id = p.phone_number_id
+               join unnest($17::bigint[], $18::text[], $19::text[], $20::boolean[])
+                    as n(incident_id, phone_number_id, display, is_open) using (incident_id, phone_number_id)
                  on conflict (incident_id, phone_number_id, waba_id) do update
                 set first_failure_at     = least(a.first_failure_at, excluded.first_failure_at),
                     last_failure_at      = greatest(a.last_failure_at, excluded.last_failure_at),
@@ -256,24 +359,28 @@ async fn insert(
                     display_phone_number = coalesce(excluded.display_phone_number, a.display_phone_number)
              returning xmax = 0 and check_due_at is not null as due
            )
-           select (select count(*) from fresh) as "new!", exists (select from numbers where due) as "check_due!""#,
-        &placed.iter().map(|placed| placed.incident_id).collect::<Vec<_>>(),
-        &column(placed, |f| f.waba_id.to_string()),
-        &column(placed, |f| f.phone_number_id.to_string()),
-        &column(placed, |f| optional(&f.display_phone_number)) as &[Option<String>],
-        &column(placed, |f| f.message_id.as_str().to_owned()),
-        &column(placed, |f| optional(&f.recipient_id)) as &[Option<String>],
-        &column(placed, |f| optional(&f.participant_id)) as &[Option<String>],
+           select (select passed from gate) as "passed!", (select count(*) from fresh) as "new!",
+                  exists (select from numbers where due) as "check_due!""#,
+        &placed.iter().map(|placed| placed.incident.id).collect::<Vec<_>>(),
+        &column(placed, |f| f.waba_id.as_str()) as &[&str],
+        &column(placed, |f| f.phone_number_id.as_str()) as &[&str],
+        &column(placed, |f| f.message_id.as_str()) as &[&str],
+        &column(placed, |f| optional(&f.recipient_id)) as &[Option<&str>],
+        &column(placed, |f| optional(&f.participant_id)) as &[Option<&str>],
         &column(placed, |f| f.failed_at),
         &column(placed, |f| f.received_at),
-        &column(placed, |f| optional(&f.error_title)) as &[Option<String>],
-        &column(placed, |f| optional(&f.error_message)) as &[Option<String>],
-        &column(placed, |f| optional(&f.error_details)) as &[Option<String>],
-        &column(placed, |f| optional(&f.callback_data)) as &[Option<String>],
-        &column(placed, |f| f.digest.to_vec()),
+        &column(placed, |f| optional(&f.error_title)) as &[Option<&str>],
+        &column(placed, |f| optional(&f.error_message)) as &[Option<&str>],
+        &column(placed, |f| optional(&f.error_details)) as &[Option<&str>],
+        &column(placed, |f| optional(&f.callback_data)) as &[Option<&str>],
+        &column(placed, |f| f.digest.as_slice()) as &[&[u8]],
         &placed.iter().map(|p| p.item.capture.map(NewCapture::account)).collect::<Vec<_>>() as &[Option<&str>],
         &placed.iter().map(|p| Some(p.item.capture?.digest.as_slice())).collect::<Vec<_>>() as &[Option<&[u8]>],
         i32::try_from(ACCOUNT_LOCKED).expect("131031 fits"),
+        &numbers.keys().map(|(incident, _)| incident.id).collect::<Vec<_>>(),
+        &numbers.keys().map(|(_, number)| number.as_str()).collect::<Vec<_>>() as &[&str],
+        &numbers.values().map(|display| optional(display)).collect::<Vec<_>>() as &[Option<&str>],
+        &numbers.keys().map(|(incident, _)| incident.resolved_at.is_none()).collect::<Vec<_>>(),
         &captures.iter().map(|c| c.capture.account()).collect::<Vec<_>>() as &[&str],
         &captures.iter().map(|c| c.capture.digest.as_slice()).collect::<Vec<_>>() as &[&[u8]],
         &captures.iter().map(|c| c.capture.body.as_ref()).collect::<Vec<_>>() as &[&[u8]],
@@ -283,11 +390,13 @@ async fn insert(
         &captures.iter().map(|c| c.last).collect::<Vec<_>>(),
         &captures.iter().map(|c| c.capture.failure_count).collect::<Vec<_>>(),
         &captures.iter().map(|c| c.times).collect::<Vec<_>>(),
+        &open.iter().map(|(waba_id, _)| waba_id.as_str()).collect::<Vec<_>>() as &[&str],
+        &open.iter().map(|(_, id)| *id).collect::<Vec<_>>(),
     )
     .fetch_one(db)
     .await?;
     let new = u64::try_from(row.new).expect("a count is not negative");
-    Ok(Recorded { new, check_due: row.check_due, ..Recorded::default() })
+    Ok(row.passed.then(|| Recorded { new, check_due: row.check_due, ..Recorded::default() }))
 }
 
 /// Bytes for the quarantine, and what they came in.
@@ -312,8 +421,8 @@ pub async fn rest(
     captures: &mut Captures<'_>,
 ) -> Result<Recorded, StoreError> {
     let sightings = captures.take(|_| true);
-    let mut transaction = connection.0.begin().await?;
-    insert(&mut transaction, &[], &sightings).await?;
+    let mut transaction = connection.connection.begin().await?;
+    insert(&mut transaction, &[], &sightings, &[]).await?;
     let account =
         |q: &Quarantined<'_>| q.unreadable.waba_id.as_ref().map_or(UNKNOWN_ACCOUNT, WabaId::as_str).to_owned();
     let kept = sqlx::query!(

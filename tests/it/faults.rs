@@ -249,11 +249,8 @@ async fn one_silent_backend_in_a_transaction() {
     let stopped = Mutex::new(None);
     let stop = async |embedded: &Embedded| {
         let mut connection = PgConnection::connect(&embedded.url()).await.unwrap();
-        // A locked table is where it is sure to wait inside its transaction.
-        sqlx::raw_sql("begin; lock table failed_deliveries in access exclusive mode")
-            .execute(&mut connection)
-            .await
-            .unwrap();
+        // It comes to the number's row last, when it has locked the account.
+        sqlx::raw_sql("begin; select from affected_numbers for update").execute(&mut connection).await.unwrap();
         let waiting = "select pid from pg_stat_activity where application_name = 'lockwatch recorder' and wait_event_type = 'Lock'";
         let pid = loop {
             if let Some(pid) = sqlx::query_scalar::<_, i32>(waiting).fetch_optional(&mut connection).await.unwrap() {

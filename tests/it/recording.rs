@@ -96,6 +96,60 @@ async fn failures_are_counted_by_minute_and_hour_whenever_and_however_often_they
 }
 
 #[tokio::test]
+async fn an_incident_resolved_while_a_batch_waits_for_its_account_takes_nothing_more() {
+    let app = TestApp::start().await;
+    app.fail("first").await;
+    app.caused("unreported").await;
+    // As whoever resolves does it: the account first, then the incident.
+    let mut somebody = app.db.begin().await.unwrap();
+    sqlx::query("select from accounts for update").execute(&mut *somebody).await.unwrap();
+    let resolve = async {
+        let waiting = "select count(*) from pg_stat_activity
+                        where datname = current_database() and application_name = 'lockwatch recorder' and wait_event_type = 'Lock'";
+        app.eventually("the batch waits", async || app.count(waiting).await == 1).await;
+        let sql = "update incidents set resolved_at = now(), resolution = 'manual'";
+        sqlx::query(sql).execute(&mut *somebody).await.unwrap();
+        somebody.commit().await.unwrap();
+    };
+    let later = OffsetDateTime::now_utc() + time::Duration::seconds(5);
+    tokio::join!(app.fail_at("second", later), resolve);
+    let incidents = app.incidents().await;
+    let counts: Vec<_> =
+        incidents.iter().map(|incident| (incident.failure_count, incident.resolved_at.is_some())).collect();
+    assert_eq!(counts, [(1, true), (1, false)]);
+    assert_eq!(incidents[1].previous_incident_id, Some(incidents[0].id));
+}
+
+#[tokio::test]
+async fn a_late_failure_joins_the_incident_it_belongs_to_while_the_next_is_open() {
+    let app = TestApp::start().await;
+    app.fail("first").await;
+    app.execute("update incidents set resolved_at = now(), resolution = 'manual'").await;
+    for (n, seconds) in [5, -60, 6, -61].into_iter().enumerate() {
+        app.fail_at(&format!("then {n}"), OffsetDateTime::now_utc() + time::Duration::seconds(seconds)).await;
+    }
+    let counts: Vec<_> = app.incidents().await.iter().map(|incident| incident.failure_count).collect();
+    assert_eq!(counts, [3, 2]);
+}
+
+#[tokio::test]
+async fn what_fails_at_the_very_commit_is_not_acknowledged() {
+    let app = TestApp::start().await;
+    for known in [false, true] {
+        let fails_late = "
+            create function fail_late() returns trigger language plpgsql as
+                'begin raise exception using errcode = ''40001''; end';
+            create constraint trigger fail_late after insert on failed_deliveries
+                deferrable initially deferred for each row execute function fail_late()";
+        sqlx::raw_sql(fails_late).execute(&app.db).await.unwrap();
+        assert_eq!(app.post(&one_failure("wamid.1")).await.status(), StatusCode::SERVICE_UNAVAILABLE, "{known}");
+        assert_eq!(app.count("select count(*) from failed_deliveries where message_id = 'wamid.1'").await, 0);
+        sqlx::raw_sql("drop function fail_late cascade").execute(&app.db).await.unwrap();
+        app.fail("the account is known from here on").await;
+    }
+}
+
+#[tokio::test]
 async fn a_batch_of_several_accounts_and_numbers_is_taken_apart() {
     let app = TestApp::start().await;
     let body = StatusCallback::new()
