@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use secrecy::SecretString;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::runtime;
 use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinSet;
@@ -29,6 +29,8 @@ use crate::with_causes;
 const STOP: Duration = Duration::from_secs(12);
 /// Connections to the admin listener: people and probes.
 const ADMIN_CONNECTIONS: usize = 64;
+/// Connections that may wait to be accepted. One that finds no room there is back only a second later.
+const BACKLOG: u32 = 4096;
 /// How often an absent database is tried.
 const RETRY: Duration = Duration::from_secs(1);
 /// And how often it is said again that it is absent.
@@ -95,8 +97,8 @@ impl Service {
             capturing,
             retention,
         } = settings;
-        let public = bind(listen).await?;
-        let admin = bind(admin_listen).await?;
+        let public = bind(listen)?;
+        let admin = bind(admin_listen)?;
         let address = public.local_addr().map_err(|source| CannotListen { address: listen, source })?;
         let admin_address = admin.local_addr().map_err(|source| CannotListen { address: admin_listen, source })?;
 
@@ -158,8 +160,14 @@ async fn on_a_thread_of_its_own(name: &str, task: impl Future<Output = ()> + Sen
     let _ = end.await;
 }
 
-async fn bind(address: SocketAddr) -> Result<TcpListener, CannotListen> {
-    TcpListener::bind(address).await.map_err(|source| CannotListen { address, source })
+fn bind(address: SocketAddr) -> Result<TcpListener, CannotListen> {
+    let listen = || {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    listen().map_err(|source| CannotListen { address, source })
 }
 
 async fn work_when_migrated(

@@ -5,24 +5,32 @@
 
 pub mod api;
 mod auth;
+mod bodies;
 mod dashboard;
 mod error;
+mod holders;
 pub mod ops;
 mod query;
 mod resolve;
 pub mod webhook;
 
+use std::convert::Infallible;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use axum::body::Body;
 use axum::extract::DefaultBodyLimit;
 use axum::http::StatusCode;
+use axum::response::Response;
 use axum::{Router, middleware};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
 use hyper::rt::{Sleep, Timer};
 use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
@@ -31,6 +39,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::csrf::CsrfLayer;
 use tower_http::timeout::RequestBodyDeadlineLayer;
@@ -38,6 +47,7 @@ use tracing::{debug, warn};
 
 use self::auth::Guard;
 use self::error::Problem;
+use self::holders::{Holder, Holders};
 use crate::metrics::Metrics;
 use crate::store::Pool;
 
@@ -49,34 +59,52 @@ const HEADER_BYTES: usize = 32 * 1024;
 const IDLE: Duration = Duration::from_secs(30);
 /// A whole body must arrive within this time.
 const BODY: Duration = Duration::from_secs(10);
+/// Longer than anything in a connection takes, unless the peer does not take its answer.
+const STALE: Duration = Duration::from_secs(40);
+/// How often such peers are looked for.
+const SWEEP: Duration = Duration::from_secs(5);
 /// How long requests under way may take once the listener closes.
 const DRAIN: Duration = Duration::from_secs(10);
 /// How long to wait when no connection can be accepted, mostly for want of descriptors.
 const AFTER_ACCEPT_ERROR: Duration = Duration::from_millis(100);
 
-/// Serves connections until told to stop, then lets the requests under way finish.
+/// Serves connections until told to stop, then lets the requests under way finish. When all slots are
+/// taken, the connection that got on longest ago (was accepted, began a request or took a part of an
+/// answer) is closed for the one that comes. A handler finds its own as an `Arc<Holder>` in the request.
 pub async fn serve(listener: TcpListener, router: Router, connections: usize, stop: CancellationToken) {
     let service = TowerToHyperService::new(router.layer(RequestBodyDeadlineLayer::new(BODY)));
     let slots = Arc::new(Semaphore::new(connections));
+    let holders = Holders::default();
     let graceful = GracefulShutdown::new();
+    let _sweeping = AbortOnDropHandle::new(tokio::spawn(sweep(holders.clone())));
 
-    while let Some(Ok(slot)) = stop.run_until_cancelled(Arc::clone(&slots).acquire_owned()).await {
-        let stream = match stop.run_until_cancelled(listener.accept()).await {
-            None => break,
-            Some(Ok((stream, _))) => stream,
-            Some(Err(error)) => {
-                accept_failed(&error).await;
+    while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                accept_failed(&error, &holders).await;
                 continue;
+            }
+        };
+        let slot = match Arc::clone(&slots).try_acquire_owned() {
+            Ok(slot) => slot,
+            Err(_) => {
+                holders.stalest_gives_way().await;
+                Arc::clone(&slots).acquire_owned().await.expect("it is never closed")
             }
         };
         // Without it a small answer waits for the acknowledgement of the one before.
         let _ = stream.set_nodelay(true);
+        let holder = Arc::new(holders.join());
         let mut http = http1::Builder::new();
         http.timer(PatientTimer::default()).header_read_timeout(HEADER).max_buf_size(HEADER_BYTES);
-        let connection = graceful.watch(http.serve_connection(TokioIo::new(stream), service.clone()));
+        let service = getting_on(service.clone(), Arc::clone(&holder));
+        let connection = graceful.watch(http.serve_connection(TokioIo::new(stream), service));
         tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                debug!(%error, "a connection ended early");
+            match holder.unless_it_gives_way(connection).await {
+                Some(Ok(())) => {}
+                Some(Err(error)) => debug!(%error, "a connection ended early"),
+                None => debug!("a connection gave way to another"),
             }
             drop(slot);
         });
@@ -85,6 +113,36 @@ pub async fn serve(listener: TcpListener, router: Router, connections: usize, st
     if timeout(DRAIN, graceful.shutdown()).await.is_err() {
         warn!("requests were still under way after {} s", DRAIN.as_secs());
     }
+}
+
+/// Closes the connections of peers that take no answer: hyper would wait for ever.
+async fn sweep(holders: Holders) {
+    loop {
+        sleep(SWEEP).await;
+        holders.stale_ones_go(STALE);
+    }
+}
+
+/// The service of one connection, which gets on with every request and every part of an answer.
+fn getting_on(
+    service: TowerToHyperService<Router>,
+    holder: Arc<Holder>,
+) -> impl Service<hyper::Request<Incoming>, Response = Response, Error = Infallible, Future: Send> {
+    service_fn(move |mut request: hyper::Request<Incoming>| {
+        holder.got_on();
+        request.extensions_mut().insert(Arc::clone(&holder));
+        let (answer, holder) = (service.call(request), Arc::clone(&holder));
+        async move {
+            let answer = answer.await?;
+            holder.got_on();
+            Ok(answer.map(|body| {
+                Body::new(body.map_frame(move |frame| {
+                    holder.got_on();
+                    frame
+                }))
+            }))
+        }
+    })
 }
 
 /// One connection's timer. hyper has a single timeout for a header and the idle time before it, and asks
@@ -114,10 +172,14 @@ impl Timer for PatientTimer {
     }
 }
 
-async fn accept_failed(error: &io::Error) {
-    // The peer may just have gone; anything else concerns us all.
-    if !matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) {
-        warn!(%error, "no connection can be accepted");
+async fn accept_failed(error: &io::Error, holders: &Holders) {
+    // The peer may just have gone; anything else concerns us all, and is mostly a want of descriptors.
+    if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) {
+        return;
+    }
+    debug!(%error, "no connection can be accepted");
+    if !holders.stalest_gives_way().await {
+        warn!(%error, "no connection can be accepted, and none is left to give way");
         sleep(AFTER_ACCEPT_ERROR).await;
     }
 }

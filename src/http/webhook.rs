@@ -5,29 +5,23 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::Body;
 use axum::extract::{RawQuery, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use bytes::{Bytes, BytesMut};
-use http_body_util::BodyExt;
 use secrecy::{ExposeSecret, SecretString};
 use subtle::ConstantTimeEq;
 use time::OffsetDateTime;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use super::bodies::{self, Bodies, NotTaken};
+use super::holders::Holder;
 use crate::meta::signature::{self, Signature, Verifier};
 use crate::metrics::{CountedAs, WebhookMetrics};
 use crate::recorder::{Callback, Capturing, NotRecorded, Recorder};
-
-/// Meta sends up to 3 MB.
-const BODY_LIMIT: usize = 4 * 1024 * 1024;
-/// Bodies in memory at once, in KiB: 256 MiB.
-const BODIES_KIB: usize = 256 * 1024;
 
 /// What the webhook's handlers share.
 #[derive(Debug, Clone)]
@@ -39,7 +33,7 @@ struct Shared {
     verify_token: SecretString,
     recorder: Recorder,
     capturing: Capturing,
-    bodies: Arc<Semaphore>,
+    bodies: Bodies,
     refusals: Refusals,
     metrics: WebhookMetrics,
 }
@@ -59,7 +53,7 @@ impl Webhook {
             verify_token,
             recorder,
             capturing,
-            bodies: Arc::new(Semaphore::new(BODIES_KIB)),
+            bodies: Bodies::default(),
             refusals: Refusals::default(),
             metrics,
         }))
@@ -128,13 +122,16 @@ impl SignedCallback {
         if parts.headers.contains_key(header::CONTENT_ENCODING) {
             return Err(WebhookError::Encoded);
         }
-        if declared_length(&parts.headers).is_some_and(|length| length > BODY_LIMIT) {
+        if declared_length(&parts.headers).is_some_and(|length| length > bodies::LIMIT) {
             return Err(WebhookError::TooLarge);
         }
-        let (body, held) = read(body, &shared.bodies).await?;
+        let (body, held) = shared.bodies.read(body).await?;
         let position = shared.verifier.verify(&body, &signature).ok_or_else(|| shared.refusals.signature())?;
         debug!(app_secret = position + 1, bytes = body.len(), "callback verified");
         shared.refusals.matched(position);
+        if let Some(connection) = parts.extensions.get::<Arc<Holder>>() {
+            connection.is_trusted();
+        }
         let callback = Callback {
             body,
             received_at: OffsetDateTime::now_utc(),
@@ -159,29 +156,6 @@ fn declared_length(headers: &HeaderMap) -> Option<usize> {
     headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
-/// Reads a body into memory that is claimed as it arrives: what a header promises costs nothing.
-async fn read(mut body: Body, budget: &Arc<Semaphore>) -> Result<(Bytes, OwnedSemaphorePermit), WebhookError> {
-    let claim = |kib: usize| {
-        let kib = u32::try_from(kib).expect("a body has at most 4096");
-        Arc::clone(budget).try_acquire_many_owned(kib).map_err(|_| WebhookError::Busy)
-    };
-    let mut whole = BytesMut::new();
-    let mut held = claim(0)?;
-    while let Some(frame) = body.frame().await {
-        // Too slow, or the sender went away; who is still there may try again.
-        let Ok(data) = frame.map_err(|_| WebhookError::Incomplete)?.into_data() else {
-            continue;
-        };
-        let length = whole.len() + data.len();
-        if length > BODY_LIMIT {
-            return Err(WebhookError::TooLarge);
-        }
-        held.merge(claim(length.div_ceil(1024) - held.num_permits())?);
-        whole.extend_from_slice(&data);
-    }
-    Ok((whole.freeze(), held))
-}
-
 /// Why a callback is not answered with 200.
 #[derive(Debug, Clone, Copy)]
 enum WebhookError {
@@ -196,6 +170,16 @@ enum WebhookError {
 impl From<NotRecorded> for WebhookError {
     fn from(error: NotRecorded) -> Self {
         Self::NotRecorded(error)
+    }
+}
+
+impl From<NotTaken> for WebhookError {
+    fn from(error: NotTaken) -> Self {
+        match error {
+            NotTaken::TooLarge => Self::TooLarge,
+            NotTaken::Incomplete => Self::Incomplete,
+            NotTaken::Busy => Self::Busy,
+        }
     }
 }
 

@@ -21,6 +21,7 @@ mod pages;
 mod recording;
 mod replay;
 mod secrets;
+mod siege;
 mod support;
 mod timeline;
 mod webhook;
