@@ -54,12 +54,24 @@ async fn only_a_valid_signature_over_these_very_bytes_gets_in() {
     let valid = sign(APP_SECRET, &body);
     let mut with_newline = body.clone();
     with_newline.push(b'\n');
+    let written_again = String::from_utf8(body.clone()).unwrap().replace('/', "\\/").into_bytes();
+    assert_ne!(written_again, body);
     for (what, signature) in [
         ("another secret", sign("another-app-secret-here", &body)),
         ("another body", sign(APP_SECRET, &with_newline)),
         ("an empty key", sign("", &body)),
+        ("the verify token as key", sign(VERIFY_TOKEN, &body)),
+        ("the access token as key", sign(ACCESS_TOKEN, &body)),
+        ("no body", sign(APP_SECRET, b"")),
+        ("the same JSON, written again", sign(APP_SECRET, &written_again)),
         ("sha1", valid.replace("sha256=", "sha1=")),
         ("no prefix", valid.replace("sha256=", "")),
+        ("upper-case prefix", valid.replace("sha256=", "SHA256=")),
+        ("a space inside", valid.replace("sha256=", "sha256= ")),
+        ("quoted", format!("\"{valid}\"")),
+        ("two in one line", format!("{valid},{valid}")),
+        ("a parameter", format!("{valid}; v=1")),
+        ("four bytes", valid[.."sha256=".len() + 8].to_owned()),
         ("too short", valid[..valid.len() - 2].to_owned()),
         ("too long", format!("{valid}00")),
         ("not hex", valid.replace(['0', '1', '2', '3'], "x")),
@@ -75,10 +87,25 @@ async fn only_a_valid_signature_over_these_very_bytes_gets_in() {
     let bytes = reqwest::header::HeaderValue::from_bytes(b"sha256=\xff\xfe").unwrap();
     let odd = app.unsigned(&body).header(HEADER, bytes).send().await.unwrap();
     assert_eq!(odd.status(), StatusCode::UNAUTHORIZED, "not even text");
+    let old = app.unsigned(&body).header("x-hub-signature", &valid).send().await.unwrap();
+    assert_eq!(old.status(), StatusCode::UNAUTHORIZED, "in the old header");
+    let query = app.client.post(app.url(&format!("/webhook?{HEADER}={valid}"))).body(body.clone());
+    assert_eq!(query.send().await.unwrap().status(), StatusCode::UNAUTHORIZED, "in the URL");
     assert_eq!(app.count("select count(*) from accounts").await, 0, "nothing was recorded");
 
-    app.deliver(&body).await;
+    for (what, signature) in [
+        ("as Meta writes it", valid.clone()),
+        ("in capitals", capitals(&valid)),
+        ("spaces around", format!("  {valid} ")),
+    ] {
+        let response = app.unsigned(&body).header(HEADER, signature).send().await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK, "{what}");
+    }
     assert_eq!(app.count("select count(*) from failed_deliveries").await, 1);
+}
+
+fn capitals(signature: &str) -> String {
+    signature.to_uppercase().replace("SHA256=", "sha256=")
 }
 
 #[tokio::test]
