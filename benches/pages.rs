@@ -4,10 +4,15 @@
 //! the other, all on this machine; then Postgres tells how it found what is on them. Exits with 1 where a page
 //! is slower or larger than promised.
 
+#![allow(unreachable_pub, reason = "a bench is no library")]
+
+#[path = "support/serve.rs"]
+mod serve;
+
 use std::error::Error;
 use std::fmt::Write;
-use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::io::{Read, Seek, SeekFrom};
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use lockwatch::embedded::Embedded;
@@ -15,11 +20,15 @@ use lockwatch::store::Database;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection};
 use tokio_util::sync::CancellationToken;
 
+use serve::Serve;
+
 /// What is promised of a list and of a single incident.
 const SLOWEST: Duration = Duration::from_millis(50);
 const LARGEST_PAGE: usize = 100_000;
 /// Requests for each page, the first not counted.
 const TIMES: usize = 100;
+/// Nothing leaves while it is measured.
+const FOREVER: [(&str, &str); 1] = [("LOCKWATCH_RETENTION_DAYS", "3650")];
 /// A table of fewer rows may be read whole.
 const SMALL_TABLE: f32 = 1000.0;
 
@@ -33,7 +42,7 @@ async fn main() -> Result<ExitCode, Box<dyn Error>> {
     let pages = pages(&mut db).await?;
 
     println!("\n{:<46} {:>9} {:>9} {:>9} {:>8}", "page", "first ms", "median ms", "p99 ms", "kB");
-    let server = Server::start(&postgres.url())?;
+    let server = Serve::start(&postgres.url(), &FOREVER)?;
     let client = reqwest::Client::builder().no_proxy().build()?;
     let mut all_kept = true;
     for (name, path) in &pages {
@@ -51,11 +60,11 @@ async fn main() -> Result<ExitCode, Box<dyn Error>> {
             .fetch_all(&mut db)
             .await?;
     db.close().await?;
-    let server = Server::start(&postgres.url())?;
+    let server = Serve::start(&postgres.url(), &FOREVER)?;
     let mut log = std::fs::File::open(postgres.folder().join("postgres.log"))?;
     for (name, path) in &pages {
         log.seek(SeekFrom::End(0))?;
-        client.get(server.url(path)).send().await?.error_for_status()?.bytes().await?;
+        client.get(server.admin_url(path)).send().await?.error_for_status()?.bytes().await?;
         let mut said = Vec::new();
         log.read_to_end(&mut said)?;
         println!("\n{name}");
@@ -164,11 +173,11 @@ struct Figures {
 }
 
 impl Figures {
-    async fn take(client: &reqwest::Client, server: &Server, path: &str) -> reqwest::Result<Self> {
+    async fn take(client: &reqwest::Client, server: &Serve, path: &str) -> reqwest::Result<Self> {
         let (mut times, mut size, mut is_html) = (Vec::with_capacity(TIMES + 1), 0, false);
         for _ in 0..=TIMES {
             let started = Instant::now();
-            let answer = client.get(server.url(path)).send().await?.error_for_status()?;
+            let answer = client.get(server.admin_url(path)).send().await?.error_for_status()?;
             is_html = answer.headers()["content-type"].to_str().is_ok_and(|kind| kind.starts_with("text/html"));
             size = answer.bytes().await?.len();
             times.push(started.elapsed());
@@ -247,50 +256,4 @@ fn compact(plan: &str, large_tables: &[(String, f32)]) -> String {
         let _ = writeln!(text, "      {}{what} ({actual}", if is_whole { "!!! " } else { "" });
     }
     text
-}
-
-/// A `serve` process.
-struct Server {
-    child: Child,
-    admin: String,
-}
-
-impl Server {
-    fn start(database: &str) -> io::Result<Self> {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_lockwatch"))
-            .args(["serve", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"])
-            .env_remove("DATABASE_URL_FILE")
-            .envs([
-                ("DATABASE_URL", database),
-                // Nothing leaves while it is measured.
-                ("LOCKWATCH_RETENTION_DAYS", "3650"),
-                ("META_APP_SECRET", "an-app-secret-of-the-bench"),
-                ("META_VERIFY_TOKEN", "unused"),
-            ])
-            .stderr(Stdio::piped())
-            .spawn()?;
-        let mut lines = BufReader::new(child.stderr.take().expect("piped")).lines();
-        let mut admin = String::new();
-        for line in lines.by_ref().map_while(Result::ok) {
-            if let Some((_, rest)) = line.split_once("admin http://") {
-                admin = rest.split([' ', ',']).next().unwrap_or_default().to_owned();
-            }
-            if line.contains("the database is ready") {
-                break;
-            }
-        }
-        std::thread::spawn(move || lines.for_each(drop));
-        Ok(Self { child, admin })
-    }
-
-    fn url(&self, path: &str) -> String {
-        format!("http://{}{path}", self.admin)
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }

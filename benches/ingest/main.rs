@@ -7,7 +7,9 @@
 #![allow(unreachable_pub, reason = "a bench is no library")]
 
 mod load;
+mod memory;
 mod peers;
+mod promptness;
 #[path = "../support/serve.rs"]
 mod serve;
 mod sides;
@@ -28,6 +30,7 @@ use sides::Side;
 const TURNS: usize = 20;
 const TURN: Duration = Duration::from_millis(500);
 const WARM_UP: usize = 4;
+const CALLBACKS_FOR_MEMORY: u64 = 10_000_000;
 
 const ONE: Kind = Kind::Failures { each: 1, accounts: 20 };
 const HUNDRED: Kind = Kind::Failures { each: 100, accounts: 20 };
@@ -53,11 +56,20 @@ async fn measure(wanted: &[String]) -> Result<ExitCode, Box<dyn Error>> {
         "{:<34} {:>8} {:>8} {:>6} {:>6}  {:>12} {:>12} {:>9} {:>9}",
         "ours, compared with", "ours/s", "other/s", "ratio", "bar", "p99 ms ours", "other", "CPU ours", "other"
     );
+    let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|wanted| name.contains(wanted.as_str()));
     let mut kept = true;
     for row in rows() {
-        if wanted.is_empty() || wanted.iter().any(|wanted| row.name.contains(wanted.as_str())) {
+        if is_wanted(row.name) {
             kept &= row.measure(&postgres).await?;
         }
+    }
+    println!();
+    if is_wanted("first failure to look-up") {
+        kept &= promptness::measure(&postgres, false).await?;
+        kept &= promptness::measure(&postgres, true).await?;
+    }
+    if is_wanted("memory") {
+        kept &= memory::measure(&postgres, CALLBACKS_FOR_MEMORY).await?;
     }
     Ok(if kept { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -40,8 +40,8 @@ enum Worker {
 impl Side {
     pub async fn start(postgres: &Embedded, setup: Setup) -> Result<Self, Box<dyn Error>> {
         let Setup { what, kind, connections } = setup;
-        let database = create_database(postgres).await?;
-        let url = postgres.url().parse::<PgConnectOptions>()?.database(&database).to_url_lossy().to_string();
+        let url = create_database(postgres).await?;
+        let database = url.parse::<PgConnectOptions>()?.get_database().unwrap_or_default().to_owned();
         Database::parse(&url)?.migrate().await?;
         let mut db = PgConnection::connect(&url).await?;
         let (mut serves, mut peer) = (Vec::new(), None);
@@ -146,13 +146,15 @@ fn ticks(pid: u32) -> Option<u64> {
     Some(fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?)
 }
 
-async fn create_database(postgres: &Embedded) -> Result<String, Box<dyn Error>> {
+/// A new database; its URL.
+pub async fn create_database(postgres: &Embedded) -> Result<String, Box<dyn Error>> {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let name = format!("bench_{}", NEXT.fetch_add(1, Ordering::Relaxed));
-    let mut admin = PgConnection::connect(&postgres.url()).await?;
+    let options: PgConnectOptions = postgres.url().parse()?;
+    let mut admin = PgConnection::connect_with(&options).await?;
     sqlx::query(AssertSqlSafe(format!("create database {name}"))).execute(&mut admin).await?;
     admin.close().await?;
-    Ok(name)
+    Ok(options.database(&name).to_url_lossy().to_string())
 }
 
 const INSERT: &str = "

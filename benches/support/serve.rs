@@ -1,5 +1,7 @@
 //! `serve` as a process of its own, as people run it.
 
+#![allow(dead_code, reason = "each bench uses a part of it")]
+
 use std::io::{self, BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 
@@ -11,8 +13,7 @@ pub struct Serve {
     child: Child,
     /// The public listener's address.
     pub webhook: String,
-    /// The admin listener's address.
-    pub admin: String,
+    admin: String,
 }
 
 impl Serve {
@@ -37,6 +38,11 @@ impl Serve {
         }
         std::thread::spawn(move || lines.for_each(drop));
         Ok(Self { child, webhook, admin })
+    }
+
+    /// The URL of a page of the admin listener.
+    pub fn admin_url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.admin)
     }
 
     /// Its process.
