@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use axum::body::Body;
+use axum::body::{Body, HttpBody};
 use bytes::{Bytes, BytesMut};
+use futures_util::FutureExt;
 use http_body_util::BodyExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -41,26 +42,35 @@ impl Default for Bodies {
 
 impl Bodies {
     /// Reads a body into memory that is claimed as it arrives: what a header promises costs nothing.
-    pub(super) async fn read(&self, body: Body) -> Result<(Bytes, OwnedSemaphorePermit), NotTaken> {
+    pub(super) async fn read(&self, mut body: Body) -> Result<(Bytes, OwnedSemaphorePermit), NotTaken> {
+        // Most come in one piece, together with their header: nobody has to wait for them.
+        let first = match body.frame().now_or_never() {
+            Some(Some(frame)) => frame.map_err(|_| NotTaken::Incomplete)?.into_data().unwrap_or_default(),
+            Some(None) | None => Bytes::new(),
+        };
+        if body.is_end_stream() && first.len() <= LIMIT {
+            let held = self.claim(first.len().div_ceil(1024)).await?;
+            return Ok((first, held));
+        }
         let arriving = self.arriving.join();
-        arriving.unless_it_gives_way(self.arrive(body)).await.unwrap_or(Err(NotTaken::Busy))
+        arriving.unless_it_gives_way(self.arrive(first, body)).await.unwrap_or(Err(NotTaken::Busy))
     }
 
-    async fn arrive(&self, mut body: Body) -> Result<(Bytes, OwnedSemaphorePermit), NotTaken> {
-        let mut whole = BytesMut::new();
-        let mut held = self.claim(0).await?;
-        while let Some(frame) = body.frame().await {
-            let Ok(data) = frame.map_err(|_| NotTaken::Incomplete)?.into_data() else {
-                continue;
-            };
+    async fn arrive(&self, first: Bytes, mut body: Body) -> Result<(Bytes, OwnedSemaphorePermit), NotTaken> {
+        let (mut whole, mut held) = (BytesMut::new(), self.claim(0).await?);
+        let mut data = first;
+        loop {
             let length = whole.len() + data.len();
             if length > LIMIT {
                 return Err(NotTaken::TooLarge);
             }
             held.merge(self.claim(length.div_ceil(1024) - held.num_permits()).await?);
             whole.extend_from_slice(&data);
+            data = match body.frame().await {
+                None => return Ok((whole.freeze(), held)),
+                Some(frame) => frame.map_err(|_| NotTaken::Incomplete)?.into_data().unwrap_or_default(),
+            };
         }
-        Ok((whole.freeze(), held))
     }
 
     async fn claim(&self, kib: usize) -> Result<OwnedSemaphorePermit, NotTaken> {

@@ -6,6 +6,7 @@
 //! signature goes last.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -13,108 +14,137 @@ use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// Those who hold something, in the order in which they give way.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Holders(Arc<Mutex<Held>>);
+#[derive(Debug, Clone)]
+pub(super) struct Holders {
+    since: Instant,
+    held: Arc<Mutex<Held>>,
+}
 
+/// Filed by the rank that each had when it was last looked at. Whoever gets on is not filed anew before its
+/// turn would have come: getting on is for every request, and giving way is rare.
 #[derive(Debug, Default)]
 struct Held {
-    turns: u64,
-    by_rank: BTreeMap<Rank, Exit>,
+    joined: u64,
+    by_rank: BTreeMap<(Rank, u64), Arc<Place>>,
 }
 
-/// Strangers go first, and of them the stalest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Rank {
-    trusted: bool,
-    turn: u64,
-}
+/// Strangers go first, and of them the stalest: nanoseconds since the beginning, and a bit for trust.
+type Rank = u64;
+const TRUSTED: Rank = 1 << 63;
 
-/// How to make a holder go.
 #[derive(Debug)]
-struct Exit {
-    since: Instant,
+struct Place {
+    rank: AtomicU64,
+    /// Changes only while all are locked.
+    filed: AtomicU64,
     asked: CancellationToken,
     gone: CancellationToken,
 }
 
 impl Held {
-    fn insert(&mut self, trusted: bool, exit: Exit) -> Rank {
-        self.turns += 1;
-        let rank = Rank { trusted, turn: self.turns };
-        self.by_rank.insert(rank, Exit { since: Instant::now(), ..exit });
-        rank
+    fn file(&mut self, number: u64, place: Arc<Place>) {
+        let rank = place.rank.load(Ordering::Relaxed);
+        place.filed.store(rank, Ordering::Relaxed);
+        self.by_rank.insert((rank, number), place);
+    }
+
+    fn take_stalest(&mut self) -> Option<Arc<Place>> {
+        while let Some(((filed, number), place)) = self.by_rank.pop_first() {
+            if place.rank.load(Ordering::Relaxed) == filed {
+                return Some(place);
+            }
+            self.file(number, place);
+        }
+        None
+    }
+}
+
+impl Default for Holders {
+    fn default() -> Self {
+        Self { since: Instant::now(), held: Arc::default() }
     }
 }
 
 impl Holders {
-    /// Adds one, the freshest of all.
+    /// Adds one, the freshest of all strangers.
     pub(super) fn join(&self) -> Holder {
         let (asked, gone) = (CancellationToken::new(), CancellationToken::new());
-        let exit = Exit { since: Instant::now(), asked: asked.clone(), gone: gone.clone() };
-        let rank = Mutex::new(lock(&self.0).insert(false, exit));
-        Holder { holders: self.clone(), rank, asked, _gone: gone.drop_guard() }
+        let (rank, filed) = (AtomicU64::new(self.now()), AtomicU64::new(0));
+        let place = Arc::new(Place { rank, filed, asked, gone: gone.clone() });
+        let mut held = self.lock();
+        held.joined += 1;
+        let number = held.joined;
+        held.file(number, Arc::clone(&place));
+        drop(held);
+        Holder { holders: self.clone(), place, number, _gone: gone.drop_guard() }
     }
 
     /// Asks the stalest to go, and waits until it has gone. `false` where there is nobody to ask.
     pub(super) async fn stalest_gives_way(&self) -> bool {
-        let stalest = lock(&self.0).by_rank.pop_first();
-        let Some((_, Exit { asked, gone, .. })) = stalest else { return false };
-        asked.cancel();
-        gone.cancelled().await;
+        let Some(stalest) = self.lock().take_stalest() else { return false };
+        stalest.asked.cancel();
+        stalest.gone.cancelled().await;
         true
     }
 
     /// Asks everybody to go who has not got on for this long.
     pub(super) fn stale_ones_go(&self, after: Duration) {
-        let mut held = lock(&self.0);
-        for (_, Exit { asked, .. }) in held.by_rank.extract_if(.., |_, exit| exit.since.elapsed() > after) {
-            asked.cancel();
-        }
+        let limit = self.now().saturating_sub(nanoseconds(after));
+        self.lock().by_rank.retain(|_, place| {
+            let stays = place.rank.load(Ordering::Relaxed) & !TRUSTED >= limit;
+            if !stays {
+                place.asked.cancel();
+            }
+            stays
+        });
     }
+
+    fn now(&self) -> Rank {
+        nanoseconds(self.since.elapsed())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Enough of them for 292 years.
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX) & !TRUSTED
 }
 
 /// One who holds something, until dropped.
 #[derive(Debug)]
 pub(super) struct Holder {
     holders: Holders,
-    rank: Mutex<Rank>,
-    asked: CancellationToken,
+    place: Arc<Place>,
+    number: u64,
     _gone: DropGuard,
 }
 
 impl Holder {
     /// It got on: now all others are staler. Too late for who has been asked to go.
     pub(super) fn got_on(&self) {
-        self.rise(false);
+        let trusted = self.place.rank.load(Ordering::Relaxed) & TRUSTED;
+        self.place.rank.store(self.holders.now() | trusted, Ordering::Relaxed);
     }
 
     /// It has proven to be no stranger, and goes after all who are.
     pub(super) fn is_trusted(&self) {
-        self.rise(true);
-    }
-
-    fn rise(&self, trusted: bool) {
-        let mut held = lock(&self.holders.0);
-        let mut rank = lock(&self.rank);
-        if let Some(exit) = held.by_rank.remove(&rank) {
-            *rank = held.insert(rank.trusted || trusted, exit);
-        }
+        self.place.rank.fetch_or(TRUSTED, Ordering::Relaxed);
     }
 
     /// Runs something to its end, unless this one is asked to go before.
     pub(super) async fn unless_it_gives_way<T>(&self, work: impl Future<Output = T>) -> Option<T> {
-        self.asked.run_until_cancelled(work).await
+        self.place.asked.run_until_cancelled(work).await
     }
 }
 
 impl Drop for Holder {
     fn drop(&mut self) {
-        lock(&self.holders.0).by_rank.remove(&lock(&self.rank));
+        let mut held = self.holders.lock();
+        held.by_rank.remove(&(self.place.filed.load(Ordering::Relaxed), self.number));
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -154,7 +184,7 @@ mod tests {
         sleep(Duration::from_millis(300)).await;
         stays.got_on();
         holders.stale_ones_go(Duration::from_millis(200));
-        assert!(goes.asked.is_cancelled() && !stays.asked.is_cancelled());
+        assert!(goes.place.asked.is_cancelled() && !stays.place.asked.is_cancelled());
     }
 
     #[tokio::test]
@@ -166,7 +196,7 @@ mod tests {
         let goes = tokio::spawn(async move { stranger.unless_it_gives_way(pending::<()>()).await });
         assert!(holders.stalest_gives_way().await);
         assert_eq!(goes.await.unwrap(), None);
-        assert!(!trusted.asked.is_cancelled());
+        assert!(!trusted.place.asked.is_cancelled());
     }
 
     #[tokio::test]
