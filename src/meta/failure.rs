@@ -1,6 +1,8 @@
 //! One failed delivery: a `statuses[]` element with `status: failed` and an error 131031
 //! ([Meta: status webhooks](https://developers.facebook.com/documentation/business-messaging/whatsapp/webhooks/reference/messages/status)).
 
+use std::borrow::Cow;
+
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 use time::{Duration, OffsetDateTime};
@@ -99,11 +101,8 @@ pub(super) fn read(
         return Ok(None);
     };
     let id = id.and_then(scalar).filter(|id| !id.is_empty()).ok_or("the failed status has no message id")?;
-    let first = |candidates: &[Option<&RawValue>]| {
-        candidates.iter().flatten().find_map(|raw| scalar(raw).filter(|text| !text.is_empty()))
-    };
-    let recipient = first(&[recipient, user, parent, old_parent]);
-    let participant = first(&[participant, old_participant, participant_user]);
+    let recipient = first([recipient, user, parent, old_parent]);
+    let participant = first([participant, old_participant, participant_user]);
     let addressee = participant.as_deref().or(recipient.as_deref()).unwrap_or_default();
 
     Ok(Some(FailedDelivery {
@@ -121,6 +120,11 @@ pub(super) fn read(
         error_details: error.details,
         callback_data: callback_data.and_then(scalar).map(|data| Text::cut(&data, Text::LONG)),
     }))
+}
+
+/// The first of these that says anything.
+fn first<'a, const N: usize>(candidates: [Option<&'a RawValue>; N]) -> Option<Cow<'a, str>> {
+    candidates.into_iter().flatten().find_map(|raw| scalar(raw).filter(|text| !text.is_empty()))
 }
 
 struct LockoutError {

@@ -25,15 +25,18 @@ pub(super) fn elements(json: &RawValue) -> Option<Vec<&RawValue>> {
 }
 
 /// A JSON string. Lone surrogates, which JSON can spell and text cannot hold, become U+FFFD.
-pub(super) fn text(json: &RawValue) -> Option<String> {
+pub(super) fn text(json: &RawValue) -> Option<Cow<'_, str>> {
     struct Lossy;
-    impl Visitor<'_> for Lossy {
-        type Value = String;
+    impl<'de> Visitor<'de> for Lossy {
+        type Value = Cow<'de, str>;
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             f.write_str("a string")
         }
-        fn visit_bytes<E: Error>(self, bytes: &[u8]) -> Result<String, E> {
-            Ok(String::from_utf8_lossy(bytes).into_owned())
+        fn visit_borrowed_bytes<E: Error>(self, bytes: &'de [u8]) -> Result<Cow<'de, str>, E> {
+            Ok(String::from_utf8_lossy(bytes))
+        }
+        fn visit_bytes<E: Error>(self, bytes: &[u8]) -> Result<Cow<'de, str>, E> {
+            Ok(String::from_utf8_lossy(bytes).into_owned().into())
         }
     }
     if !json.get().starts_with('"') {
@@ -43,10 +46,10 @@ pub(super) fn text(json: &RawValue) -> Option<String> {
 }
 
 /// A JSON string, or the digits of a JSON number: ids come as either.
-pub(super) fn scalar(json: &RawValue) -> Option<String> {
+pub(super) fn scalar(json: &RawValue) -> Option<Cow<'_, str>> {
     let raw = json.get();
     if raw.starts_with(|c: char| c == '-' || c.is_ascii_digit()) {
-        return Some(raw.to_owned());
+        return Some(raw.into());
     }
     text(json)
 }

@@ -155,5 +155,5 @@ fn string_length(inner: &[u8]) -> usize {
 
 /// The text of a string token, if it is a JSON string, or nearly.
 pub(super) fn decoded(token: &[u8]) -> Option<String> {
-    text(serde_json::from_str(&readable(token)).ok()?)
+    Some(text(serde_json::from_str(&readable(token)).ok()?)?.into_owned())
 }
