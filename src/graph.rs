@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use memchr::memmem;
 use reqwest::{Client, Response, Url, redirect};
 use secrecy::{ExposeSecret, SecretString};
 use tracing::{error, info};
@@ -189,22 +188,48 @@ async fn read(mut response: Response) -> Result<Vec<u8>, String> {
 
 /// What went wrong, without the URL: it carries the proof.
 fn describe(error: reqwest::Error) -> String {
-    if error.is_timeout() && !error.is_connect() {
-        return format!("no complete answer within {} s", WHOLE.as_secs());
+    match (error.is_timeout(), error.is_connect()) {
+        (true, true) => format!("no connection within {} s", CONNECT.as_secs()),
+        (true, false) => format!("no complete answer within {} s", WHOLE.as_secs()),
+        (false, _) => with_causes(&error.without_url()),
     }
-    with_causes(&error.without_url())
 }
 
+/// The body without a secret, however JSON or a URL may spell its signs: as they are, `\/`, `\u002f`, `%2F`.
 fn without(body: &[u8], secret: &str) -> Vec<u8> {
+    let spelled: Vec<[String; 4]> = secret
+        .bytes()
+        .map(|byte| {
+            let sign = char::from(byte);
+            [sign.to_string(), format!("\\{sign}"), format!("\\u{byte:04x}"), format!("%{byte:02x}")]
+        })
+        .collect();
     let mut cleaned = Vec::with_capacity(body.len());
-    let mut from = 0;
-    for at in memmem::find_iter(body, secret) {
-        cleaned.extend_from_slice(&body[from..at]);
-        cleaned.extend_from_slice(b"[removed]");
-        from = at + secret.len();
+    let mut rest = body;
+    while let Some((first, others)) = rest.split_first() {
+        match after(&spelled, rest) {
+            Some(text) => {
+                cleaned.extend_from_slice(b"[removed]");
+                rest = text;
+            }
+            None => {
+                cleaned.push(*first);
+                rest = others;
+            }
+        }
     }
-    cleaned.extend_from_slice(&body[from..]);
     cleaned
+}
+
+/// What follows the secret, where a text begins with it.
+fn after<'t>(spelled: &[[String; 4]], text: &'t [u8]) -> Option<&'t [u8]> {
+    spelled.iter().try_fold(text, |text, ways| {
+        let begins_with = |way: &String| {
+            let (head, rest) = text.split_at_checked(way.len())?;
+            head.eq_ignore_ascii_case(way.as_bytes()).then_some(rest)
+        };
+        ways.iter().find_map(begins_with)
+    })
 }
 
 /// The access tokens: one for every account, or one per account from a file.
@@ -349,6 +374,11 @@ mod tests {
     fn a_repeated_secret_is_removed_wherever_it_stands() {
         assert_eq!(without(b"TOKENx TOKEN", "TOKEN"), b"[removed]x [removed]");
         assert_eq!(without(b"nothing", "TOKEN"), b"nothing");
+        for spelled in ["a|b/c", r"a|b\/c", r"a\u007Cb\u002fc", "a%7Cb%2Fc", r"\u0061|b/\c"] {
+            let text = format!("<{spelled}>");
+            assert_eq!(without(text.as_bytes(), "a|b/c"), b"<[removed]>", "{spelled}");
+        }
+        assert_eq!(without(br"a\u007Cb\u002", "a|b/c"), br"a\u007Cb\u002", "not all of it");
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! Read the *entities*, never the root: the root is the worst of everything, calling included, and says
 //! BLOCKED while every entity can send messages.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::time::Duration;
 
@@ -200,11 +201,15 @@ fn refusal(http_status: u16, usage: Option<&str>, error: &RawValue) -> Answer {
 /// The longest `estimated_time_to_regain_access`, in minutes, in the usage header: an object keyed by
 /// business object, each with a list. Whose budget was spent is not said, so the longest counts.
 fn rest(usage: &str) -> Option<Duration> {
-    let usage: serde_json::Map<String, serde_json::Value> = serde_json::from_str(usage).ok()?;
-    let lists = usage.values().filter_map(|list| list.as_array()).flatten();
-    let minutes = lists.filter_map(|entry| entry["estimated_time_to_regain_access"].as_u64()).max()?;
-    const DAY_IN_MINUTES: u64 = 24 * 60;
-    (minutes > 0).then(|| Duration::from_secs(minutes.min(DAY_IN_MINUTES) * 60))
+    const A_DAY: f64 = 24.0 * 60.0;
+    let usage: HashMap<String, &RawValue> = serde_json::from_str(usage).ok()?;
+    let entries = usage.into_values().filter_map(elements).flatten();
+    let minutes = entries
+        .filter_map(|entry| fields(entry.get(), ["estimated_time_to_regain_access"])?[0])
+        .filter_map(|minutes| scalar(minutes)?.parse::<f64>().ok())
+        .filter(|minutes| *minutes > 0.0)
+        .max_by(f64::total_cmp)?;
+    Some(Duration::from_secs_f64(minutes.ceil().min(A_DAY) * 60.0))
 }
 
 fn entity(raw: &RawValue) -> Option<Entity> {

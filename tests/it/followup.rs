@@ -11,8 +11,7 @@ use lockwatch::store::checks::{self, Check, Saved};
 use lockwatch::store::incidents::resolve;
 use secrecy::SecretString;
 use time::{Duration, OffsetDateTime};
-use tokio::net::TcpListener;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 use crate::support::database::TestDatabase;
 use crate::support::{ACCESS_TOKEN, APP_SECRET, NUMBER, OTHER_NUMBER, TestApp, WABA, eventually, service};
@@ -189,32 +188,6 @@ async fn an_account_locked_by_somebody_else_holds_up_no_other() {
     let simulator = &app.simulator;
     eventually("its look-up", async || simulator.requests().len() == 1).await;
     somebody.rollback().await.unwrap();
-}
-
-#[tokio::test]
-async fn the_wire_may_break_in_every_way_and_is_asked_again() {
-    let canary = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let to_canary = format!("http://{}/stolen", canary.local_addr().unwrap());
-    for (scenario, says) in [
-        (Scenario::Redirect(to_canary), "HTTP 302"),
-        (Scenario::Endless, "longer than 256 KiB"),
-        (Scenario::Reset, "error"),
-        (Scenario::Garbage, "not a JSON object"),
-        (Scenario::ErrorInOk, "(131042)"),
-        (Scenario::Drip, "within 10 s"),
-    ] {
-        let app = app_with([scenario.clone()]).await;
-        app.fail("a").await;
-        app.eventually("an answer", async || app.count("select count(*) from health_checks").await == 1).await;
-        let check = app.checks().await.remove(0);
-        assert_eq!(check.outcome, "unreachable", "{scenario:?}");
-        let error = check.error.unwrap();
-        assert!(error.contains(says), "{scenario:?}: {error}");
-        assert!(!error.contains("appsecret_proof"), "{error}");
-        assert!(check.duration_ms < 11_000, "{scenario:?} took {} ms", check.duration_ms);
-        assert_eq!(app.incident().await.cause, "pending");
-    }
-    assert!(timeout(StdDuration::from_millis(1), canary.accept()).await.is_err(), "no redirect is followed");
 }
 
 #[tokio::test]

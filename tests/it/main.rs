@@ -14,6 +14,7 @@ mod dashboard;
 mod embedded;
 mod faults;
 mod followup;
+mod graph;
 mod hostile;
 mod keeping;
 mod lifecycle;

@@ -4,6 +4,7 @@ pub mod browser;
 pub mod database;
 pub mod process;
 pub mod raw;
+pub mod wire;
 
 use std::time::Duration;
 
@@ -61,15 +62,24 @@ impl TestApp {
     }
 
     pub async fn start_with(database: TestDatabase, simulator: Simulator, token: Option<&str>) -> Self {
-        let service = Service::start(settings(database.database(), &simulator, &[APP_SECRET], token)).await.unwrap();
+        let service =
+            Service::start(settings(database.database(), &simulator.url(), &[APP_SECRET], token)).await.unwrap();
         Self::around(service, database, simulator)
+    }
+
+    /// That asks somebody else than its simulator.
+    pub async fn start_asking(graph_url: &str) -> Self {
+        let simulator = Simulator::start(ACCESS_TOKEN, APP_SECRET).await.unwrap();
+        let database = TestDatabase::create().await;
+        let settings = settings(database.database(), graph_url, &[APP_SECRET], Some(ACCESS_TOKEN));
+        Self::around(Service::start(settings).await.unwrap(), database, simulator)
     }
 
     /// With a token on the admin listener.
     pub async fn guarded(admin_token: &str) -> Self {
         let simulator = Simulator::start(ACCESS_TOKEN, APP_SECRET).await.unwrap();
         let database = TestDatabase::create().await;
-        let settings = settings(database.database(), &simulator, &[APP_SECRET], Some(ACCESS_TOKEN));
+        let settings = settings(database.database(), &simulator.url(), &[APP_SECRET], Some(ACCESS_TOKEN));
         let service = Service::start(Settings { admin_token: Some(admin_token.into()), ..settings }).await.unwrap();
         Self::around(service, database, simulator)
     }
@@ -208,17 +218,12 @@ pub async fn eventually(what: &str, condition: impl AsyncFn() -> bool) {
 
 /// Starts a service; the first secret also makes the proof for the simulator.
 pub async fn service(database: Database, simulator: &Simulator, app_secrets: &[&str]) -> Service {
-    Service::start(settings(database, simulator, app_secrets, Some(ACCESS_TOKEN))).await.unwrap()
+    Service::start(settings(database, &simulator.url(), app_secrets, Some(ACCESS_TOKEN))).await.unwrap()
 }
 
-fn settings(database: Database, simulator: &Simulator, app_secrets: &[&str], token: Option<&str>) -> Settings {
+fn settings(database: Database, graph_url: &str, app_secrets: &[&str], token: Option<&str>) -> Settings {
     let app_secrets: Vec<SecretString> = app_secrets.iter().map(|secret| SecretString::from(*secret)).collect();
-    let graph = Graph::new(GraphSettings {
-        url: simulator.url(),
-        version: "v25.0".to_owned(),
-        app_secrets: app_secrets.clone(),
-        tokens: Tokens::new(token.map(SecretString::from), None).unwrap(),
-    });
+    let graph = graph(graph_url, &app_secrets, token);
     let loopback = "127.0.0.1:0".parse().unwrap();
     Settings {
         database,
@@ -227,10 +232,21 @@ fn settings(database: Database, simulator: &Simulator, app_secrets: &[&str], tok
         admin_token: None,
         app_secrets,
         verify_token: VERIFY_TOKEN.into(),
-        graph: graph.unwrap(),
+        graph,
         capturing: Capturing::Lockouts,
         retention: Duration::from_secs(90 * 24 * 3600),
     }
+}
+
+/// A client that asks there.
+pub fn graph(url: &str, app_secrets: &[SecretString], token: Option<&str>) -> Graph {
+    Graph::new(GraphSettings {
+        url: url.to_owned(),
+        version: "v25.0".to_owned(),
+        app_secrets: app_secrets.to_vec(),
+        tokens: Tokens::new(token.map(SecretString::from), None).unwrap(),
+    })
+    .unwrap()
 }
 
 pub fn client() -> Client {

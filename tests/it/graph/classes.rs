@@ -1,0 +1,148 @@
+//! Every class of errors that Meta may answer, as rows with the time of the next look-up.
+
+use serde_json::{Value, json};
+
+use super::{LookedUp, look_up_each};
+use crate::support::wire::answer;
+
+const MINUTE: f64 = 60.0;
+
+/// Looks up a number for each answer: a status and a body.
+async fn answers(answers: &[(u16, Value)]) -> Vec<LookedUp> {
+    let scripts = answers.iter().map(|(status, body)| answer(&format!("{status} Status"), body.to_string()));
+    look_up_each(scripts.collect::<Vec<_>>()).await.looked_up
+}
+
+fn error(code: impl Into<Value>) -> Value {
+    json!({"error": {"message": "What Meta said", "type": "OAuthException", "code": code.into(), "fbtrace_id": "A"}})
+}
+
+/// The same error with more in it.
+fn error_with(code: i64, more: &[(&str, Value)]) -> Value {
+    let mut body = error(code);
+    for (field, value) in more {
+        body["error"][field] = value.clone();
+    }
+    body
+}
+
+#[tokio::test]
+async fn a_refusal_is_a_denied_look_up_and_asked_again_hourly() {
+    let mut refusals: Vec<(u16, Value)> =
+        [0, 3, 10, 100, 190, 200, 201, 250, 298, 299, 368].map(|code| (400, error(code))).to_vec();
+    refusals.extend([
+        (401, error("190")),
+        (401, error(190.0)),
+        (200, error(190)),
+        (500, error(190)),
+        (401, error_with(190, &[("error_subcode", json!(463))])),
+        (400, error_with(100, &[("error_subcode", json!(33)), ("type", json!("GraphMethodException"))])),
+        (400, error_with(100, &[("error_data", json!("a string"))])),
+        (400, error_with(100, &[("error_data", json!({"messaging_product": "whatsapp", "details": "an object"}))])),
+        (400, error_with(10, &[("is_transient", json!(true)), ("message", json!(["no", "text"]))])),
+        (400, error_with(10, &[("error_subcode", json!(1e300)), ("message", json!("x".repeat(100_000)))])),
+    ]);
+    for (row, (status, body)) in answers(&refusals).await.iter().zip(&refusals) {
+        row.is("refused", "lookup_denied", 53.9 * MINUTE..=66.0 * MINUTE, &body.to_string());
+        assert_eq!((row.http_status, row.rest), (Some(i32::from(*status)), None), "{body}");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_without_health_is_a_denied_look_up_as_well() {
+    let without = [
+        json!({}),
+        json!({"id": "1"}),
+        json!({"health_status": null, "error": null}),
+        json!({"health_status": "AVAILABLE"}),
+        json!({"health_status": {"can_send_message": "BLOCKED"}}),
+        json!({"health_status": {"entities": []}}),
+        json!({"health_status": {"entities": ["WABA", 7, null]}}),
+    ];
+    for (row, body) in answers(&without.clone().map(|body| (200, body))).await.iter().zip(without) {
+        row.is("no_health", "lookup_denied", 53.9 * MINUTE..=66.0 * MINUTE, &body.to_string());
+    }
+}
+
+#[tokio::test]
+async fn too_many_calls_rest_the_account_for_a_quarter_of_an_hour_unless_meta_says_otherwise() {
+    let mut throttled: Vec<(u16, Value)> =
+        [4, 17, 32, 613, 80007, 80008, 130_429].map(|code| (400, error(code))).to_vec();
+    throttled.extend([
+        (403, error(4)),
+        (200, error(80008)),
+        (429, error("17")),
+        (400, error_with(613, &[("error_subcode", json!(1996)), ("error_data", json!("volume"))])),
+    ]);
+    for (row, (_, body)) in answers(&throttled).await.iter().zip(&throttled) {
+        row.is("throttled", "pending", 14.9 * MINUTE..=15.0 * MINUTE, &body.to_string());
+        assert!(row.rest.is_some_and(|rest| (14.9 * MINUTE..=15.0 * MINUTE).contains(&rest)), "{body}: {row:?}");
+        assert_eq!(row.failures, 0, "throttled is not broken");
+    }
+}
+
+#[tokio::test]
+async fn the_usage_header_says_for_how_many_minutes_the_account_rests() {
+    const UNSAID: f64 = 15.0;
+    const A_DAY: f64 = 24.0 * 60.0;
+    let usage = |minutes: Value| json!({"1022": [{"type": "whatsapp", "estimated_time_to_regain_access": minutes}]});
+    let headers = [
+        (usage(json!(19)).to_string(), 19.0),
+        (usage(json!(19.0)).to_string(), 19.0),
+        (usage(json!("19")).to_string(), 19.0),
+        (usage(json!(0.5)).to_string(), 1.0),
+        (usage(json!(1)).to_string(), 1.0),
+        (usage(json!(1_000_000_000_000_u64)).to_string(), A_DAY),
+        (usage(json!(1e300)).to_string(), A_DAY),
+        (usage(json!(0)).to_string(), UNSAID),
+        (usage(json!(-5)).to_string(), UNSAID),
+        (usage(json!(null)).to_string(), UNSAID),
+        (usage(json!([19])).to_string(), UNSAID),
+        (usage(json!("NaN")).to_string(), UNSAID),
+        // Whose budget was spent is not said, so the longest counts.
+        (
+            r#"{"1":[{"estimated_time_to_regain_access":3}],"2":[{"estimated_time_to_regain_access":0},{"estimated_time_to_regain_access":25}],"3":"odd"}"#.to_owned(),
+            25.0,
+        ),
+        (r#"{"1":[{"call_count":1e999,"estimated_time_to_regain_access":7}],"2":[[]],"3":{}}"#.to_owned(), 7.0),
+        ("{}".to_owned(), UNSAID),
+        ("[19]".to_owned(), UNSAID),
+        ("{\"1\":[{\"estimated_time_to_regain_access\":".to_owned(), UNSAID),
+        ("19".to_owned(), UNSAID),
+        ("\u{e9}".to_owned(), UNSAID),
+        (String::new(), UNSAID),
+    ];
+    let scripts = headers.iter().map(|(header, _)| {
+        answer(&format!("400 Bad Request\r\nX-Business-Use-Case-Usage: {header}"), error(80008).to_string())
+    });
+    let rows = look_up_each(scripts.collect::<Vec<_>>()).await.looked_up;
+    for (row, (header, minutes)) in rows.iter().zip(headers) {
+        let seconds = minutes * MINUTE - 5.0..=minutes * MINUTE;
+        assert!(row.rest.is_some_and(|rest| seconds.contains(&rest)), "{header}: {row:?}");
+        row.is("throttled", "pending", seconds, &header);
+    }
+}
+
+#[tokio::test]
+async fn every_other_error_is_worth_another_try_within_seconds() {
+    let mut odd: Vec<(u16, Value)> =
+        [1, 2, 5, 9, 11, 18, 33, 99, 101, 189, 191, 199, 300, 367, 369, 131_042, -1, -190, i64::MAX, i64::MIN]
+            .map(|code| (400, error(code)))
+            .to_vec();
+    let codes =
+        [json!(u64::MAX), json!(1e30), json!(190.5), json!("x"), json!(""), json!(true), json!([190]), json!(null)];
+    odd.extend(codes.map(|code| (400, error(code))));
+    let errors = [json!("190"), json!(190), json!([{"code": 190}]), json!({}), json!(false)];
+    odd.extend(errors.into_iter().flat_map(|error| [200, 400].map(|status| (status, json!({"error": error})))));
+    odd.extend([
+        (500, error_with(2, &[("is_transient", json!(true))])),
+        (200, error(131_042)),
+        (200, json!({"error": {"code": 1}, "health_status": {"entities": [{"can_send_message": "AVAILABLE"}]}})),
+        (500, json!({"health_status": {"entities": [{"can_send_message": "BLOCKED"}]}})),
+        (429, json!({})),
+        (404, json!({"id": "1"})),
+    ]);
+    for (row, (status, body)) in answers(&odd).await.iter().zip(&odd) {
+        row.is_unreachable(&format!("{status} {body}"));
+    }
+}
