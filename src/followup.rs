@@ -3,11 +3,13 @@
 //! No transaction is open while Graph is asked. A check is a row of state with a lease, so that any
 //! replica can take it, and one that dies leaves it to the next.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use tokio::sync::Notify;
-use tokio::task::JoinSet;
+use tokio::task::{Id, JoinSet};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
@@ -16,13 +18,16 @@ use crate::graph::Graph;
 use crate::lockout::cause::LockoutCause;
 use crate::meta::health::Answer;
 use crate::metrics::FollowUpMetrics;
-use crate::store::checks::{self, Check, Claim, Saved};
+use crate::store::checks::{self, Check, Saved};
+use crate::store::claims::{self, Claim};
 use crate::store::{Pool, StoreError, bounded, incidents};
 
 /// Look-ups under way at once, per process.
 const IN_FLIGHT: usize = 32;
 /// How often due checks are looked for without being woken: other replicas' and those in the future.
 const IDLE: Duration = Duration::from_secs(1);
+/// What ends within this time of another look-up is made up for by the same claim.
+const BREATH: Duration = Duration::from_millis(50);
 const AFTER_ERROR: Duration = Duration::from_secs(2);
 /// How often quiet incidents are looked for.
 const SWEEP: Duration = Duration::from_secs(60);
@@ -47,22 +52,23 @@ impl FollowUp {
 
     /// Works until told to stop; the look-ups under way then finish.
     pub async fn run(self, stop: CancellationToken) {
-        let mut under_way = JoinSet::new();
+        let mut under_way = UnderWay::default();
         let mut next_sweep = Instant::now();
         let mut failing = false;
         if let Err(error) = bounded(checks::ask_denied_again(&self.db)).await {
             debug!(%error, "denied look-ups keep their time");
         }
         while !stop.is_cancelled() {
-            let free = i64::try_from(IN_FLIGHT - under_way.len()).expect("thirty-two fits");
-            let pause = match self.step(&mut next_sweep, free).await {
+            let pause = match self.step(&mut next_sweep, &under_way).await {
                 Ok(claims) => {
                     failing = false;
+                    // Where something was due there may be more: an account gets its share at a time.
+                    let pause = if claims.is_empty() { IDLE } else { BREATH };
                     for claim in claims {
-                        let worker = self.clone();
-                        under_way.spawn(async move { worker.check(claim).await });
+                        let (waba_id, worker) = (claim.waba_id.clone(), self.clone());
+                        under_way.start(waba_id, async move { worker.check(claim).await });
                     }
-                    IDLE
+                    pause
                 }
                 Err(error) => {
                     if !std::mem::replace(&mut failing, true) {
@@ -74,21 +80,24 @@ impl FollowUp {
             tokio::select! {
                 () = stop.cancelled() => {}
                 () = sleep(pause) => {}
-                () = self.checks_due.notified(), if under_way.len() < IN_FLIGHT => {}
-                Some(_) = under_way.join_next() => {}
+                () = self.checks_due.notified(), if under_way.free() > 0 => {}
+                true = under_way.one_ended() => sleep(BREATH).await,
             }
-            while under_way.try_join_next().is_some() {}
+            while under_way.one_ended().now_or_never() == Some(true) {}
         }
-        while under_way.join_next().await.is_some() {}
+        while under_way.one_ended().await {}
     }
 
     /// Claims what is due, and now and then resolves what has been quiet.
-    async fn step(&self, next_sweep: &mut Instant, free: i64) -> Result<Vec<Claim>, StoreError> {
+    async fn step(&self, next_sweep: &mut Instant, under_way: &UnderWay) -> Result<Vec<Claim>, StoreError> {
         if *next_sweep <= Instant::now() {
             *next_sweep = Instant::now() + SWEEP;
             self.sweep().await;
         }
-        bounded(checks::claim_due(&self.db, free)).await
+        match under_way.free() {
+            0 => Ok(Vec::new()),
+            free => bounded(claims::claim_due(&self.db, free, &under_way.accounts())).await,
+        }
     }
 
     /// Resolves the incidents that have been quiet. What fails here is tried again with the next sweep.
@@ -105,7 +114,7 @@ impl FollowUp {
 
     /// One look-up, from budget to row. What fails here is tried again when the lease runs out.
     async fn check(&self, claim: Claim) {
-        match bounded(checks::take_from_budget(&self.db, &claim)).await {
+        match bounded(claims::take_from_budget(&self.db, &claim)).await {
             Ok(true) => {}
             Ok(false) => return debug!(waba.id = claim.waba_id, "the account's look-ups of this hour are spent"),
             Err(error) => return warn!(cause = error.cause(), "a health check waits for the database: {error}"),
@@ -137,6 +146,38 @@ impl FollowUp {
             }
             attempt += 1;
         }
+    }
+}
+
+/// The look-ups under way, and the account of each.
+#[derive(Default)]
+struct UnderWay {
+    tasks: JoinSet<()>,
+    accounts: HashMap<Id, String>,
+}
+
+impl UnderWay {
+    fn free(&self) -> usize {
+        IN_FLIGHT - self.tasks.len()
+    }
+
+    fn accounts(&self) -> Vec<String> {
+        self.accounts.values().cloned().collect()
+    }
+
+    fn start(&mut self, waba_id: String, look_up: impl Future<Output = ()> + Send + 'static) {
+        let id = self.tasks.spawn(look_up).id();
+        self.accounts.insert(id, waba_id);
+    }
+
+    /// Waits until one has ended. `false`: none is under way.
+    async fn one_ended(&mut self) -> bool {
+        match self.tasks.join_next_with_id().await {
+            Some(Ok((id, ()))) => self.accounts.remove(&id),
+            Some(Err(error)) => self.accounts.remove(&error.id()),
+            None => return false,
+        };
+        true
     }
 }
 

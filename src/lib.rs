@@ -11,8 +11,8 @@
 //!    every waiter. 200 means committed.
 //! 4. A failure belongs to the account's [incident](lockout::incident). A number that is new to an open
 //!    incident makes a health check due, and wakes the follow-up.
-//! 5. The [`followup`] claims due checks ([`store::checks`]), asks Meta ([`graph`]) with no transaction open,
-//!    and saves the answer: the [cause](lockout::cause) is derived anew, the [next look](lockout::schedule)
+//! 5. The [`followup`] claims due checks ([`store::claims`]), asks Meta ([`graph`]) with no transaction open,
+//!    and saves the answer ([`store::checks`]): the [cause](lockout::cause) is derived anew, the [next look](lockout::schedule)
 //!    gets its time, and the incident may turn out to be over.
 //! 6. People read the same rows: in a browser or with a program ([`http`]), with the commands in [`cli`], or by
 //!    SQL. [`report`] makes one object of an incident for all of them, and masks recipients.

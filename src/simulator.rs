@@ -116,6 +116,8 @@ struct Inner {
     requests: Vec<Request>,
     under_way: HashMap<String, usize>,
     most_under_way: usize,
+    at_once: usize,
+    most_at_once: usize,
 }
 
 impl Simulator {
@@ -168,6 +170,12 @@ impl Simulator {
     pub fn most_under_way(&self) -> usize {
         self.shared.state().most_under_way
     }
+
+    /// The most requests that were ever under way at once, for whichever nodes.
+    #[must_use]
+    pub fn most_at_once(&self) -> usize {
+        self.shared.state().most_at_once
+    }
 }
 
 impl Drop for Simulator {
@@ -194,6 +202,8 @@ async fn answer(
         let under_way = state.under_way.entry(node_id.clone()).or_default();
         *under_way += 1;
         state.most_under_way = state.most_under_way.max(state.under_way[&node_id]);
+        state.at_once += 1;
+        state.most_at_once = state.most_at_once.max(state.at_once);
         let waba_id = state.accounts.get(&node_id).cloned().unwrap_or_else(|| "102290129340398".to_owned());
         let scenario = match state.scripts.get_mut(&node_id) {
             Some(script) if script.len() > 1 => script.pop(),
@@ -226,7 +236,9 @@ struct UnderWay {
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
-        if let Some(under_way) = self.shared.state().under_way.get_mut(&self.node_id) {
+        let mut state = self.shared.state();
+        state.at_once -= 1;
+        if let Some(under_way) = state.under_way.get_mut(&self.node_id) {
             *under_way -= 1;
         }
     }

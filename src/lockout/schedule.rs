@@ -7,6 +7,9 @@ use crate::meta::health::Answer;
 /// Look-ups per hour and account, over all replicas. Meta allows an inactive account 200 reads an hour.
 pub const LOOKUPS_PER_HOUR: i64 = 150;
 
+/// Look-ups of one account under way at once, per process: where its nodes hang, there is room for others.
+pub const AT_ONCE: i64 = 4;
+
 /// How long a claimed check stays with its claimant. Longer than a look-up can take.
 pub const LEASE: Duration = Duration::from_secs(30);
 

@@ -1,4 +1,4 @@
-//! Health checks: who looks up which number, within which budget, and what came of it.
+//! Health checks: what a look-up came to, and what that changes.
 
 use std::time::Duration;
 
@@ -6,24 +6,12 @@ use sqlx::types::Json;
 use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
 
+use super::claims::Claim;
 use super::{StoreError, interval, lock_account};
 use crate::lockout::cause::{self, Cause, Evidence, Finding, LockoutCause};
 use crate::lockout::incident::{ClearRun, Resolution, clear_run, recovered};
-use crate::lockout::schedule::{self, LEASE, LOOKUPS_PER_HOUR, Progress};
+use crate::lockout::schedule::{self, Progress};
 use crate::meta::health::{Answer, CanSend, Entity, verdict};
-
-/// A number to look up, claimed for as long as the lease.
-#[derive(Debug, Clone)]
-pub struct Claim {
-    /// The incident.
-    pub incident_id: i64,
-    /// The account.
-    pub waba_id: String,
-    /// The node to look up.
-    pub phone_number_id: String,
-    attempt: i32,
-    progress: Progress,
-}
 
 /// One look-up, done.
 #[derive(Debug, Clone)]
@@ -99,101 +87,6 @@ pub enum Saved {
     /// The check is kept and nothing else was touched: the incident was resolved meanwhile, or the claim
     /// had run out and another has taken it.
     Late,
-}
-
-/// Claims up to `limit` checks that are due, each under a lease and the next attempt number. First
-/// look-ups come first. Accounts that rest are left alone.
-///
-/// # Errors
-/// Nothing is claimed.
-pub async fn claim_due(db: &PgPool, limit: i64) -> Result<Vec<Claim>, StoreError> {
-    let rows = sqlx::query!(
-        "with due as materialized (
-           select n.incident_id, n.phone_number_id, n.waba_id
-             from affected_numbers n
-             join accounts a using (waba_id)
-            where n.check_due_at <= now()
-              and (n.check_lease_until is null or n.check_lease_until <= now())
-              and (a.lookups_paused_until is null or a.lookups_paused_until <= now())
-            order by n.check_answers > 0, n.check_due_at
-            limit $1
-              for update of n skip locked
-         )
-         update affected_numbers n
-            set check_attempt = n.check_attempt + 1, check_lease_until = now() + $2, check_started_at = null
-           from due
-          where n.incident_id = due.incident_id and n.phone_number_id = due.phone_number_id
-            and n.waba_id = due.waba_id
-         returning n.incident_id, n.waba_id, n.phone_number_id, n.check_attempt, n.check_answers, n.check_failures",
-        limit,
-        interval(LEASE),
-    )
-    .fetch_all(db)
-    .await?;
-    let claims = rows.into_iter().map(|row| Claim {
-        incident_id: row.incident_id,
-        waba_id: row.waba_id,
-        phone_number_id: row.phone_number_id,
-        attempt: row.check_attempt,
-        progress: Progress { answers: row.check_answers, failures: row.check_failures },
-    });
-    Ok(claims.collect())
-}
-
-/// Takes one look-up from the account's hourly budget. `false`: it is spent; the claim is given back, and
-/// the account rests until the oldest look-up of the last hour is an hour old.
-///
-/// # Errors
-/// Nothing is taken; the claim runs out with its lease.
-pub async fn take_from_budget(db: &PgPool, claim: &Claim) -> Result<bool, StoreError> {
-    let mut transaction = db.begin().await?;
-    lock_account(&mut transaction, &claim.waba_id).await?;
-    let granted = sqlx::query!(
-        "update affected_numbers
-            set check_started_at = now()
-          where incident_id = $1 and waba_id = $2 and phone_number_id = $3 and check_attempt = $4
-            and $5 > (select count(*) from health_checks
-                       where waba_id = $2 and checked_at > now() - interval '1 hour' and outcome <> 'not_asked')
-                   + (select count(*) from affected_numbers
-                       where waba_id = $2 and check_started_at is not null and check_lease_until > now())",
-        claim.incident_id,
-        claim.waba_id,
-        claim.phone_number_id,
-        claim.attempt,
-        LOOKUPS_PER_HOUR,
-    )
-    .execute(&mut *transaction)
-    .await?
-    .rows_affected()
-        == 1;
-    // Nothing was granted: the budget is spent, or the claim is no longer ours and there is nothing to do.
-    let given_back = !granted
-        && sqlx::query!(
-            "update affected_numbers set check_lease_until = null
-              where incident_id = $1 and waba_id = $2 and phone_number_id = $3 and check_attempt = $4",
-            claim.incident_id,
-            claim.waba_id,
-            claim.phone_number_id,
-            claim.attempt,
-        )
-        .execute(&mut *transaction)
-        .await?
-        .rows_affected()
-            == 1;
-    if given_back {
-        sqlx::query!(
-            "update accounts
-                set lookups_paused_until = greatest(lookups_paused_until, now() + interval '10 seconds',
-                      (select min(checked_at) + interval '1 hour' from health_checks
-                        where waba_id = $1 and checked_at > now() - interval '1 hour' and outcome <> 'not_asked'))
-              where waba_id = $1",
-            claim.waba_id
-        )
-        .execute(&mut *transaction)
-        .await?;
-    }
-    transaction.commit().await?;
-    Ok(granted)
 }
 
 /// Saves a look-up. The check is always kept; while its claim holds and the incident is open, the cause is
@@ -305,7 +198,7 @@ async fn reschedule(
         true => clear_run(incident.clear_since, clear, kept.checked_at, incident.last_failure_at),
         false => incident.clear_since,
     };
-    let progress = claim.progress.after(&check.answer);
+    let progress = Progress { answers: claim.answers, failures: claim.failures }.after(&check.answer);
     let confirming = clear_since == Some(kept.checked_at);
     let pause = schedule::pause(&check.answer, progress, confirming, chance);
     sqlx::query!(

@@ -6,6 +6,7 @@
 
 pub mod captures;
 pub mod checks;
+pub mod claims;
 pub mod details;
 pub mod incidents;
 pub mod overview;

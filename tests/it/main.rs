@@ -26,4 +26,5 @@ mod secrets;
 mod siege;
 mod support;
 mod timeline;
+mod turns;
 mod webhook;
