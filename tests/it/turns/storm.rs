@@ -86,7 +86,7 @@ async fn ten_thousand_due_checks_keep_the_budget_and_starve_nobody() {
     let of_late = || app.simulator.requests().into_iter().find(|request| account(request) == LATE);
     app.eventually("the late one's look-up", async || of_late().is_some()).await;
     let late = of_late().unwrap().at - failed;
-    assert!(late < StdDuration::from_secs(1), "whoever is locked in the middle of it waits {late:?}");
+    assert!(late < StdDuration::from_secs(3), "whoever is locked in the middle of it waits {late:?}");
 
     let unasked = "select count(*) from affected_numbers where waba_id > '500002' and check_attempt = 0";
     until("a look-up of every number of the others", async || app.count(unasked).await == 0).await;
