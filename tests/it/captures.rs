@@ -27,7 +27,7 @@ fn folder() -> PathBuf {
 }
 
 /// The bodies by name.
-fn bodies() -> Vec<(String, Vec<u8>)> {
+pub fn bodies() -> Vec<(String, Vec<u8>)> {
     let mut bodies: Vec<_> = fs::read_dir(folder())
         .unwrap()
         .map(|entry| entry.unwrap().path())

@@ -20,6 +20,7 @@ mod keeping;
 mod lifecycle;
 mod metrics;
 mod pages;
+mod properties;
 mod recording;
 mod replay;
 mod secrets;

@@ -102,6 +102,8 @@ struct Siege {
     database: TestDatabase,
     /// Its descriptors before anybody came.
     at_peace: usize,
+    /// [`P99`], unless the machine is too busy with other things for that, even in peace.
+    bound: Duration,
     sent: AtomicU32,
 }
 
@@ -111,9 +113,12 @@ impl Siege {
         let serve = Serve::on_database(&database.url, &[]);
         serve.logged("the database is ready");
         let address = serve.webhook.trim_start_matches("http://").trim_end_matches("/webhook").parse().unwrap();
-        let siege = Self { serve, address, database, at_peace: 0, sent: AtomicU32::new(0) };
+        let siege = Self { serve, address, database, at_peace: 0, bound: P99, sent: AtomicU32::new(0) };
         siege.send(&client()).await;
-        Self { at_peace: siege.descriptors(), ..siege }
+        let at_peace = siege.descriptors();
+        let times = siege.healthy_senders(Duration::from_secs(3)).await;
+        let bound = P99.max(2 * percentile(&times, 99));
+        Self { at_peace, bound, ..siege }
     }
 
     fn descriptors(&self) -> usize {
@@ -147,30 +152,34 @@ impl Siege {
     /// three tries, since the machine may have been at something else.
     async fn stays_healthy(&self, meanwhile: &str) {
         for _ in 0..3 {
-            let mut times = join_all((0..SENDERS).map(|n| self.healthy_sender(n % 2))).await.concat();
-            times.sort();
-            let [median, p99, worst] = [50, 99, 100].map(|percent| times[(times.len() - 1) * percent / 100]);
+            let times = self.healthy_senders(HEALTHY_FOR).await;
+            let [median, p99, worst] = [50, 99, 100].map(|percent| percentile(&times, percent));
             println!("{meanwhile}: {} callbacks, median {median:?}, p99 {p99:?}, worst {worst:?}", times.len());
             assert_eq!(self.recorded().await, i64::from(self.sent.load(Ordering::Relaxed)));
-            if p99 < P99 {
+            if p99 < self.bound {
                 return;
             }
         }
         panic!("{meanwhile}: healthy callbacks take too long");
     }
 
-    /// Sends callbacks, on so many kept connections or on new ones, and returns how long each took.
-    async fn healthy_sender(&self, kept: usize) -> Vec<Duration> {
-        let client = Client::builder().no_proxy().timeout(Duration::from_secs(30)).pool_max_idle_per_host(kept);
-        let client = client.build().unwrap();
-        let end = Instant::now() + HEALTHY_FOR;
-        let mut pace = interval(PACE);
-        pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut times = Vec::new();
-        while Instant::now() < end {
-            pace.tick().await;
-            times.push(self.send(&client).await);
-        }
+    /// Sends callbacks, half on kept connections and half on new ones. Returns how long each took, sorted.
+    async fn healthy_senders(&self, time: Duration) -> Vec<Duration> {
+        let end = Instant::now() + time;
+        let sender = async |kept| {
+            let client = Client::builder().no_proxy().timeout(Duration::from_secs(30)).pool_max_idle_per_host(kept);
+            let client = client.build().unwrap();
+            let mut pace = interval(PACE);
+            pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            let mut times = Vec::new();
+            while Instant::now() < end {
+                pace.tick().await;
+                times.push(self.send(&client).await);
+            }
+            times
+        };
+        let mut times = join_all((0..SENDERS).map(|n| sender(n % 2))).await.concat();
+        times.sort();
         times
     }
 
@@ -193,6 +202,10 @@ impl Siege {
         let free = async || self.descriptors() <= self.at_peace + SENDERS;
         eventually("the descriptors of the attack are free again", free).await;
     }
+}
+
+fn percentile(sorted: &[Duration], percent: usize) -> Duration {
+    sorted[(sorted.len() - 1) * percent / 100]
 }
 
 /// As many hostile connections as it takes to hold every slot of a listener, and some more. Raises our own
@@ -244,7 +257,7 @@ async fn bodies_that_fill_the_memory_there_is_for_them() {
 #[ignore = "a siege takes a while; .ci/run runs it"]
 async fn senders_that_never_read_an_answer() {
     let siege = Siege::begin().await;
-    siege.withstands(Attack::Deaf, 20).await;
+    siege.withstands(Attack::Deaf, 5).await;
     siege.recovers().await;
 }
 
