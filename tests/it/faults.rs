@@ -18,7 +18,8 @@ use sqlx::{Connection, PgConnection};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::support::process::{Serve, is_gone};
+use crate::support::database::{processes, run};
+use crate::support::process::{Serve, is_gone, signal_each};
 use crate::support::{ACCESS_TOKEN, APP_SECRET, NUMBER, client, eventually, one_failure, service};
 
 /// Meta counts on an answer within seconds.
@@ -166,27 +167,8 @@ fn postgres() -> Embedded {
     Embedded::start_temporary(None, false, &CancellationToken::new()).unwrap()
 }
 
-/// The server and all its backends.
-fn processes(embedded: &Embedded) -> Vec<Pid> {
-    let text = std::fs::read_to_string(embedded.folder().join("data/postmaster.pid")).unwrap();
-    let postmaster: i32 = text.lines().next().unwrap().parse().unwrap();
-    let children = std::fs::read_to_string(format!("/proc/{postmaster}/task/{postmaster}/children")).unwrap();
-    let numbers = children.split_whitespace().map(|pid| pid.parse().unwrap());
-    std::iter::once(postmaster).chain(numbers).filter_map(Pid::from_raw).collect()
-}
-
 fn signal_all(embedded: &Embedded, signal: Signal) {
-    for pid in processes(embedded) {
-        let _ = kill_process(pid, signal);
-    }
-}
-
-/// Each on its own: `alter system` takes no company.
-async fn run(embedded: &Embedded, statements: &[&'static str]) {
-    let mut connection = PgConnection::connect(&embedded.url()).await.unwrap();
-    for statement in statements {
-        sqlx::raw_sql(*statement).execute(&mut connection).await.unwrap();
-    }
+    signal_each(&processes(embedded), signal);
 }
 
 #[tokio::test]

@@ -15,6 +15,7 @@ mod embedded;
 mod faults;
 mod followup;
 mod graph;
+mod history;
 mod hostile;
 mod keeping;
 mod lifecycle;

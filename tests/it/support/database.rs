@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use lockwatch::embedded::Embedded;
 use lockwatch::store::Database;
+use rustix::process::Pid;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection};
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
@@ -93,4 +94,21 @@ async fn execute(sql: String) -> sqlx::Result<()> {
     let mut connection = PgConnection::connect(server()).await?;
     sqlx::query(AssertSqlSafe(sql)).execute(&mut connection).await?;
     connection.close().await
+}
+
+/// A server of our own and all its backends, the server first.
+pub fn processes(embedded: &Embedded) -> Vec<Pid> {
+    let text = std::fs::read_to_string(embedded.folder().join("data/postmaster.pid")).unwrap();
+    let postmaster: i32 = text.lines().next().unwrap().parse().unwrap();
+    let children = std::fs::read_to_string(format!("/proc/{postmaster}/task/{postmaster}/children")).unwrap();
+    let numbers = children.split_whitespace().map(|pid| pid.parse().unwrap());
+    std::iter::once(postmaster).chain(numbers).filter_map(Pid::from_raw).collect()
+}
+
+/// Runs statements each on its own: `alter system` takes no company.
+pub async fn run(embedded: &Embedded, statements: &[&'static str]) {
+    let mut connection = PgConnection::connect(&embedded.url()).await.unwrap();
+    for statement in statements {
+        sqlx::raw_sql(*statement).execute(&mut connection).await.unwrap();
+    }
 }

@@ -3,6 +3,7 @@
 pub mod browser;
 pub mod database;
 pub mod process;
+pub mod proxy;
 pub mod raw;
 pub mod wire;
 
@@ -209,7 +210,12 @@ impl TestApp {
 }
 
 pub async fn eventually(what: &str, condition: impl AsyncFn() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+    within(PATIENCE, what, condition).await;
+}
+
+/// Waits until a condition holds, for so long.
+pub async fn within(limit: Duration, what: &str, condition: impl AsyncFn() -> bool) {
+    let deadline = Instant::now() + limit;
     while !condition().await {
         assert!(Instant::now() < deadline, "did not happen: {what}");
         sleep(Duration::from_millis(20)).await;

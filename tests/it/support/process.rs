@@ -32,6 +32,13 @@ pub fn is_gone(pid: Pid) -> bool {
     test_kill_process(pid).is_err() || stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('Z'))
 }
 
+/// Signals those that are still there.
+pub fn signal_each(pids: &[Pid], signal: Signal) {
+    for pid in pids {
+        let _ = kill_process(*pid, signal);
+    }
+}
+
 /// A running `serve`, killed when dropped.
 pub struct Serve {
     pub child: Child,
