@@ -8,3 +8,7 @@ alter table failed_deliveries drop constraint failed_deliveries_incident_id_waba
 -- them, adds up minutes and hours as well.
 drop trigger count_over_time on failed_deliveries;
 drop function count_failures_over_time();
+
+-- A number is looked up by one at a time, also where it is affected by two incidents.
+create index affected_numbers_by_number on affected_numbers (waba_id, phone_number_id);
+drop index affected_numbers_by_account;

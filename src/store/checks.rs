@@ -6,7 +6,7 @@ use sqlx::types::Json;
 use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
 
-use super::claims::Claim;
+use super::claims::{Claim, give_back};
 use super::{StoreError, interval, lock_account};
 use crate::lockout::cause::{self, Cause, Evidence, Finding, LockoutCause};
 use crate::lockout::incident::{ClearRun, Resolution, clear_run, recovered};
@@ -110,7 +110,10 @@ pub async fn save(db: &PgPool, claim: &Claim, check: &Check, chance: f64) -> Res
         .await?;
     }
     let saved = match open_incident(&mut transaction, claim).await? {
-        None => Saved::Late,
+        None => {
+            give_back(&mut transaction, claim).await?;
+            Saved::Late
+        }
         Some(incident) => {
             let answered = reschedule(&mut transaction, claim, check, &kept, &incident, chance).await?;
             if answered { conclude(&mut transaction, claim, &incident).await? } else { Saved::Kept }

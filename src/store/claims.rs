@@ -1,6 +1,6 @@
 //! Claims: who looks up which number next, and within which budget.
 
-use sqlx::PgPool;
+use sqlx::{PgConnection, PgPool};
 
 use super::{StoreError, interval, lock_account};
 use crate::lockout::schedule::{AT_ONCE, LEASE, LOOKUPS_PER_HOUR};
@@ -112,7 +112,8 @@ async fn in_turn(db: &PgPool, limit: usize, under_way: &[String]) -> Result<Vec<
     Ok(candidates)
 }
 
-/// Claims the first of these that are still to be had.
+/// Claims the first of these that are still to be had. A number is left alone while a look-up of it is under
+/// way for an incident that was resolved meanwhile.
 async fn take(db: &PgPool, limit: usize, candidates: &[Candidate]) -> Result<Vec<Claim>, StoreError> {
     let claims = sqlx::query_as!(
         Claim,
@@ -122,6 +123,9 @@ async fn take(db: &PgPool, limit: usize, candidates: &[Candidate]) -> Result<Vec
                   as c(incident_id, waba_id, phone_number_id, place)
              join affected_numbers n using (incident_id, waba_id, phone_number_id)
             where n.check_due_at <= now() and (n.check_lease_until is null or n.check_lease_until <= now())
+              and not exists (select from affected_numbers o
+                               where o.waba_id = n.waba_id and o.phone_number_id = n.phone_number_id
+                                 and o.incident_id <> n.incident_id and o.check_lease_until > now())
             order by c.place
             limit $4
               for update of n skip locked
@@ -175,19 +179,7 @@ pub async fn take_from_budget(db: &PgPool, claim: &Claim) -> Result<bool, StoreE
     .rows_affected()
         == 1;
     // Nothing was granted: the budget is spent, or the claim is no longer ours and there is nothing to do.
-    let given_back = !granted
-        && sqlx::query!(
-            "update affected_numbers set check_lease_until = null
-              where incident_id = $1 and waba_id = $2 and phone_number_id = $3 and check_attempt = $4",
-            claim.incident_id,
-            claim.waba_id,
-            claim.phone_number_id,
-            claim.attempt,
-        )
-        .execute(&mut *transaction)
-        .await?
-        .rows_affected()
-            == 1;
+    let given_back = !granted && give_back(&mut transaction, claim).await?;
     if given_back {
         sqlx::query!(
             "update accounts
@@ -202,4 +194,19 @@ pub async fn take_from_budget(db: &PgPool, claim: &Claim) -> Result<bool, StoreE
     }
     transaction.commit().await?;
     Ok(granted)
+}
+
+/// Ends a claim before its lease does; `false` where another has taken it.
+pub(super) async fn give_back(db: &mut PgConnection, claim: &Claim) -> Result<bool, StoreError> {
+    let given_back = sqlx::query!(
+        "update affected_numbers set check_lease_until = null
+          where incident_id = $1 and waba_id = $2 and phone_number_id = $3 and check_attempt = $4",
+        claim.incident_id,
+        claim.waba_id,
+        claim.phone_number_id,
+        claim.attempt,
+    )
+    .execute(db)
+    .await?;
+    Ok(given_back.rows_affected() == 1)
 }

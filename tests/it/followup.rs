@@ -241,6 +241,18 @@ async fn a_look_up_that_ends_after_the_resolution_is_kept_and_changes_nothing() 
 }
 
 #[tokio::test]
+async fn a_number_of_two_incidents_is_looked_up_for_one_after_the_other() {
+    let slow = Scenario::Slow(StdDuration::from_millis(1500), Box::new(Scenario::Payment));
+    let app = app_with([slow]).await;
+    app.fail("a").await;
+    app.eventually("a look-up under way", async || app.simulator.requests().len() == 1).await;
+    resolve(&app.db, app.incident().await.id, None).await.unwrap();
+    app.fail_at("b", OffsetDateTime::now_utc() + Duration::minutes(1)).await;
+    app.eventually("a cause", async || app.incidents().await.last().unwrap().cause == "payment").await;
+    assert_eq!((app.simulator.requests().len(), app.simulator.most_under_way()), (2, 1));
+}
+
+#[tokio::test]
 async fn what_a_lost_claim_saves_is_kept_and_changes_nothing() {
     let app = TestApp::start().await;
     app.service.stop().await;
