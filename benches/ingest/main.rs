@@ -51,7 +51,7 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
 async fn measure(wanted: &[String]) -> Result<ExitCode, Box<dyn Error>> {
     let postgres = Embedded::start_temporary(None, true, &CancellationToken::new())?;
     println!("PostgreSQL {}, fsync on; medians of {TURNS} turns of {} ms each", postgres.version(), TURN.as_millis());
-    println!("CPU: microseconds of server + Postgres for each callback or row\n");
+    println!("CPU: microseconds of server + Postgres's backends for each callback, or row\n");
     println!(
         "{:<34} {:>8} {:>8} {:>6} {:>6}  {:>12} {:>12} {:>9} {:>9}",
         "ours, compared with", "ours/s", "other/s", "ratio", "bar", "p99 ms ours", "other", "CPU ours", "other"
@@ -151,7 +151,7 @@ impl Row {
         let refused = ours.refused();
         let kept = ratio >= self.bar && refused == 0;
         println!(
-            "{:<34} {:>8.0} {:>8.0} {ratio:>6.2} {:>6.2}  {:>12.1} {:>12.1} {:>9.1} {:>9.1}{}{}",
+            "{:<34} {:>8.0} {:>8.0} {ratio:>6.2} {:>6.2}  {:>12.1} {:>12.1} {:>9} {:>9}{}{}",
             self.name,
             ours.median(),
             other.median(),

@@ -28,7 +28,8 @@ pub struct Side {
     speeds: Vec<f64>,
     refused: u64,
     done: u64,
-    cpu: Duration,
+    /// Of our processes, and of this database's backends.
+    cpu: [Duration; 2],
     _processes: (Vec<Serve>, Option<Process>),
 }
 
@@ -72,7 +73,7 @@ impl Side {
             What::Serve { .. } | What::Peer(_) => Worker::Load(Load::connect(&addresses, connections, kind).await?),
         };
         let rows_each = kind.rows().max(1);
-        let (speeds, cpu) = (Vec::new(), Duration::ZERO);
+        let (speeds, cpu) = (Vec::new(), [Duration::ZERO; 2]);
         Ok(Self { worker, database, pids, rows_each, speeds, refused: 0, done: 0, cpu, _processes: (serves, peer) })
     }
 
@@ -90,7 +91,10 @@ impl Side {
             }
             Worker::Sql { db, next } => insert_for(db, next, time).await?,
         };
-        self.cpu += self.cpu_time().saturating_sub(before);
+        let after = self.cpu_time();
+        for (sum, (before, after)) in self.cpu.iter_mut().zip(before.into_iter().zip(after)) {
+            *sum += after.saturating_sub(before);
+        }
         self.done += rows;
         let speed = rows as f64 / elapsed.as_secs_f64();
         self.speeds.push(speed);
@@ -100,7 +104,7 @@ impl Side {
     /// Forgets what was measured so far.
     pub fn forget(&mut self) {
         self.speeds.clear();
-        (self.refused, self.done, self.cpu) = (0, 0, Duration::ZERO);
+        (self.refused, self.done, self.cpu) = (0, 0, [Duration::ZERO; 2]);
         if let Worker::Load(load) = &mut self.worker {
             load.latencies.reset();
         }
@@ -122,20 +126,21 @@ impl Side {
         }
     }
 
-    /// Microseconds for each row or callback.
-    pub fn cpu(&self) -> f64 {
-        self.cpu.as_micros() as f64 / self.done.max(1) as f64
+    /// Microseconds of server + Postgres for each row or callback.
+    pub fn cpu(&self) -> String {
+        let [server, postgres] = self.cpu.map(|time| time.as_micros() as f64 / self.done.max(1) as f64);
+        format!("{server:.0} + {postgres:.0}")
     }
 
     /// What our processes and this database's backends have used so far.
-    fn cpu_time(&self) -> Duration {
+    fn cpu_time(&self) -> [Duration; 2] {
         let backends = fs::read_dir("/proc").into_iter().flatten().filter_map(|entry| {
             let pid = entry.ok()?.file_name().to_str()?.parse().ok()?;
             let title = fs::read_to_string(format!("/proc/{pid}/cmdline")).ok()?;
             (title.starts_with("postgres: ") && title.contains(&format!(" {} ", self.database))).then_some(pid)
         });
-        let ticks: u64 = self.pids.iter().copied().chain(backends).filter_map(ticks).sum();
-        Duration::from_millis(ticks * 10)
+        let time = |ticks: u64| Duration::from_millis(ticks * 10);
+        [time(self.pids.iter().copied().filter_map(ticks).sum()), time(backends.filter_map(ticks).sum())]
     }
 }
 

@@ -57,7 +57,10 @@ impl Bodies {
     }
 
     async fn arrive(&self, first: Bytes, mut body: Body) -> Result<(Bytes, OwnedSemaphorePermit), NotTaken> {
-        let (mut whole, mut held) = (BytesMut::new(), self.claim(0).await?);
+        // Memory that nothing is written to is only a promise too.
+        let expected = body.size_hint().exact().and_then(|rest| usize::try_from(rest).ok()).unwrap_or(0);
+        let mut whole = BytesMut::with_capacity((first.len() + expected).min(LIMIT));
+        let mut held = self.claim(0).await?;
         let mut data = first;
         loop {
             let length = whole.len() + data.len();
