@@ -130,8 +130,8 @@ impl Siege {
     async fn withstands(&self, attack: Attack, connections: usize) {
         let hostile = join_all((0..connections).map(|n| {
             async move {
-                // Half a second to come, so that the accept queue is not all they attack.
-                sleep(Duration::from_micros(500_000 * n as u64 / connections as u64)).await;
+                // A second to come, so that the accept queue is not all they attack.
+                sleep(Duration::from_micros(1_000_000 * n as u64 / connections as u64)).await;
                 loop {
                     let _ = attack.run(self.address).await;
                     sleep(Duration::from_secs(1)).await;
@@ -240,8 +240,8 @@ async fn ten_thousand_idle_connections() {
 #[ignore = "a siege takes a while; .ci/run runs it"]
 async fn slow_headers_and_slow_bodies() {
     let siege = Siege::begin().await;
-    siege.withstands(Attack::SlowHeader, 2000).await;
-    siege.withstands(Attack::SlowBody, 2000).await;
+    siege.withstands(Attack::SlowHeader, 1000).await;
+    siege.withstands(Attack::SlowBody, 1000).await;
     siege.recovers().await;
 }
 
@@ -270,7 +270,7 @@ async fn fewer_descriptors_than_connections() {
     let few = u64::try_from(siege.at_peace).unwrap() + 100;
     let before = getrlimit(Resource::Nofile);
     prlimit(Some(pid), Resource::Nofile, Rlimit { current: Some(few), ..before }).unwrap();
-    siege.withstands(Attack::Silence, 400).await;
+    siege.withstands(Attack::Silence, 200).await;
     prlimit(Some(pid), Resource::Nofile, before).unwrap();
     siege.stays_healthy("afterwards").await;
     siege.recovers().await;
@@ -281,13 +281,12 @@ async fn fewer_descriptors_than_connections() {
 async fn the_process_itself_closes_what_is_not_used() {
     let siege = Siege::begin().await;
     let mut hostile = JoinSet::new();
-    for attack in [Attack::Silence, Attack::Idle, Attack::SlowHeader, Attack::SlowBody, Attack::Deaf] {
-        for _ in 0..20 {
-            let address = siege.address;
-            hostile.spawn(async move { attack.run(address).await });
-        }
+    let many = [Attack::Silence, Attack::Idle, Attack::SlowHeader, Attack::SlowBody].repeat(20);
+    for attack in many.into_iter().chain([Attack::Deaf; 2]) {
+        let address = siege.address;
+        hostile.spawn(async move { attack.run(address).await });
     }
     let closed = async { while hostile.join_next().await.is_some() {} };
-    timeout(Duration::from_secs(55), closed).await.expect("all are closed");
+    timeout(Duration::from_secs(90), closed).await.expect("all are closed");
     siege.recovers().await;
 }
