@@ -130,7 +130,7 @@ impl Holder {
     }
 
     /// It has proven to be no stranger, and goes after all who are.
-    pub(super) fn is_trusted(&self) {
+    pub(super) fn trust(&self) {
         self.place.rank.fetch_or(TRUSTED, Ordering::Relaxed);
     }
 
@@ -191,7 +191,7 @@ mod tests {
     async fn strangers_go_before_those_who_are_trusted() {
         let holders = Holders::default();
         let trusted = holders.join();
-        trusted.is_trusted();
+        trusted.trust();
         let stranger = holders.join();
         let goes = tokio::spawn(async move { stranger.unless_it_gives_way(pending::<()>()).await });
         assert!(holders.stalest_gives_way().await);

@@ -130,7 +130,7 @@ impl SignedCallback {
         debug!(app_secret = position + 1, bytes = body.len(), "callback verified");
         shared.refusals.matched(position);
         if let Some(connection) = parts.extensions.get::<Arc<Holder>>() {
-            connection.is_trusted();
+            connection.trust();
         }
         let callback = Callback {
             body,

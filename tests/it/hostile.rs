@@ -21,9 +21,9 @@ const CHUNKS: &str = "{x}\r\n{body}\r\n0\r\n\r\n";
 /// A request line, header lines and what follows; the status of each answer; whether the connection stays open.
 type Case<'c> = (&'c str, &'c str, &'c str, &'c [u16], bool);
 
-/// A signed callback with one failure in it, in the words of a case: `{body}` is its body, `{n}` and `{x}`
-/// are its length, in hexadecimal with `{less}` or `{more}` bytes. `{signed}` and `{unsigned}` are whole
-/// requests of their own, `{rest}` is the length of the unsigned one with the body before it.
+/// A signed callback with one failure in it, as a case spells it: `{body}` is its body; `{n}` is the body's
+/// length, `{x}` the same in hexadecimal, and `{less}` and `{more}` three bytes off. `{signed}` and
+/// `{unsigned}` are whole requests of their own; `{rest}` is the length of the body and the unsigned one.
 fn request(id: &str, (line, headers, after, ..): Case<'_>) -> Vec<u8> {
     let body = String::from_utf8(one_failure(id)).unwrap();
     let n = body.len();
@@ -221,7 +221,7 @@ async fn what_follows_a_request_is_nothing_or_needs_its_own_signature() {
     .await;
 }
 
-/// Bodies that end before their end: `content-length: {more}` is hexadecimal, so they promise more than they say.
+/// Bodies that promise more than comes.
 const UNFINISHED: [Case<'static>; 5] = [
     (POST, "content-length: 100000", PLAIN, &[503], false),
     (POST, CHUNKED, "{x}\r\n{body}\r\n", &[503], false),
