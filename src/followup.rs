@@ -81,11 +81,19 @@ impl FollowUp {
                 () = stop.cancelled() => {}
                 () = sleep(pause) => {}
                 () = self.checks_due.notified(), if under_way.free() > 0 => {}
-                true = under_way.one_ended() => sleep(BREATH).await,
+                true = under_way.one_ended() => self.breathe().await,
             }
             while under_way.one_ended().now_or_never() == Some(true) {}
         }
         while under_way.one_ended().await {}
+    }
+
+    /// Where one look-up ended others may be about to: they share a claim. A new number does not wait for that.
+    async fn breathe(&self) {
+        tokio::select! {
+            () = sleep(BREATH) => {}
+            () = self.checks_due.notified() => {}
+        }
     }
 
     /// Claims what is due, and now and then resolves what has been quiet.

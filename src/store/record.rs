@@ -229,11 +229,11 @@ async fn open(db: &mut PgConnection, failures: &[&FailedDelivery]) -> Result<Vec
         *last = failure.failed_at.max(*last);
     }
     let rows = sqlx::query!(
-        r#"insert into incidents (waba_id, opened_at, last_failure_at, previous_incident_id)
+        "insert into incidents (waba_id, opened_at, last_failure_at, previous_incident_id)
          select a.waba_id, a.opened_at, a.last_failure_at,
                 (select p.id from incidents p where p.waba_id = a.waba_id order by p.resolved_at desc, p.id desc limit 1)
            from unnest($1::text[], $2::timestamptz[], $3::timestamptz[]) as a(waba_id, opened_at, last_failure_at)
-         returning id, waba_id"#,
+         returning id, waba_id",
         &spans.keys().map(|waba_id| waba_id.as_str()).collect::<Vec<_>>() as &[&str],
         &spans.values().map(|(first, _)| *first).collect::<Vec<_>>(),
         &spans.values().map(|(_, last)| *last).collect::<Vec<_>>(),

@@ -9,7 +9,7 @@ use lockwatch::meta::signature::{HEADER, sign};
 use lockwatch::simulator::{Scenario, Simulator};
 use lockwatch::store::checks::{self, Check, Saved};
 use lockwatch::store::claims;
-use lockwatch::store::incidents::resolve;
+use lockwatch::store::incidents::{self, Filter, resolve};
 use secrecy::SecretString;
 use time::{Duration, OffsetDateTime};
 use tokio::time::Instant;
@@ -156,8 +156,11 @@ async fn without_a_token_the_cause_says_so_and_a_token_given_later_is_used_at_on
     assert_eq!(app.checks().await[0].outcome, "not_asked");
     assert_eq!(app.simulator.requests().len(), 0);
 
-    let _restarted = service(app.database.database(), &app.simulator, &[APP_SECRET]).await;
-    app.caused("payment").await;
+    let TestApp { service: without, simulator, db, database, .. } = app;
+    without.stop().await;
+    let _restarted = service(database.database(), &simulator, &[APP_SECRET]).await;
+    let is_found = async || incidents::list(&db, &Filter::default(), 1).await.unwrap()[0].cause == "payment";
+    eventually("the cause", is_found).await;
 }
 
 #[tokio::test]

@@ -150,7 +150,11 @@ async fn what_can_be_read_is_read_however_oddly_it_comes() {
         ("no type and no reason", whole("200")),
         ("HTTP/1.0 until it closes", vec![say(format!("HTTP/1.0 200 OK\r\n\r\n{HEALTH}"))]),
         ("byte by byte", in_bytes(usual.clone())),
-        ("early hints first", vec![say("HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n".repeat(50)), Say(usual.clone())]),
+        // Held: of an answer behind hints and an end, hyper may see the end first.
+        (
+            "early hints first",
+            vec![say("HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n".repeat(50)), Say(usual.clone()), Hold],
+        ),
         (
             "in chunks",
             vec![say(format!(
