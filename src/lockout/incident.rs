@@ -33,8 +33,12 @@ impl History {
     /// The open incident.
     #[must_use]
     pub fn open(&self) -> Option<i64> {
-        self.spans.iter().find(|incident| incident.resolved_at.is_none()).map(|incident| incident.id)
+        open(&self.spans)
     }
+}
+
+fn open(history: &[Span]) -> Option<i64> {
+    history.iter().find(|incident| incident.resolved_at.is_none()).map(|incident| incident.id)
 }
 
 /// The incident a failure belongs to; `None` where it opens a new one.
@@ -48,8 +52,7 @@ pub fn belongs_to(failed_at: OffsetDateTime, history: &[Span]) -> Option<i64> {
         .filter_map(|incident| incident.resolved_at.map(|at| (at, incident.id)))
         .filter(|(resolved_at, _)| *resolved_at > failed_at)
         .min();
-    let open = || history.iter().find(|incident| incident.resolved_at.is_none()).map(|incident| incident.id);
-    late.map(|(_, id)| id).or_else(open)
+    late.map(|(_, id)| id).or_else(|| open(history))
 }
 
 /// How an incident ended.
