@@ -85,6 +85,9 @@ impl Graph {
             .redirect(redirect::Policy::none())
             .no_proxy()
             .https_only(base.scheme() == "https")
+            // Nothing is sent on a connection that the other side may be closing: it would come to nothing, and
+            // the cause would have to wait for the next attempt.
+            .pool_max_idle_per_host(0)
             .connect_timeout(CONNECT)
             .timeout(WHOLE)
             .user_agent(concat!("lockwatch/", env!("CARGO_PKG_VERSION")))

@@ -184,6 +184,19 @@ async fn what_can_be_read_is_read_however_oddly_it_comes() {
 }
 
 #[tokio::test]
+async fn what_closes_after_an_answer_takes_no_later_look_up_with_it() {
+    let mut script = answer("200 OK", HEALTH);
+    // Closes when it is asked again, with the request unread.
+    script.push(Hold);
+    let wire = Wire::start(HashMap::from([(NUMBER.to_owned(), script)])).await;
+    let graph = asking(&wire.url);
+    for _ in 0..3 {
+        let check = graph.look_up(WABA, NUMBER).await;
+        assert!(!matches!(check.answer, Answer::Unreachable(_)), "{check:?}");
+    }
+}
+
+#[tokio::test]
 async fn no_redirect_is_followed_wherever_it_leads() {
     let canary = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let there = canary.local_addr().unwrap();
