@@ -16,7 +16,7 @@
 //!    gets its time, and the incident may turn out to be over.
 //! 6. People read the same rows: in a browser or with a program ([`http`]), with the commands in [`cli`], or by
 //!    SQL. [`report`] makes one object of an incident for all of them, and masks recipients.
-//! 7. Callbacks in which something was found are kept byte for byte ([`store::captures`]), leave as files
+//! 7. Callbacks in which something was found are kept byte for byte ([`store::bodies`]), leave as files
 //!    ([`meta::capture`]) and can be played back. What is old leaves for good ([`retention`]).
 //!
 //! # For your own tests

@@ -19,8 +19,8 @@ use tracing::{debug, error, info, warn};
 use crate::meta::callback::{Findings, Unreadable, may_hold_lockout};
 use crate::meta::signature::Signature;
 use crate::metrics::RecorderMetrics;
-use crate::store::captures::{Captures, NewCapture};
-use crate::store::record::{self, Item, Quarantined, Recorded};
+use crate::store::bodies::{self, Bodies, NewCapture, Quarantined};
+use crate::store::record::{self, Item, Recorded};
 use crate::store::{Database, RecorderConnection, StoreError};
 
 /// How long a callback waits for its commit, from when its last byte arrived.
@@ -283,13 +283,13 @@ impl Writer {
             None => self.database.connect_recorder().await?,
         };
         let mut batch = Batch::of(batch);
-        let items: Vec<(usize, Item<'_>)> = batch.items();
+        let items: Vec<Item<'_>> = batch.items();
         if !items.is_empty() {
             batch.record_or_refuse(&mut connection, &items, recorded).await?;
         }
         let quarantined = batch.quarantined();
-        if !quarantined.is_empty() || batch.captures.is_unfinished() {
-            recorded.add(record::rest(&mut connection, &quarantined, &mut batch.captures).await?);
+        if !quarantined.is_empty() || batch.bodies.is_unfinished() {
+            recorded.add(bodies::keep(&mut connection, &items, &quarantined, &mut batch.bodies).await?);
         }
         for Quarantined { unreadable: Unreadable { waba_id, reason, .. }, .. } in &quarantined {
             let waba_id = waba_id.as_ref().map(tracing::field::display);
@@ -303,7 +303,7 @@ impl Writer {
 /// The callbacks of one batch, and what becomes of them.
 struct Batch<'b> {
     found: Vec<&'b Found>,
-    captures: Captures<'b>,
+    bodies: Bodies<'b>,
     /// What the database refuses, by the callback it came in: of each the body is kept once.
     refused: BTreeMap<usize, Unreadable>,
 }
@@ -311,16 +311,15 @@ struct Batch<'b> {
 impl<'b> Batch<'b> {
     fn of(batch: &'b [Waiting]) -> Self {
         let found: Vec<&Found> = batch.iter().map(|waiting| &waiting.found).collect();
-        let mut captures = Captures::default();
-        found.iter().filter_map(|found| found.capture.as_ref()).for_each(|capture| captures.add(capture));
-        Self { found, captures, refused: BTreeMap::new() }
+        let mut bodies = Bodies::default();
+        found.iter().for_each(|found| bodies.add(found.capture.as_ref()));
+        Self { found, bodies, refused: BTreeMap::new() }
     }
 
-    /// Every failure, with the position of its callback.
-    fn items(&self) -> Vec<(usize, Item<'b>)> {
-        let of = |(position, found): (usize, &&'b Found)| {
-            let capture = found.capture.as_ref();
-            found.findings.failures.iter().map(move |failure| (position, Item { failure, capture }))
+    /// Every failure.
+    fn items(&self) -> Vec<Item<'b>> {
+        let of = |(callback, found): (usize, &&'b Found)| {
+            found.findings.failures.iter().map(move |failure| Item { failure, callback })
         };
         self.found.iter().enumerate().flat_map(of).collect()
     }
@@ -330,25 +329,26 @@ impl<'b> Batch<'b> {
     async fn record_or_refuse(
         &mut self,
         connection: &mut RecorderConnection,
-        items: &[(usize, Item<'b>)],
+        items: &[Item<'b>],
         recorded: &mut Recorded,
     ) -> Result<(), StoreError> {
-        let plain: Vec<Item<'_>> = items.iter().map(|(_, item)| *item).collect();
-        let mut written = record::failures(connection, &plain, &mut self.captures).await;
+        let mut written = record::failures(connection, items, &mut self.bodies).await;
         if let (Err(StoreError::BadData(_)), [_]) = (&written, items) {
-            written = record::failures(connection, &plain, &mut self.captures).await;
+            written = record::failures(connection, items, &mut self.bodies).await;
         }
         match (written, items) {
             (Ok(more), _) => recorded.add(more),
-            (Err(StoreError::BadData(error)), [(position, Item { failure, .. })]) => {
+            (Err(StoreError::BadData(error)), [Item { failure, callback }]) => {
                 warn!(waba.id = %failure.waba_id, %error, "the database refuses a failed delivery");
-                self.refused.entry(*position).or_insert_with(|| Unreadable {
+                self.refused.entry(*callback).or_insert_with(|| Unreadable {
                     waba_id: Some(failure.waba_id.clone()),
                     reason: "the database refuses a failed delivery of this callback".into(),
-                    bytes: self.found[*position].body.clone(),
+                    bytes: self.found[*callback].body.clone(),
                 });
             }
             (Err(StoreError::BadData(_)), items) => {
+                // A part of a callback may have been recorded by a batch that failed after it.
+                bodies::recall(connection, items, &mut self.bodies).await?;
                 let (left, right) = items.split_at(items.len() / 2);
                 Box::pin(self.record_or_refuse(connection, left, recorded)).await?;
                 Box::pin(self.record_or_refuse(connection, right, recorded)).await?;
@@ -359,12 +359,12 @@ impl<'b> Batch<'b> {
     }
 
     /// What could not be read, and what the database refused.
-    fn quarantined(&mut self) -> Vec<Quarantined<'b>> {
+    fn quarantined(&mut self) -> Vec<Quarantined> {
         let mut refused = std::mem::take(&mut self.refused);
-        let of = |(position, found): (usize, &&'b Found)| {
-            let unreadable = found.findings.unreadable.iter().cloned().chain(refused.remove(&position));
-            let (received_at, capture) = (found.received_at, found.capture.as_ref());
-            unreadable.map(move |unreadable| Quarantined { unreadable, received_at, capture }).collect::<Vec<_>>()
+        let of = |(callback, found): (usize, &&Found)| {
+            let unreadable = found.findings.unreadable.iter().cloned().chain(refused.remove(&callback));
+            let received_at = found.received_at;
+            unreadable.map(move |unreadable| Quarantined { unreadable, received_at, callback }).collect::<Vec<_>>()
         };
         self.found.iter().enumerate().flat_map(of).collect()
     }

@@ -1,92 +1,16 @@
-//! Captures: callbacks kept byte for byte, one row per distinct body.
+//! Captures: reading the callbacks that are kept byte for byte.
 
-use std::collections::BTreeMap;
-
-use bytes::Bytes;
 use serde::Serialize;
 use sqlx::PgPool;
 use time::OffsetDateTime;
 
 use super::StoreError;
 use crate::meta::capture::Capture;
-use crate::meta::ids::WabaId;
 use crate::meta::signature;
 
 /// The most bytes of bodies that are read at once; a single body may have more.
 const PAGE_BYTES: i64 = 8 * 1024 * 1024;
 const PAGE_ROWS: usize = 500;
-/// Stands for the account where none can be read.
-pub(super) const UNKNOWN_ACCOUNT: &str = "unknown";
-
-/// A callback to keep.
-#[derive(Debug, Clone)]
-pub struct NewCapture {
-    /// The first account in it.
-    pub waba_id: Option<WabaId>,
-    /// The body.
-    pub body: Bytes,
-    /// Its SHA-256.
-    pub digest: [u8; 32],
-    /// When it arrived.
-    pub received_at: OffsetDateTime,
-    /// The signature as it came.
-    pub signature: Option<String>,
-    /// The position of the app secret that matched it, from 1.
-    pub app_secret: Option<i32>,
-    /// The lockout failures in it.
-    pub failure_count: i32,
-}
-
-impl NewCapture {
-    /// The account it is filed under.
-    pub(super) fn account(&self) -> &str {
-        self.waba_id.as_ref().map_or(UNKNOWN_ACCOUNT, WabaId::as_str)
-    }
-}
-
-/// The captures of one batch of callbacks: each body once, with how often it came, and whether a
-/// transaction has kept it.
-#[derive(Debug, Default)]
-pub struct Captures<'b>(BTreeMap<&'b [u8; 32], Sighting<'b>>);
-
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Sighting<'b> {
-    pub(super) capture: &'b NewCapture,
-    pub(super) first: OffsetDateTime,
-    pub(super) last: OffsetDateTime,
-    pub(super) times: i64,
-    kept: bool,
-}
-
-impl<'b> Captures<'b> {
-    /// Counts one callback.
-    pub fn add(&mut self, capture: &'b NewCapture) {
-        let at = capture.received_at;
-        let new = Sighting { capture, first: at, last: at, times: 0, kept: false };
-        let sighting = self.0.entry(&capture.digest).or_insert(new);
-        (sighting.first, sighting.last) = (sighting.first.min(at), sighting.last.max(at));
-        sighting.times += 1;
-    }
-
-    /// Whether some are not kept yet.
-    #[must_use]
-    pub fn is_unfinished(&self) -> bool {
-        self.0.values().any(|sighting| !sighting.kept)
-    }
-
-    /// Those that are wanted and not kept yet, in the order of their digests, so that two replicas never
-    /// wait for each other.
-    pub(super) fn take(&self, wanted: impl Fn(&[u8; 32]) -> bool) -> Vec<Sighting<'b>> {
-        self.0.values().filter(|sighting| !sighting.kept && wanted(&sighting.capture.digest)).copied().collect()
-    }
-
-    /// Notes what a transaction kept, once it is committed.
-    pub(super) fn kept(&mut self, sightings: &[Sighting<'b>]) {
-        for sighting in sightings {
-            self.0.entry(&sighting.capture.digest).and_modify(|sighting| sighting.kept = true);
-        }
-    }
-}
 
 /// Which captures to read. What is `None` or `false` does not restrict.
 #[derive(Debug, Clone, Default)]
@@ -214,10 +138,10 @@ pub async fn read(db: &PgPool, positions: &[Position]) -> Result<Vec<(Position, 
     };
     let rows = sqlx::query!(
         "select c.received_at, c.id, c.signature, c.body
-           from (select waba_id, digest, sum(octet_length(body)) over (order by received_at, id) - octet_length(body) as before
+           from (select id, waba_id, sum(octet_length(body)) over (order by received_at, id) - octet_length(body) as before
                    from captures
                   where received_at between $1 and $2 and id = any($3)) page
-           join captures c using (digest, waba_id)
+           join captures c using (id, waba_id)
           where page.before < $4
           order by c.received_at, c.id",
         first.received_at,

@@ -4,6 +4,7 @@
 //! future while its `BEGIN` is under way leaves sqlx 0.9 with a connection inside a transaction that
 //! nobody commits. Whoever changes an account's incidents first locks the account (`lock_account`).
 
+pub mod bodies;
 pub mod captures;
 pub mod checks;
 pub mod claims;

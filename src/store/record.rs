@@ -2,14 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-use sha2::{Digest, Sha256};
 use sqlx::{Connection, PgConnection};
 use time::{Duration, OffsetDateTime};
 
-use super::captures::{Captures, NewCapture, Sighting, UNKNOWN_ACCOUNT};
+use super::bodies::{Bodies, Body};
 use super::{RecorderConnection, StoreError};
 use crate::lockout::incident::{History, Span};
-use crate::meta::callback::Unreadable;
 use crate::meta::failure::{ACCOUNT_LOCKED, FailedDelivery};
 use crate::meta::ids::{PhoneNumberId, Text, WabaId};
 
@@ -42,17 +40,18 @@ impl Recorded {
     }
 }
 
-/// A failure, and the callback it came in if that is to be kept.
+/// A failure, and the callback it came in.
 #[derive(Debug, Clone, Copy)]
 pub struct Item<'b> {
     /// The failure.
     pub failure: &'b FailedDelivery,
-    /// The callback.
-    pub capture: Option<&'b NewCapture>,
+    /// The callback's position in its batch.
+    pub callback: usize,
 }
 
-/// Records failures in one transaction, with the captures of their callbacks: each failure is there once,
-/// counted in its incident, when this returns.
+/// Records failures in one transaction, each with the callback that told of it first: each failure is there
+/// once, counted in its incident, when this returns. A callback that told nothing new is left to
+/// [`bodies::keep`](super::bodies::keep).
 ///
 /// Where it is known which incidents are open, one statement does it all, provided that they still are.
 /// Otherwise the accounts are locked first, and what to write is decided behind that lock.
@@ -62,19 +61,20 @@ pub struct Item<'b> {
 pub async fn failures(
     connection: &mut RecorderConnection,
     items: &[Item<'_>],
-    captures: &mut Captures<'_>,
+    bodies: &mut Bodies<'_>,
 ) -> Result<Recorded, StoreError> {
     let RecorderConnection { connection: db, histories, .. } = connection;
-    let wanted: BTreeSet<&[u8; 32]> = items.iter().filter_map(|item| Some(&item.capture?.digest)).collect();
-    let sightings = captures.take(|digest| wanted.contains(digest));
-    let mut recorded = match histories.write(db, items, &sightings).await? {
-        Some(recorded) => recorded,
-        None => histories.learn_and_write(db, items, &sightings).await?,
+    let (mut recorded, kept) = match histories.write(db, items, bodies).await? {
+        Some(written) => written,
+        None => histories.learn_and_write(db, items, bodies).await?,
     };
-    captures.kept(&sightings);
+    bodies.kept(kept);
     recorded.repeated = (items.len() as u64).saturating_sub(recorded.new);
     Ok(recorded)
 }
+
+/// What a transaction wrote, and which bodies it kept, with their ids.
+type Written = (Recorded, Vec<(usize, i64)>);
 
 /// What a connection has seen of the incidents of accounts that have an open one. It may be out of date:
 /// an account's history is what it was for as long as the same incident is open, and that is looked at
@@ -92,8 +92,8 @@ impl Histories {
         &mut self,
         db: &mut PgConnection,
         items: &[Item<'_>],
-        captures: &[Sighting<'_>],
-    ) -> Result<Option<Recorded>, StoreError> {
+        bodies: &Bodies<'_>,
+    ) -> Result<Option<Written>, StoreError> {
         let of = |failure: &FailedDelivery| self.0.get(&failure.waba_id)?.incident_of(failure.failed_at);
         let placed: Option<Vec<_>> =
             items.iter().map(|item| Some(Placed { incident: of(item.failure)?, item })).collect();
@@ -102,11 +102,11 @@ impl Histories {
         let (Some(placed), Some(open)) = (placed, open) else {
             return Ok(None);
         };
-        let recorded = insert(db, &placed, captures, &open).await?;
-        if recorded.is_none() {
+        let written = insert(db, &placed, bodies, &open).await?;
+        if written.is_none() {
             self.0.retain(|waba_id, _| !accounts.contains(waba_id));
         }
-        Ok(recorded)
+        Ok(written)
     }
 
     /// Locks the accounts, and then reads and writes: what is read is what the holder before left.
@@ -114,8 +114,8 @@ impl Histories {
         &mut self,
         db: &mut PgConnection,
         items: &[Item<'_>],
-        captures: &[Sighting<'_>],
-    ) -> Result<Recorded, StoreError> {
+        bodies: &Bodies<'_>,
+    ) -> Result<Written, StoreError> {
         let accounts: BTreeSet<&str> = items.iter().map(|item| item.failure.waba_id.as_str()).collect();
         let accounts: Vec<&str> = accounts.into_iter().collect();
         loop {
@@ -127,10 +127,10 @@ impl Histories {
             .fetch_all(&mut *transaction)
             .await?;
             if locked.len() == accounts.len() {
-                let (recorded, histories) = write(&mut transaction, items, captures).await?;
+                let (written, histories) = write(&mut transaction, items, bodies).await?;
                 transaction.commit().await?;
                 self.learn(histories);
-                return Ok(recorded);
+                return Ok(written);
             }
             // New accounts come into being outside the transaction: created inside, they would be locked out
             // of order, and two replicas could wait for each other.
@@ -156,8 +156,8 @@ impl Histories {
 async fn write(
     db: &mut PgConnection,
     items: &[Item<'_>],
-    captures: &[Sighting<'_>],
-) -> Result<(Recorded, BTreeMap<WabaId, History>), StoreError> {
+    bodies: &Bodies<'_>,
+) -> Result<(Written, BTreeMap<WabaId, History>), StoreError> {
     let mut histories = read(db, items).await?;
     let homeless: Vec<&FailedDelivery> = items
         .iter()
@@ -175,8 +175,8 @@ async fn write(
             Some(Placed { incident, item })
         })
         .collect();
-    let recorded = insert(db, &placed, captures, &[]).await?.expect("nothing has to be open");
-    Ok((Recorded { opened, ..recorded }, histories))
+    let (recorded, kept) = insert(db, &placed, bodies, &[]).await?.expect("nothing has to be open");
+    Ok(((Recorded { opened, ..recorded }, kept), histories))
 }
 
 /// The incidents that these failures may belong to, by account.
@@ -259,9 +259,9 @@ struct Placed<'f> {
 async fn insert(
     db: &mut PgConnection,
     placed: &[Placed<'_>],
-    captures: &[Sighting<'_>],
+    bodies: &Bodies<'_>,
     open: &[(&WabaId, i64)],
-) -> Result<Option<Recorded>, StoreError> {
+) -> Result<Option<Written>, StoreError> {
     fn column<'f, T>(placed: &[Placed<'f>], value: impl Fn(&'f FailedDelivery) -> T) -> Vec<T> {
         placed.iter().map(|placed| value(placed.item.failure)).collect()
     }
@@ -275,6 +275,14 @@ async fn insert(
             *display = &failure.display_phone_number;
         }
     }
+    let places: Vec<Option<usize>> = placed.iter().map(|placed| bodies.place(placed.item.callback)).collect();
+    let wanted: BTreeSet<usize> = places.iter().copied().flatten().collect();
+    let wanted: Vec<usize> = wanted.into_iter().collect();
+    let position = |place: &Option<usize>| {
+        let position = wanted.binary_search(&(*place)?).ok()?;
+        Some(i64::try_from(position).expect("a batch is small") + 1)
+    };
+    let bodies: Vec<&Body<'_>> = wanted.iter().map(|place| bodies.at(*place)).collect();
     let row = sqlx::query!(
         r#"with still_open as materialized (
              select from incidents i
@@ -284,37 +292,39 @@ async fn insert(
                 for update of a, i
            ), gate as materialized (
              select count(*) = cardinality($31::bigint[]) as passed from still_open
-           ), kept as (
-             insert into captures as c (waba_id, digest, body, signature, app_secret, received_at, last_received_at,
-                                        failure_count, times_received)
-             select *
-               from unnest($21::text[], $22::bytea[], $23::bytea[], $24::text[], $25::int[], $26::timestamptz[],
-                           $27::timestamptz[], $28::int[], $29::bigint[])
+           ), ids as materialized (
+             select position, known is null as is_new, coalesce(known, nextval('captures_id_seq')) as id
+               from unnest($20::bigint[]) with ordinality as b(known, position)
               where (select passed from gate)
-                 on conflict (digest, waba_id) do update
-                set times_received   = c.times_received + excluded.times_received,
-                    received_at      = least(c.received_at, excluded.received_at),
-                    last_received_at = greatest(c.last_received_at, excluded.last_received_at)
-             returning id, waba_id, digest
            ), fresh as (
              insert into failed_deliveries (incident_id, waba_id, phone_number_id, message_id, recipient_id,
                                             participant_id, failed_at, received_at, error_code, error_title,
                                             error_message, error_details, callback_data, digest, capture_id)
              select f.incident_id, f.waba_id, f.phone_number_id, f.message_id, f.recipient_id, f.participant_id,
-                    f.failed_at, f.received_at, $16, f.error_title, f.error_message, f.error_details,
-                    f.callback_data, f.digest,
-                    coalesce(k.id, (select c.id from captures c
-                                     where c.waba_id = f.capture_account and c.digest = f.capture))
+                    f.failed_at, f.received_at, $15, f.error_title, f.error_message, f.error_details,
+                    f.callback_data, f.digest, b.id
                from unnest($1::bigint[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[],
                            $7::timestamptz[], $8::timestamptz[], $9::text[], $10::text[], $11::text[], $12::text[],
-                           $13::bytea[], $14::text[], $15::bytea[])
+                           $13::bytea[], $14::bigint[])
                     as f(incident_id, waba_id, phone_number_id, message_id, recipient_id, participant_id,
                          failed_at, received_at, error_title, error_message, error_details, callback_data, digest,
-                         capture_account, capture)
-               left join kept k on k.digest = f.capture and k.waba_id = f.capture_account
+                         body)
+               left join ids b on b.position = f.body
               where (select passed from gate)
                  on conflict (waba_id, digest) do nothing
-             returning incident_id, waba_id, phone_number_id, failed_at
+             returning incident_id, waba_id, phone_number_id, failed_at, capture_id
+           ), kept as (
+             insert into captures (id, waba_id, digest, body, signature, app_secret, received_at, last_received_at,
+                                   failure_count, times_received, new_failures)
+             overriding system value
+             select i.id, b.waba_id, b.digest, b.body, b.signature, b.app_secret, b.received_at, b.last_received_at,
+                    b.failure_count, b.times_received, true
+               from unnest($21::text[], $22::bytea[], $23::bytea[], $24::text[], $25::int[], $26::timestamptz[],
+                           $27::timestamptz[], $28::int[], $29::bigint[])
+                    with ordinality as b(waba_id, digest, body, signature, app_secret, received_at,
+                                         last_received_at, failure_count, times_received, position)
+               join ids i using (position)
+              where i.is_new and i.id in (select capture_id from fresh)
            ), per_number as (
              select incident_id, waba_id, phone_number_id, min(failed_at) as first, max(failed_at) as last, count(*) as n
                from fresh
@@ -350,7 +360,7 @@ async fn insert(
              select p.incident_id, p.waba_id, p.phone_number_id, n.display, p.first, p.last, p.n,
                     case when n.is_open then now() end
                from per_number p
-               join unnest($17::bigint[], $18::text[], $19::text[], $20::boolean[])
+               join unnest($16::bigint[], $17::text[], $18::text[], $19::boolean[])
                     as n(incident_id, phone_number_id, display, is_open) using (incident_id, phone_number_id)
                  on conflict (incident_id, phone_number_id, waba_id) do update
                 set first_failure_at     = least(a.first_failure_at, excluded.first_failure_at),
@@ -360,7 +370,9 @@ async fn insert(
              returning xmax = 0 and check_due_at is not null as due
            )
            select (select passed from gate) as "passed!", (select count(*) from fresh) as "new!",
-                  exists (select from numbers where due) as "check_due!""#,
+                  exists (select from numbers where due) as "check_due!",
+                  array(select case when is_new and id in (select capture_id from fresh) then id end
+                          from ids order by position) as "kept!: Vec<Option<i64>>""#,
         &placed.iter().map(|placed| placed.incident.id).collect::<Vec<_>>(),
         &column(placed, |f| f.waba_id.as_str()) as &[&str],
         &column(placed, |f| f.phone_number_id.as_str()) as &[&str],
@@ -374,76 +386,31 @@ async fn insert(
         &column(placed, |f| optional(&f.error_details)) as &[Option<&str>],
         &column(placed, |f| optional(&f.callback_data)) as &[Option<&str>],
         &column(placed, |f| f.digest.as_slice()) as &[&[u8]],
-        &placed.iter().map(|p| p.item.capture.map(NewCapture::account)).collect::<Vec<_>>() as &[Option<&str>],
-        &placed.iter().map(|p| Some(p.item.capture?.digest.as_slice())).collect::<Vec<_>>() as &[Option<&[u8]>],
+        &places.iter().map(position).collect::<Vec<_>>() as &[Option<i64>],
         i32::try_from(ACCOUNT_LOCKED).expect("131031 fits"),
         &numbers.keys().map(|(incident, _)| incident.id).collect::<Vec<_>>(),
         &numbers.keys().map(|(_, number)| number.as_str()).collect::<Vec<_>>() as &[&str],
         &numbers.values().map(|display| optional(display)).collect::<Vec<_>>() as &[Option<&str>],
         &numbers.keys().map(|(incident, _)| incident.resolved_at.is_none()).collect::<Vec<_>>(),
-        &captures.iter().map(|c| c.capture.account()).collect::<Vec<_>>() as &[&str],
-        &captures.iter().map(|c| c.capture.digest.as_slice()).collect::<Vec<_>>() as &[&[u8]],
-        &captures.iter().map(|c| c.capture.body.as_ref()).collect::<Vec<_>>() as &[&[u8]],
-        &captures.iter().map(|c| c.capture.signature.as_deref()).collect::<Vec<_>>() as &[Option<&str>],
-        &captures.iter().map(|c| c.capture.app_secret).collect::<Vec<_>>() as &[Option<i32>],
-        &captures.iter().map(|c| c.first).collect::<Vec<_>>(),
-        &captures.iter().map(|c| c.last).collect::<Vec<_>>(),
-        &captures.iter().map(|c| c.capture.failure_count).collect::<Vec<_>>(),
-        &captures.iter().map(|c| c.times).collect::<Vec<_>>(),
+        &bodies.iter().map(|b| b.id).collect::<Vec<_>>() as &[Option<i64>],
+        &bodies.iter().map(|b| b.capture.account()).collect::<Vec<_>>() as &[&str],
+        &bodies.iter().map(|b| b.capture.digest.as_slice()).collect::<Vec<_>>() as &[&[u8]],
+        &bodies.iter().map(|b| if b.id.is_some() { &[] } else { b.capture.body.as_ref() }).collect::<Vec<_>>() as &[&[u8]],
+        &bodies.iter().map(|b| b.capture.signature.as_deref()).collect::<Vec<_>>() as &[Option<&str>],
+        &bodies.iter().map(|b| b.capture.app_secret).collect::<Vec<_>>() as &[Option<i32>],
+        &bodies.iter().map(|b| b.first).collect::<Vec<_>>(),
+        &bodies.iter().map(|b| b.last).collect::<Vec<_>>(),
+        &bodies.iter().map(|b| b.capture.failure_count).collect::<Vec<_>>(),
+        &bodies.iter().map(|b| b.times).collect::<Vec<_>>(),
         &open.iter().map(|(waba_id, _)| waba_id.as_str()).collect::<Vec<_>>() as &[&str],
         &open.iter().map(|(_, id)| *id).collect::<Vec<_>>(),
     )
     .fetch_one(db)
     .await?;
+    if !row.passed {
+        return Ok(None);
+    }
     let new = u64::try_from(row.new).expect("a count is not negative");
-    Ok(row.passed.then(|| Recorded { new, check_due: row.check_due, ..Recorded::default() }))
-}
-
-/// Bytes for the quarantine, and what they came in.
-#[derive(Debug)]
-pub struct Quarantined<'b> {
-    /// What could not be read, and why.
-    pub unreadable: Unreadable,
-    /// When it came.
-    pub received_at: OffsetDateTime,
-    /// The callback it came in, if that is kept.
-    pub capture: Option<&'b NewCapture>,
-}
-
-/// Keeps in one transaction what failures left over: the captures that none of them brought along, and
-/// bytes that could not be read. The same bytes are kept once.
-///
-/// # Errors
-/// Nothing is kept.
-pub async fn rest(
-    connection: &mut RecorderConnection,
-    quarantined: &[Quarantined<'_>],
-    captures: &mut Captures<'_>,
-) -> Result<Recorded, StoreError> {
-    let sightings = captures.take(|_| true);
-    let mut transaction = connection.connection.begin().await?;
-    insert(&mut transaction, &[], &sightings, &[]).await?;
-    let account =
-        |q: &Quarantined<'_>| q.unreadable.waba_id.as_ref().map_or(UNKNOWN_ACCOUNT, WabaId::as_str).to_owned();
-    let kept = sqlx::query!(
-        "insert into quarantine (waba_id, received_at, reason, body, digest, capture_id)
-         select q.waba_id, q.received_at, q.reason, q.body, q.digest, c.id
-           from unnest($1::text[], $2::timestamptz[], $3::text[], $4::bytea[], $5::bytea[], $6::text[], $7::bytea[])
-                as q(waba_id, received_at, reason, body, digest, capture_account, capture)
-           left join captures c on c.waba_id = q.capture_account and c.digest = q.capture
-          order by q.digest, q.waba_id
-             on conflict (waba_id, digest) do nothing",
-        &quarantined.iter().map(account).collect::<Vec<_>>(),
-        &quarantined.iter().map(|q| q.received_at).collect::<Vec<_>>(),
-        &quarantined.iter().map(|q| q.unreadable.reason.to_string()).collect::<Vec<_>>(),
-        &quarantined.iter().map(|q| q.unreadable.bytes.as_ref()).collect::<Vec<_>>() as &[&[u8]],
-        &quarantined.iter().map(|q| Sha256::digest(&q.unreadable.bytes).to_vec()).collect::<Vec<_>>(),
-        &quarantined.iter().map(|q| q.capture.map(NewCapture::account)).collect::<Vec<_>>() as &[Option<&str>],
-        &quarantined.iter().map(|q| q.capture.map(|c| c.digest.as_slice())).collect::<Vec<_>>() as &[Option<&[u8]>],
-    )
-    .execute(&mut *transaction)
-    .await?;
-    transaction.commit().await?;
-    captures.kept(&sightings);
-    Ok(Recorded { quarantined: kept.rows_affected(), ..Recorded::default() })
+    let kept = wanted.into_iter().zip(row.kept).filter_map(|(place, id)| Some((place, id?))).collect();
+    Ok(Some((Recorded { new, check_due: row.check_due, ..Recorded::default() }, kept)))
 }

@@ -73,10 +73,10 @@ pub async fn delete_some(db: &PgPool, kind: Kind, age: Duration) -> Result<u64, 
         ),
         Kind::Captures => sqlx::query!(
             "delete from captures c
-              using (select digest, waba_id, sum(octet_length(body)) over (order by received_at, id) - octet_length(body) as before
-                       from (select id, digest, waba_id, received_at, body from captures
+              using (select id, waba_id, sum(octet_length(body)) over (order by received_at, id) - octet_length(body) as before
+                       from (select id, waba_id, received_at, body from captures
                               where received_at < now() - $1::interval order by received_at limit $2) oldest) old
-              where c.digest = old.digest and c.waba_id = old.waba_id and old.before < $3",
+              where c.id = old.id and c.waba_id = old.waba_id and old.before < $3",
             age,
             BATCH,
             BATCH_BYTES

@@ -1,14 +1,16 @@
 //! Which callbacks are kept, what is known about them, and when they leave.
 
+use futures_util::future::join_all;
 use lockwatch::meta::compose::StatusCallback;
 use lockwatch::meta::signature::{HEADER, sign};
 use lockwatch::simulator::{Scenario, Simulator};
 use reqwest::StatusCode;
 use sha2::{Digest, Sha256};
+use time::OffsetDateTime;
 
 use crate::support::database::TestDatabase;
 use crate::support::process::Serve;
-use crate::support::{ACCESS_TOKEN, APP_SECRET, NUMBER, TestApp, WABA, client, eventually, one_failure};
+use crate::support::{ACCESS_TOKEN, APP_SECRET, NUMBER, TestApp, WABA, client, eventually, one_failure, service};
 
 async fn post(serve: &Serve, secret: &str, body: &[u8]) -> StatusCode {
     let request = client().post(&serve.webhook).header(HEADER, sign(secret, body)).body(body.to_vec());
@@ -40,6 +42,94 @@ async fn a_callback_with_a_lockout_is_kept_once_with_all_that_is_known() {
     let linked = "select count(*) from failed_deliveries d join captures c on c.id = d.capture_id
                    where c.last_received_at > c.received_at and c.received_at = d.received_at";
     assert_eq!(sqlx::query_scalar::<_, i64>(linked).fetch_one(&db).await.unwrap(), 2);
+}
+
+/// How often each body came and which failures came in it first, by the order of the bodies' arrival.
+async fn kept(app: &TestApp) -> Vec<String> {
+    let sql = "select format('%s times: %s', c.times_received, coalesce(string_agg(d.message_id, ' ' order by d.message_id), '-'))
+                 from captures c
+                 left join failed_deliveries d on d.capture_id = c.id
+                group by c.id, c.waba_id
+                order by c.received_at, c.id";
+    sqlx::query_scalar(sql).fetch_all(&app.db).await.unwrap()
+}
+
+/// A callback in which messages of the usual number failed at one time, always the same bytes.
+fn failures(message_ids: &[&str]) -> Vec<u8> {
+    let at = OffsetDateTime::UNIX_EPOCH + time::Duration::days(20_000);
+    message_ids.iter().fold(StatusCallback::new().at(at), |callback, id| callback.failed(WABA, NUMBER, id)).into_body()
+}
+
+#[tokio::test]
+async fn a_body_is_one_row_whatever_is_new_in_it() {
+    let app = TestApp::start().await;
+    let rounds: [&[&str]; 5] = [&["1"], &["2"], &["1", "2"], &["2", "3"], &["3", "4", "4"]];
+    for _ in 0..3 {
+        for ids in rounds {
+            app.deliver(&failures(ids)).await;
+        }
+    }
+    assert_eq!(kept(&app).await, ["3 times: 1", "3 times: 2", "3 times: -", "3 times: 3", "3 times: 4"]);
+}
+
+#[tokio::test]
+async fn a_body_that_comes_to_two_replicas_at_once_is_one_row() {
+    let app = TestApp::start().await;
+    let other = service(app.database.database(), &app.simulator, &[APP_SECRET]).await;
+    let bodies: Vec<Vec<u8>> = (0..8)
+        .map(|n| failures(&[&format!("{n}"), &format!("{}", n + 1)]))
+        .chain((0..8).map(|n| format!("{{\"entry\":131031,\"n\":{n}}}").into_bytes()))
+        .collect();
+    let urls = [app.url("/webhook"), format!("http://{}/webhook", other.address)];
+    let deliveries = (0..20).flat_map(|round| bodies.iter().zip(urls.iter().cycle().skip(round)));
+    join_all(deliveries.map(async |(body, url)| {
+        let request = app.client.post(url).header(HEADER, sign(APP_SECRET, body)).body(body.clone());
+        assert_eq!(request.send().await.unwrap().status(), StatusCode::OK);
+    }))
+    .await;
+    assert_eq!(app.count("select count(*) from captures").await, 16);
+    assert_eq!(app.count("select count(*) from captures where times_received = 20").await, 16);
+    assert_eq!(app.count("select count(*) from quarantine q join captures c on c.id = q.capture_id").await, 8);
+    assert_eq!(app.count("select count(*) from failed_deliveries d join captures c on c.id = d.capture_id").await, 9);
+    other.stop().await;
+}
+
+#[tokio::test]
+async fn a_body_that_came_before_captures_were_kept_is_kept_from_then_on() {
+    let database = TestDatabase::create().await;
+    let body = failures(&["1", "2"]);
+    for (setting, times) in [("off", 2), ("lockouts", 3)] {
+        let serve = Serve::on_database(&database.url, &[("LOCKWATCH_CAPTURE", setting)]);
+        serve.logged("the database is ready");
+        for _ in 0..times {
+            assert_eq!(post(&serve, APP_SECRET, &body).await, StatusCode::OK);
+        }
+    }
+    let times: Vec<i64> =
+        sqlx::query_scalar("select times_received from captures").fetch_all(&database.database().pool()).await.unwrap();
+    assert_eq!(times, [3]);
+}
+
+#[tokio::test]
+async fn captures_of_an_older_version_are_found_again() {
+    let app = TestApp::start().await;
+    let bodies = [failures(&["1"]), failures(&["1", "2"]), failures(&["2", "1"]), b"{\"entry\":131031}".to_vec()];
+    let deliver_all = async || {
+        for body in &bodies {
+            app.deliver(body).await;
+        }
+    };
+    deliver_all().await;
+    for back in [
+        "drop index captures_without_new_failures",
+        "alter table captures drop constraint captures_pkey, add primary key (digest, waba_id), drop column new_failures",
+        "delete from _sqlx_migrations where version >= 5",
+    ] {
+        app.execute(back).await;
+    }
+    app.database.database().migrate().await.unwrap();
+    deliver_all().await;
+    assert_eq!(kept(&app).await, ["2 times: 1", "2 times: 2", "2 times: -", "2 times: -"]);
 }
 
 #[tokio::test]
@@ -90,8 +180,15 @@ async fn a_refused_value_does_not_count_a_callback_twice() {
         callback =
             callback.failed(WABA, NUMBER, if n == 5 { "wamid.poison".to_owned() } else { n.to_string() }.as_str());
     }
-    app.deliver(&callback.into_body()).await;
-    assert_eq!(app.count("select times_received from captures").await, 1);
+    let body = callback.into_body();
+    for times in 1..=3 {
+        app.deliver(&body).await;
+        assert_eq!(app.count("select times_received from captures").await, times);
+    }
+    // As if the process had been killed before it came to the last of them.
+    app.execute("delete from failed_deliveries where message_id = '7'").await;
+    app.deliver(&body).await;
+    assert_eq!(app.count("select count(*) from captures").await, 1);
     assert_eq!(app.count("select count(*) from failed_deliveries d join captures c on c.id = d.capture_id").await, 7);
     assert_eq!(app.count("select count(*) from quarantine q join captures c on c.id = q.capture_id").await, 1);
 }
