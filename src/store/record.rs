@@ -251,7 +251,8 @@ struct Placed<'f> {
 }
 
 /// Inserts what is not there yet and adds exactly that to the counts, all in one statement: a round trip
-/// costs more than most of its parts. `None`, and nothing is written, unless each of these accounts still
+/// costs more than most of its parts. Arrays become rows in a select list, since in `from` each is written
+/// into a table of its own first. `None`, and nothing is written, unless each of these accounts still
 /// has this incident open; its account is locked before that is looked at.
 ///
 /// A row lock hands over the newest row although the statement's snapshot may be older, and so do the
@@ -302,14 +303,14 @@ async fn insert(
                                             error_message, error_details, callback_data, digest, capture_id)
              select f.incident_id, f.waba_id, f.phone_number_id, f.message_id, f.recipient_id, f.participant_id,
                     f.failed_at, f.received_at, $15, f.error_title, f.error_message, f.error_details,
-                    f.callback_data, f.digest, b.id
-               from unnest($1::bigint[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[],
-                           $7::timestamptz[], $8::timestamptz[], $9::text[], $10::text[], $11::text[], $12::text[],
-                           $13::bytea[], $14::bigint[])
-                    as f(incident_id, waba_id, phone_number_id, message_id, recipient_id, participant_id,
-                         failed_at, received_at, error_title, error_message, error_details, callback_data, digest,
-                         body)
-               left join ids b on b.position = f.body
+                    f.callback_data, f.digest, (select array_agg(id order by position) from ids)[f.body]
+               from (select unnest($1::bigint[]) as incident_id, unnest($2::text[]) as waba_id,
+                            unnest($3::text[]) as phone_number_id, unnest($4::text[]) as message_id,
+                            unnest($5::text[]) as recipient_id, unnest($6::text[]) as participant_id,
+                            unnest($7::timestamptz[]) as failed_at, unnest($8::timestamptz[]) as received_at,
+                            unnest($9::text[]) as error_title, unnest($10::text[]) as error_message,
+                            unnest($11::text[]) as error_details, unnest($12::text[]) as callback_data,
+                            unnest($13::bytea[]) as digest, unnest($14::bigint[]) as body) f
               where (select passed from gate)
                  on conflict (waba_id, digest) do nothing
              returning incident_id, waba_id, phone_number_id, failed_at, capture_id
@@ -319,10 +320,12 @@ async fn insert(
              overriding system value
              select i.id, b.waba_id, b.digest, b.body, b.signature, b.app_secret, b.received_at, b.last_received_at,
                     b.failure_count, b.times_received, true
-               from unnest($21::text[], $22::bytea[], $23::bytea[], $24::text[], $25::int[], $26::timestamptz[],
-                           $27::timestamptz[], $28::int[], $29::bigint[])
-                    with ordinality as b(waba_id, digest, body, signature, app_secret, received_at,
-                                         last_received_at, failure_count, times_received, position)
+               from (select generate_series(1, cardinality($20::bigint[])) as position,
+                            unnest($21::text[]) as waba_id, unnest($22::bytea[]) as digest,
+                            unnest($23::bytea[]) as body, unnest($24::text[]) as signature,
+                            unnest($25::int[]) as app_secret, unnest($26::timestamptz[]) as received_at,
+                            unnest($27::timestamptz[]) as last_received_at, unnest($28::int[]) as failure_count,
+                            unnest($29::bigint[]) as times_received) b
                join ids i using (position)
               where i.is_new and i.id in (select capture_id from fresh)
            ), per_number as (
