@@ -3,7 +3,8 @@
 //! A body that tells of a failure for the first time was never here before: [`record`](super::record) keeps it
 //! together with its failures and looks for it nowhere, since a unique index over all digests costs a callback
 //! as much as the row itself. Only of the others, which are few, is it asked here whether they are kept: as
-//! what one of their failures came in first, or else by their digest.
+//! what one of their failures came in first, or else by their digest. Only a body that comes again after
+//! retention took its failures can be kept twice; by then Meta sends nothing again.
 
 use std::collections::HashMap;
 
