@@ -300,6 +300,15 @@ impl Writer {
     }
 }
 
+/// Where to divide items that came in these callbacks: in the middle of one callback, else before or behind
+/// the one in the middle. What can be recorded of a callback is recorded at once, if another is to blame.
+fn middle(callbacks: &[usize]) -> usize {
+    let half = callbacks.len() / 2;
+    let before = callbacks.partition_point(|callback| *callback < callbacks[half]);
+    let behind = callbacks.partition_point(|callback| *callback <= callbacks[half]);
+    [before, behind].into_iter().find(|at| (1..callbacks.len()).contains(at)).unwrap_or(half)
+}
+
 /// The callbacks of one batch, and what becomes of them.
 struct Batch<'b> {
     found: Vec<&'b Found>,
@@ -324,7 +333,7 @@ impl<'b> Batch<'b> {
         self.found.iter().enumerate().flat_map(of).collect()
     }
 
-    /// Records the items. Where the database refuses a value, halves them down to the culprit; that one is
+    /// Records the items. Where the database refuses a value, divides them down to the culprit; that one is
     /// tried once more alone, and then the callback it came in is quarantined.
     async fn record_or_refuse(
         &mut self,
@@ -349,7 +358,8 @@ impl<'b> Batch<'b> {
             (Err(StoreError::BadData(_)), items) => {
                 // A part of a callback may have been recorded by a batch that failed after it.
                 bodies::recall(connection, items, &mut self.bodies).await?;
-                let (left, right) = items.split_at(items.len() / 2);
+                let callbacks: Vec<usize> = items.iter().map(|item| item.callback).collect();
+                let (left, right) = items.split_at(middle(&callbacks));
                 Box::pin(self.record_or_refuse(connection, left, recorded)).await?;
                 Box::pin(self.record_or_refuse(connection, right, recorded)).await?;
             }
@@ -367,5 +377,23 @@ impl<'b> Batch<'b> {
             unreadable.map(move |unreadable| Quarantined { unreadable, received_at, callback }).collect::<Vec<_>>()
         };
         self.found.iter().enumerate().flat_map(of).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_callback_is_divided_only_alone() {
+        for (callbacks, divided) in [
+            (&[0, 1, 1, 1][..], 1),
+            (&[0, 0, 0, 1], 3),
+            (&[0, 0, 1, 1, 1, 1, 2], 2),
+            (&[3, 4, 5, 6], 2),
+            (&[7, 7, 7, 7], 2),
+        ] {
+            assert_eq!(middle(callbacks), divided, "{callbacks:?}");
+        }
     }
 }

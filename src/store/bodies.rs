@@ -2,11 +2,14 @@
 //!
 //! A body that tells of a failure for the first time was never here before: [`record`](super::record) keeps it
 //! together with its failures and looks for it nowhere, since a unique index over all digests costs a callback
-//! as much as the row itself. Only of the others, which are few, is it asked here whether they are kept: as
-//! what one of their failures came in first, or else by their digest. Only a body that comes again after
-//! retention took its failures can be kept twice; by then Meta sends nothing again.
+//! as much as the row itself. Only of the others, which usually are few, is it asked here whether they are kept: as
+//! what one of their failures came in first, or else by their digest.
+//!
+//! A body can be kept twice where its failures become known at different times: when retention took them
+//! before it, when a later version reads more in it, or when two replicas share it out while the database
+//! refuses a part of it. Then each tells of its own.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
@@ -178,31 +181,40 @@ pub async fn keep(
 
 /// Counts those that were kept by an earlier batch.
 async fn count(db: &mut PgConnection, bodies: &mut Bodies<'_>) -> Result<(), StoreError> {
-    let mut known: Vec<&mut Body<'_>> = bodies.bodies.iter_mut().filter(|b| b.id.is_some() && !b.counted).collect();
+    let known: Vec<&mut Body<'_>> = bodies.bodies.iter_mut().filter(|b| b.id.is_some() && !b.counted).collect();
     if known.is_empty() {
         return Ok(());
     }
     // Locked in the order of their ids: two replicas never wait for each other.
-    sqlx::query!(
+    let counted: HashSet<i64> = sqlx::query_scalar!(
         "with locked as materialized (
-           select id, waba_id from captures where id = any($1) order by id for update
+           select c.id, c.waba_id, b.times, b.first, b.last
+             from unnest($1::bigint[], $2::bigint[], $3::timestamptz[], $4::timestamptz[]) as b(id, times, first, last)
+             join captures c using (id)
+            order by c.id
+              for update of c
          )
          update captures c
             set times_received   = c.times_received + b.times,
                 received_at      = least(c.received_at, b.first),
                 last_received_at = greatest(c.last_received_at, b.last)
-           from locked
-           join unnest($1::bigint[], $2::bigint[], $3::timestamptz[], $4::timestamptz[]) as b(id, times, first, last)
-                using (id)
-          where c.id = locked.id and c.waba_id = locked.waba_id",
+           from locked b
+          where c.id = b.id and c.waba_id = b.waba_id
+         returning c.id",
         &known.iter().filter_map(|b| b.id).collect::<Vec<_>>(),
         &known.iter().map(|b| b.times).collect::<Vec<_>>(),
         &known.iter().map(|b| b.first).collect::<Vec<_>>(),
         &known.iter().map(|b| b.last).collect::<Vec<_>>(),
     )
-    .execute(db)
-    .await?;
-    known.iter_mut().for_each(|body| body.counted = true);
+    .fetch_all(db)
+    .await?
+    .into_iter()
+    .collect();
+    for body in known {
+        // One that left in the meantime, for its age, is kept anew.
+        body.id = body.id.filter(|id| counted.contains(id));
+        body.counted = body.id.is_some();
+    }
     Ok(())
 }
 
@@ -213,17 +225,17 @@ async fn insert(db: &mut PgConnection, bodies: &mut Bodies<'_>) -> Result<(), St
         return Ok(());
     }
     rest.sort_unstable_by_key(|b| b.capture.digest);
-    let ids = sqlx::query_scalar!(
+    let kept = sqlx::query!(
         "insert into captures as c (waba_id, digest, body, signature, app_secret, received_at, last_received_at,
-                                    failure_count, times_received, new_failures)
+                                    failure_count, times_received, told_first)
          select *, false
            from unnest($1::text[], $2::bytea[], $3::bytea[], $4::text[], $5::int[], $6::timestamptz[],
                        $7::timestamptz[], $8::int[], $9::bigint[])
-             on conflict (digest, waba_id) where not new_failures do update
+             on conflict (digest, waba_id) where not told_first do update
             set times_received   = c.times_received + excluded.times_received,
                 received_at      = least(c.received_at, excluded.received_at),
                 last_received_at = greatest(c.last_received_at, excluded.last_received_at)
-         returning id",
+         returning id, digest",
         &rest.iter().map(|b| b.capture.account()).collect::<Vec<_>>() as &[&str],
         &rest.iter().map(|b| b.capture.digest.as_slice()).collect::<Vec<_>>() as &[&[u8]],
         &rest.iter().map(|b| b.capture.body.as_ref()).collect::<Vec<_>>() as &[&[u8]],
@@ -236,9 +248,10 @@ async fn insert(db: &mut PgConnection, bodies: &mut Bodies<'_>) -> Result<(), St
     )
     .fetch_all(db)
     .await?;
-    // Each row is inserted or counted, so there are as many ids, in the same order.
-    for (body, id) in rest.into_iter().zip(ids) {
-        (body.id, body.counted) = (Some(id), true);
+    let ids: HashMap<Vec<u8>, i64> = kept.into_iter().map(|row| (row.digest, row.id)).collect();
+    for body in rest {
+        body.id = ids.get(&body.capture.digest[..]).copied();
+        body.counted = true;
     }
     Ok(())
 }

@@ -251,8 +251,8 @@ struct Placed<'f> {
 }
 
 /// Inserts what is not there yet and adds exactly that to the counts, all in one statement: a round trip
-/// costs more than most of its parts. Arrays become rows in a select list, since in `from` each is written
-/// into a table of its own first. `None`, and nothing is written, unless each of these accounts still
+/// costs more than most of its parts. The long arrays become rows in a select list, since in `from` each is
+/// written into a table of its own first. `None`, and nothing is written, unless each of these accounts still
 /// has this incident open; its account is locked before that is looked at.
 ///
 /// A row lock hands over the newest row although the statement's snapshot may be older, and so do the
@@ -276,8 +276,8 @@ async fn insert(
             *display = &failure.display_phone_number;
         }
     }
-    let places: Vec<Option<usize>> = placed.iter().map(|placed| bodies.place(placed.item.callback)).collect();
-    let wanted: BTreeSet<usize> = places.iter().copied().flatten().collect();
+    let body_of: Vec<Option<usize>> = placed.iter().map(|placed| bodies.place(placed.item.callback)).collect();
+    let wanted: BTreeSet<usize> = body_of.iter().copied().flatten().collect();
     let wanted: Vec<usize> = wanted.into_iter().collect();
     let position = |place: &Option<usize>| {
         let position = wanted.binary_search(&(*place)?).ok()?;
@@ -316,7 +316,7 @@ async fn insert(
              returning incident_id, waba_id, phone_number_id, failed_at, capture_id
            ), kept as (
              insert into captures (id, waba_id, digest, body, signature, app_secret, received_at, last_received_at,
-                                   failure_count, times_received, new_failures)
+                                   failure_count, times_received, told_first)
              overriding system value
              select i.id, b.waba_id, b.digest, b.body, b.signature, b.app_secret, b.received_at, b.last_received_at,
                     b.failure_count, b.times_received, true
@@ -389,7 +389,7 @@ async fn insert(
         &column(placed, |f| optional(&f.error_details)) as &[Option<&str>],
         &column(placed, |f| optional(&f.callback_data)) as &[Option<&str>],
         &column(placed, |f| f.digest.as_slice()) as &[&[u8]],
-        &places.iter().map(position).collect::<Vec<_>>() as &[Option<i64>],
+        &body_of.iter().map(position).collect::<Vec<_>>() as &[Option<i64>],
         i32::try_from(ACCOUNT_LOCKED).expect("131031 fits"),
         &numbers.keys().map(|(incident, _)| incident.id).collect::<Vec<_>>(),
         &numbers.keys().map(|(_, number)| number.as_str()).collect::<Vec<_>>() as &[&str],

@@ -75,7 +75,8 @@ pub async fn delete_some(db: &PgPool, kind: Kind, age: Duration) -> Result<u64, 
             "delete from captures c
               using (select id, waba_id, sum(octet_length(body)) over (order by received_at, id) - octet_length(body) as before
                        from (select id, waba_id, received_at, body from captures
-                              where received_at < now() - $1::interval order by received_at limit $2) oldest) old
+                              where received_at < now() - $1::interval
+                              order by received_at limit $2 for update skip locked) oldest) old
               where c.id = old.id and c.waba_id = old.waba_id and old.before < $3",
             age,
             BATCH,

@@ -1,9 +1,13 @@
 //! Which callbacks are kept, what is known about them, and when they leave.
 
+use bytes::Bytes;
 use futures_util::future::join_all;
+use lockwatch::meta::callback::Findings;
 use lockwatch::meta::compose::StatusCallback;
 use lockwatch::meta::signature::{HEADER, sign};
 use lockwatch::simulator::{Scenario, Simulator};
+use lockwatch::store::bodies::{self, Bodies, NewCapture};
+use lockwatch::store::record::{self, Item};
 use reqwest::StatusCode;
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
@@ -111,6 +115,60 @@ async fn a_body_that_came_before_captures_were_kept_is_kept_from_then_on() {
 }
 
 #[tokio::test]
+async fn thousands_that_come_again_at_once_are_counted_in_time() {
+    let app = TestApp::start().await;
+    let now = OffsetDateTime::now_utc();
+    let callbacks: Vec<(NewCapture, Findings)> = (0..5000)
+        .map(|n| {
+            let body = Bytes::from(failures(&[&n.to_string()]));
+            let findings = Findings::read(&body, now);
+            let capture = NewCapture {
+                waba_id: findings.waba_id.clone(),
+                digest: Sha256::digest(&body).into(),
+                body,
+                received_at: now,
+                signature: None,
+                app_secret: None,
+                failure_count: 1,
+            };
+            (capture, findings)
+        })
+        .collect();
+    let items: Vec<Item<'_>> = callbacks
+        .iter()
+        .enumerate()
+        .map(|(callback, (_, findings))| Item { failure: &findings.failures[0], callback })
+        .collect();
+    let mut connection = app.database.database().connect_recorder().await.unwrap();
+    for _ in 0..2 {
+        let mut bodies = Bodies::default();
+        callbacks.iter().for_each(|(capture, _)| bodies.add(Some(capture)));
+        record::failures(&mut connection, &items, &mut bodies).await.unwrap();
+        bodies::keep(&mut connection, &items, &[], &mut bodies).await.unwrap();
+        // What is known of the tables decides how they are joined.
+        app.execute("analyze").await;
+    }
+    assert_eq!(app.count("select count(*) from captures where times_received = 2").await, 5000);
+}
+
+#[tokio::test]
+async fn a_body_that_leaves_while_it_is_counted_is_kept_anew() {
+    let app = TestApp::start().await;
+    let body = failures(&["1"]);
+    app.deliver(&body).await;
+    let mut retention = app.db.begin().await.unwrap();
+    sqlx::query("delete from captures").execute(&mut *retention).await.unwrap();
+    let leave = async {
+        let waiting = "select count(*) from pg_stat_activity
+                        where datname = current_database() and application_name = 'lockwatch recorder' and wait_event_type = 'Lock'";
+        app.eventually("the count waits", async || app.count(waiting).await == 1).await;
+        retention.commit().await.unwrap();
+    };
+    tokio::join!(app.deliver(&body), leave);
+    assert_eq!(kept(&app).await, ["1 times: -"]);
+}
+
+#[tokio::test]
 async fn captures_of_an_older_version_are_found_again() {
     let app = TestApp::start().await;
     let bodies = [failures(&["1"]), failures(&["1", "2"]), failures(&["2", "1"]), b"{\"entry\":131031}".to_vec()];
@@ -121,8 +179,8 @@ async fn captures_of_an_older_version_are_found_again() {
     };
     deliver_all().await;
     for back in [
-        "drop index captures_without_new_failures",
-        "alter table captures drop constraint captures_pkey, add primary key (digest, waba_id), drop column new_failures",
+        "drop index captures_told_before",
+        "alter table captures drop constraint captures_pkey, add primary key (digest, waba_id), drop column told_first",
         "delete from _sqlx_migrations where version >= 5",
     ] {
         app.execute(back).await;
