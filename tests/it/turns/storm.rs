@@ -121,14 +121,17 @@ async fn everybody_else_recovers(app: &TestApp) {
 
 /// Hour by hour, within its budget, until every number was looked up.
 async fn the_large_account_goes_on(app: &TestApp) {
-    let looked_up = "select count(distinct phone_number_id) from health_checks where waba_id = '500001'";
-    let mut numbers = app.count(looked_up).await;
-    while numbers < OF_LARGE {
-        let before = app.simulator.requests().len();
+    let numbers = "select count(distinct phone_number_id) from health_checks where waba_id = '500001'";
+    let look_ups = "select count(*) from health_checks where waba_id = '500001'";
+    let mut hours = 1;
+    while app.count(numbers).await < OF_LARGE {
+        let (asked, saved) = (app.simulator.requests().len(), app.count(look_ups).await);
         app.let_time_pass(Duration::minutes(61)).await;
-        numbers = (numbers + LOOKUPS_PER_HOUR).min(OF_LARGE);
-        until("another hour's look-ups", async || app.count(looked_up).await >= numbers).await;
-        let requests = app.simulator.requests();
-        assert!(requests.len() - before <= HOUR, "{} in an hour", requests.len() - before);
+        until("another hour's look-ups", async || app.count(look_ups).await >= saved + LOOKUPS_PER_HOUR).await;
+        let asked = app.simulator.requests().len() - asked;
+        assert!(asked <= HOUR, "{asked} in an hour");
+        hours += 1;
     }
+    // When few numbers are left, a repetition may be a moment ahead of them: once, not hour after hour.
+    assert!(hours <= OF_LARGE / LOOKUPS_PER_HOUR + 1, "{hours} hours");
 }
