@@ -46,8 +46,12 @@ pub struct NewCapture {
 impl NewCapture {
     /// The account it is filed under.
     pub(super) fn account(&self) -> &str {
-        self.waba_id.as_ref().map_or(UNKNOWN_ACCOUNT, WabaId::as_str)
+        account(self.waba_id.as_ref())
     }
+}
+
+fn account(waba_id: Option<&WabaId>) -> &str {
+    waba_id.map_or(UNKNOWN_ACCOUNT, WabaId::as_str)
 }
 
 /// The bodies of one batch of callbacks, each once.
@@ -264,7 +268,6 @@ async fn quarantine(
     if quarantined.is_empty() {
         return Ok(0);
     }
-    let account = |q: &Quarantined| q.unreadable.waba_id.as_ref().map_or(UNKNOWN_ACCOUNT, WabaId::as_str).to_owned();
     let kept = sqlx::query!(
         "insert into quarantine (waba_id, received_at, reason, body, digest, capture_id)
          select *
@@ -272,7 +275,7 @@ async fn quarantine(
                 as q(waba_id, received_at, reason, body, digest, capture_id)
           order by q.digest, q.waba_id
              on conflict (waba_id, digest) do nothing",
-        &quarantined.iter().map(account).collect::<Vec<_>>(),
+        &quarantined.iter().map(|q| account(q.unreadable.waba_id.as_ref())).collect::<Vec<_>>() as &[&str],
         &quarantined.iter().map(|q| q.received_at).collect::<Vec<_>>(),
         &quarantined.iter().map(|q| q.unreadable.reason.to_string()).collect::<Vec<_>>(),
         &quarantined.iter().map(|q| q.unreadable.bytes.as_ref()).collect::<Vec<_>>() as &[&[u8]],

@@ -277,8 +277,7 @@ async fn insert(
         }
     }
     let body_of: Vec<Option<usize>> = placed.iter().map(|placed| bodies.place(placed.item.callback)).collect();
-    let wanted: BTreeSet<usize> = body_of.iter().copied().flatten().collect();
-    let wanted: Vec<usize> = wanted.into_iter().collect();
+    let wanted: Vec<usize> = body_of.iter().copied().flatten().collect::<BTreeSet<_>>().into_iter().collect();
     let position = |place: &Option<usize>| {
         let position = wanted.binary_search(&(*place)?).ok()?;
         Some(i64::try_from(position).expect("a batch is small") + 1)

@@ -159,9 +159,7 @@ async fn a_body_that_leaves_while_it_is_counted_is_kept_anew() {
     let mut retention = app.db.begin().await.unwrap();
     sqlx::query("delete from captures").execute(&mut *retention).await.unwrap();
     let leave = async {
-        let waiting = "select count(*) from pg_stat_activity
-                        where datname = current_database() and application_name = 'lockwatch recorder' and wait_event_type = 'Lock'";
-        app.eventually("the count waits", async || app.count(waiting).await == 1).await;
+        app.eventually("the count waits", async || app.waiting_recorders().await == 1).await;
         retention.commit().await.unwrap();
     };
     tokio::join!(app.deliver(&body), leave);

@@ -104,9 +104,7 @@ async fn an_incident_resolved_while_a_batch_waits_for_its_account_takes_nothing_
     let mut somebody = app.db.begin().await.unwrap();
     sqlx::query("select from accounts for update").execute(&mut *somebody).await.unwrap();
     let resolve = async {
-        let waiting = "select count(*) from pg_stat_activity
-                        where datname = current_database() and application_name = 'lockwatch recorder' and wait_event_type = 'Lock'";
-        app.eventually("the batch waits", async || app.count(waiting).await == 1).await;
+        app.eventually("the batch waits", async || app.waiting_recorders().await == 1).await;
         let sql = "update incidents set resolved_at = now(), resolution = 'manual'";
         sqlx::query(sql).execute(&mut *somebody).await.unwrap();
         somebody.commit().await.unwrap();

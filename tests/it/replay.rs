@@ -552,9 +552,8 @@ async fn a_rebuild_waits_for_a_database_that_is_busy_and_loses_nothing() {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let waiting = "select count(*) from pg_stat_activity where application_name = 'lockwatch recorder' and wait_event_type = 'Lock'";
-    app.eventually("the recorder waits", async || app.count(waiting).await > 0).await;
-    app.eventually("and tries again", async || app.count(waiting).await == 0).await;
+    app.eventually("the recorder waits", async || app.waiting_recorders().await > 0).await;
+    app.eventually("and tries again", async || app.waiting_recorders().await == 0).await;
     sqlx::raw_sql("rollback").execute(&mut lock).await.unwrap();
     let output = tokio::task::spawn_blocking(|| child.wait_with_output().unwrap()).await.unwrap();
     assert_eq!(output.status.code(), Some(0));

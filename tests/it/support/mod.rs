@@ -177,6 +177,15 @@ impl TestApp {
         sqlx::query_scalar(sql).fetch_one(&self.db).await.unwrap()
     }
 
+    /// How many recorders wait for a lock in its database.
+    pub async fn waiting_recorders(&self) -> i64 {
+        self.count(
+            "select count(*) from pg_stat_activity
+              where datname = current_database() and application_name = 'lockwatch recorder' and wait_event_type = 'Lock'",
+        )
+        .await
+    }
+
     /// Moves everything in the database into the past, as if time had passed.
     pub async fn let_time_pass(&self, time: time::Duration) {
         let columns: Vec<(String, String)> = sqlx::query_as(
