@@ -300,15 +300,6 @@ impl Writer {
     }
 }
 
-/// Where to divide items that came in these callbacks: in the middle of one callback, else before or behind
-/// the one in the middle. What can be recorded of a callback is recorded at once, if another is to blame.
-fn middle(callbacks: &[usize]) -> usize {
-    let half = callbacks.len() / 2;
-    let before = callbacks.partition_point(|callback| *callback < callbacks[half]);
-    let behind = callbacks.partition_point(|callback| *callback <= callbacks[half]);
-    [before, behind].into_iter().find(|at| (1..callbacks.len()).contains(at)).unwrap_or(half)
-}
-
 /// The callbacks of one batch, and what becomes of them.
 struct Batch<'b> {
     found: Vec<&'b Found>,
@@ -378,6 +369,15 @@ impl<'b> Batch<'b> {
         };
         self.found.iter().enumerate().flat_map(of).collect()
     }
+}
+
+/// Where to divide items that came in these callbacks: before or behind the callback in the middle, and within
+/// it only where it is the only one. So what another is to blame for leaves a callback whole.
+fn middle(callbacks: &[usize]) -> usize {
+    let half = callbacks.len() / 2;
+    let before = callbacks.partition_point(|callback| *callback < callbacks[half]);
+    let behind = callbacks.partition_point(|callback| *callback <= callbacks[half]);
+    [before, behind].into_iter().find(|at| (1..callbacks.len()).contains(at)).unwrap_or(half)
 }
 
 #[cfg(test)]

@@ -2,8 +2,8 @@
 //!
 //! A body that tells of a failure for the first time was never here before: [`record`](super::record) keeps it
 //! together with its failures and looks for it nowhere, since a unique index over all digests costs a callback
-//! as much as the row itself. Only of the others, which usually are few, is it asked here whether they are kept: as
-//! what one of their failures came in first, or else by their digest.
+//! as much as the row itself. Only of the others, which usually are few, is it asked here whether they are
+//! kept: as what one of their failures came in first, or else by their digest.
 //!
 //! A body can be kept twice where its failures become known at different times: when retention took them
 //! before it, when a later version reads more in it, or when two replicas share it out while the database

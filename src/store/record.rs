@@ -397,7 +397,7 @@ async fn insert(
         &bodies.iter().map(|b| b.id).collect::<Vec<_>>() as &[Option<i64>],
         &bodies.iter().map(|b| b.capture.account()).collect::<Vec<_>>() as &[&str],
         &bodies.iter().map(|b| b.capture.digest.as_slice()).collect::<Vec<_>>() as &[&[u8]],
-        &bodies.iter().map(|b| if b.id.is_some() { &[] } else { b.capture.body.as_ref() }).collect::<Vec<_>>() as &[&[u8]],
+        &bodies.iter().map(|b| b.capture.body.as_ref()).collect::<Vec<_>>() as &[&[u8]],
         &bodies.iter().map(|b| b.capture.signature.as_deref()).collect::<Vec<_>>() as &[Option<&str>],
         &bodies.iter().map(|b| b.capture.app_secret).collect::<Vec<_>>() as &[Option<i32>],
         &bodies.iter().map(|b| b.first).collect::<Vec<_>>(),
