@@ -15,7 +15,7 @@ use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::host::{Installation, SOCKET, ServerUser};
+use super::host::{Installation, SOCKET, ServerUser, clean_command};
 use super::{EmbeddedError, ROLE, io_error};
 
 /// How long a server that is on its way out may take before it is told to go.
@@ -79,14 +79,11 @@ impl Cluster {
     }
 
     fn program(&self, name: &str) -> Command {
-        self.as_server_user(Command::new(self.installation.bin.join(name)))
+        self.as_server_user(clean_command(self.installation.bin.join(name)))
     }
 
     fn as_server_user(&self, mut command: Command) -> Command {
-        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("PG")) {
-            command.env_remove(name);
-        }
-        command.env("LC_ALL", "C").current_dir(&self.folder).stdin(Stdio::null());
+        command.current_dir(&self.folder).stdin(Stdio::null());
         if let Some(user) = &self.server_user {
             command.uid(user.uid).gid(user.gid);
         }
@@ -122,7 +119,7 @@ impl Cluster {
         let log = open_log(&log_path)?;
         let said_before = log.metadata().map_err(io_error("cannot read", &log_path))?.len();
         let log_too = log.try_clone().map_err(io_error("cannot open", &log_path))?;
-        let mut wrapper = self.as_server_user(Command::new("/bin/sh"));
+        let mut wrapper = self.as_server_user(clean_command("/bin/sh"));
         // Quoted: it is a list, and the folder's name may hold a comma.
         let mut sockets = OsString::from("unix_socket_directories=\"");
         sockets.push(&self.socket_folder);

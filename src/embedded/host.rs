@@ -1,5 +1,6 @@
 //! What this machine has: PostgreSQL's programs, a user to run them, a folder that is ours.
 
+use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
@@ -13,6 +14,9 @@ use super::{EmbeddedError, OLDEST, io_error};
 
 /// The longest socket path that every system takes.
 const SOCKET_PATH: usize = 103;
+/// The variables of our own environment that children get: where programs, libraries and temporary files are,
+/// and the time zone, which initdb writes into the configuration.
+const PASSED_ON: [&str; 4] = ["PATH", "LD_LIBRARY_PATH", "TMPDIR", "TZ"];
 /// The socket's name in its folder.
 pub(super) const SOCKET: &str = ".s.PGSQL.5432";
 
@@ -29,6 +33,18 @@ pub(super) struct ServerUser {
     name: String,
     pub(super) uid: u32,
     pub(super) gid: u32,
+}
+
+/// A program that runs in an environment of its own. Ours holds the app secrets and access tokens, and a child
+/// that runs as another user would show them to that user in `/proc/<pid>/environ`. PostgreSQL's own variables
+/// (`PGDATA`, `PGPORT` …) stay out as well: they would change what is started.
+pub(super) fn clean_command(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(program);
+    command.env_clear().env("LC_ALL", "C");
+    for name in PASSED_ON {
+        command.envs(std::env::var_os(name).map(|value| (name, value)));
+    }
+    command
 }
 
 impl Installation {
@@ -55,7 +71,7 @@ impl Installation {
 
     fn inspect(bin: PathBuf) -> Option<Self> {
         bin.join("initdb").exists().then_some(())?;
-        let output = Command::new(bin.join("postgres")).arg("--version").output().ok()?;
+        let output = clean_command(bin.join("postgres")).arg("--version").output().ok()?;
         // postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let version = text.split(") ").nth(1)?;
@@ -66,7 +82,7 @@ impl Installation {
 
 fn usual_folders() -> Vec<PathBuf> {
     let mut folders = Vec::new();
-    if let Ok(output) = Command::new("pg_config").arg("--bindir").stderr(Stdio::null()).output() {
+    if let Ok(output) = clean_command("pg_config").arg("--bindir").stderr(Stdio::null()).output() {
         folders.push(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()));
     }
     folders.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));
@@ -105,7 +121,7 @@ impl ServerUser {
 
     /// Asks the system itself: a folder above may be closed.
     pub(super) fn may_enter(&self, folder: &Path) -> Result<(), EmbeddedError> {
-        let entered = Command::new("/bin/sh")
+        let entered = clean_command("/bin/sh")
             .args(["-c", "cd \"$0\""])
             .arg(folder)
             .current_dir("/")

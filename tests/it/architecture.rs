@@ -58,6 +58,11 @@ fn requests_are_made_only_at_the_rim() {
 }
 
 #[test]
+fn children_get_a_clean_environment() {
+    only_in("Command::new", &["embedded/host.rs"]);
+}
+
+#[test]
 fn what_prometheus_is_told_is_named_in_one_place() {
     only_in("prometheus_client::", &["metrics.rs"]);
 }

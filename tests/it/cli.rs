@@ -1,7 +1,6 @@
 //! The program from outside: its words, exit codes and streams.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -12,7 +11,7 @@ use reqwest::StatusCode;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use crate::support::process::{Serve, lockwatch};
+use crate::support::process::{Serve, lockwatch, postgres_programs, write_script};
 use crate::support::{ACCESS_TOKEN, APP_SECRET, NUMBER, TestApp, VERIFY_TOKEN, WABA, client, eventually, one_failure};
 
 fn output(command: &mut Command) -> (i32, String, String) {
@@ -298,17 +297,11 @@ fn a_reader_who_leaves_early_is_no_reason_to_panic() {
 
 #[test]
 fn sigterm_ends_it_while_its_postgres_is_still_starting() {
-    let found = Command::new("sh").args(["-c", "ls -d /usr/lib/postgresql/*/bin | tail -n 1"]).output().unwrap();
-    let real = String::from_utf8(found.stdout).unwrap().trim().to_owned();
     let (bin, data) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let slow = format!("#!/bin/sh\n[ \"$1\" = --version ] && exec {real}/postgres --version\nexec sleep 60\n");
-    let program = |name: &str, text: String| {
-        let path = bin.path().join(name);
-        fs::write(&path, text).unwrap();
-        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
-    };
-    program("postgres", slow);
-    program("initdb", format!("#!/bin/sh\nexec {real}/initdb \"$@\"\n"));
+    let real = postgres_programs();
+    let slow = format!("[ \"$1\" = --version ] && exec {real}/postgres --version\nexec sleep 60");
+    write_script(&bin.path().join("postgres"), &slow);
+    write_script(&bin.path().join("initdb"), &format!("exec {real}/initdb \"$@\""));
     let mut child = lockwatch(&["serve", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"])
         .envs([("META_APP_SECRET", APP_SECRET), ("META_VERIFY_TOKEN", VERIFY_TOKEN)])
         .envs([("PG_BIN_DIR", bin.path()), ("LOCKWATCH_DATA_DIR", data.path())])

@@ -11,7 +11,7 @@ use tempfile::tempdir;
 use tokio_util::sync::CancellationToken;
 
 use crate::support::eventually;
-use crate::support::process::is_gone;
+use crate::support::process::{Serve, is_gone, postgres_programs, write_script};
 
 fn postmaster(embedded: &Path) -> Pid {
     let text = fs::read_to_string(embedded.join("data/postmaster.pid")).unwrap();
@@ -140,6 +140,58 @@ fn told_to_stop_while_it_starts_it_stops() {
     let error = Embedded::start(folder.path(), None, &stop).unwrap_err();
     assert!(matches!(error, EmbeddedError::Stopped), "{error}");
     assert_eq!(Embedded::running(folder.path()), None);
+}
+
+#[test]
+fn no_child_gets_a_secret_of_ours() {
+    let folder = tempdir().unwrap();
+    // Whoever runs the server writes here.
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    let (programs, seen) = (folder.path().join("bin"), folder.path().join("seen"));
+    for path in [&programs, &seen] {
+        fs::create_dir(path).unwrap();
+        fs::set_permissions(path, fs::Permissions::from_mode(0o777)).unwrap();
+    }
+    // What is run first in PATH are scripts that keep their environment.
+    let real = postgres_programs();
+    for (name, then) in [
+        ("pg_config", format!("echo {}", programs.display())),
+        ("initdb", format!("exec {real}/initdb \"$@\"")),
+        ("postgres", format!("exec {real}/postgres \"$@\"")),
+    ] {
+        write_script(&programs.join(name), &format!("env > {}.$$\n{then}", seen.join(name).display()));
+    }
+    let data = folder.path().join("data");
+    let path = format!("{}:{}", programs.display(), std::env::var("PATH").unwrap());
+    let serve = Serve::on_folder(
+        &data,
+        &[
+            ("PATH", path.as_str()),
+            ("META_APP_SECRET", "canary-app-secret"),
+            ("META_ACCESS_TOKEN", "canary-access-token"),
+            ("LOCKWATCH_ADMIN_TOKEN", "canary-admin-token"),
+            ("SOMEBODY_ELSES", "canary-of-another-program"),
+            ("PGPORT", "canary-port"),
+        ],
+    );
+    let server = postmaster(&data.join("postgres"));
+    for pid in [server, parent(server)] {
+        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap();
+        let environment = String::from_utf8_lossy(&environment).replace('\0', "\n");
+        fs::write(seen.join(format!("process.{pid}")), environment).unwrap();
+    }
+    drop(serve);
+    let mut seen_names = Vec::new();
+    for entry in fs::read_dir(&seen).unwrap().flatten() {
+        let name = entry.file_name().into_string().unwrap();
+        seen_names.push(name.split('.').next().unwrap().to_owned());
+        let environment = fs::read_to_string(entry.path()).unwrap();
+        assert!(!environment.contains("canary"), "{name}: {environment}");
+        assert!(environment.contains("LC_ALL=C"), "{name}: {environment}");
+    }
+    for name in ["postgres", "initdb", "pg_config", "process"] {
+        assert!(seen_names.iter().any(|seen| seen == name), "{name} was not run: {seen_names:?}");
+    }
 }
 
 #[test]
