@@ -15,34 +15,58 @@ const APP_SECRET: &str = "an-app-secret-of-the-bench";
 /// A callback of so many failures, as Meta batches them.
 fn failures(number: u32) -> Bytes {
     let add = |callback: StatusCallback, n| {
-        callback.failed("102290129340398", "106540352242922", &message_id("16505551234", &format!("{n:018X}")))
+        callback.failed(
+            "102290129340398",
+            "106540352242922",
+            &message_id("16505551234", &format!("{n:018X}")),
+        )
     };
-    (0..number).fold(StatusCallback::new(), add).into_body().into()
+    (0..number)
+        .fold(StatusCallback::new(), add)
+        .into_body()
+        .into()
 }
 
 /// Nothing for us, in about so many bytes.
 fn quiet(bytes: usize) -> Bytes {
-    format!(r#"{{"object":"whatsapp_business_account","entry":[],"text":"{}"}}"#, "message ".repeat(bytes / 8)).into()
+    format!(
+        r#"{{"object":"whatsapp_business_account","entry":[],"text":"{}"}}"#,
+        "message ".repeat(bytes / 8)
+    )
+    .into()
 }
 
 fn callback(criterion: &mut Criterion) {
     let now = OffsetDateTime::now_utc();
     let verifier = Verifier::new(&[APP_SECRET.into()]);
-    for (size, body) in [("600 B", quiet(600)), ("100 kB", quiet(100_000)), ("3 MB", quiet(3_000_000))] {
+    for (size, body) in [
+        ("600 B", quiet(600)),
+        ("100 kB", quiet(100_000)),
+        ("3 MB", quiet(3_000_000)),
+    ] {
         let signature = Signature::parse(sign(APP_SECRET, &body).as_bytes()).expect("just signed");
         let mut group = criterion.benchmark_group(size);
         group.throughput(Throughput::Bytes(body.len() as u64));
-        group.bench_function("verify", |b| b.iter(|| verifier.verify(black_box(&body), &signature)));
+        group.bench_function("verify", |b| {
+            b.iter(|| verifier.verify(black_box(&body), &signature))
+        });
         group.bench_function("scan", |b| b.iter(|| may_hold_lockout(black_box(&body))));
     }
     for number in [1, 100, 1000] {
         let body = failures(number);
         let mut group = criterion.benchmark_group(format!("{number} failures"));
         group.throughput(Throughput::Elements(number.into()));
-        group.bench_function("parse", |b| b.iter(|| Findings::read(black_box(&body), now)));
+        group.bench_function("parse", |b| {
+            b.iter(|| Findings::read(black_box(&body), now))
+        });
         group.bench_function("find, with its capture", |b| {
             b.iter(|| {
-                let callback = Callback { body: body.clone(), received_at: now, signature: None, app_secret: Some(1) };
+                let callback = Callback {
+                    body: body.clone(),
+                    received_at: now,
+                    signature: None,
+                    app_secret: Some(1),
+                };
                 black_box(callback).find(Capturing::Lockouts)
             });
         });

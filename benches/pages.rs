@@ -37,11 +37,18 @@ async fn main() -> Result<ExitCode, Box<dyn Error>> {
     let whole_plans = std::env::args().any(|argument| argument == "--plans");
     let postgres = Embedded::start_temporary(None, false, &CancellationToken::new())?;
     Database::parse(&postgres.url())?.migrate().await?;
-    let mut db = postgres.url().parse::<sqlx::postgres::PgConnectOptions>()?.connect().await?;
+    let mut db = postgres
+        .url()
+        .parse::<sqlx::postgres::PgConnectOptions>()?
+        .connect()
+        .await?;
     seed(&mut db).await?;
     let pages = pages(&mut db).await?;
 
-    println!("\n{:<46} {:>9} {:>9} {:>9} {:>8}", "page", "first ms", "median ms", "p99 ms", "kB");
+    println!(
+        "\n{:<46} {:>9} {:>9} {:>9} {:>8}",
+        "page", "first ms", "median ms", "p99 ms", "kB"
+    );
     let server = Serve::start(&postgres.url(), &FOREVER)?;
     let client = reqwest::Client::builder().no_proxy().build()?;
     let mut all_kept = true;
@@ -54,30 +61,50 @@ async fn main() -> Result<ExitCode, Box<dyn Error>> {
     drop(server);
 
     explain_everything(&mut db).await?;
-    let large: Vec<(String, f32)> =
-        sqlx::query_as("select relname::text, reltuples from pg_class where relkind = 'r' and reltuples > $1")
-            .bind(SMALL_TABLE)
-            .fetch_all(&mut db)
-            .await?;
+    let large: Vec<(String, f32)> = sqlx::query_as(
+        "select relname::text, reltuples from pg_class where relkind = 'r' and reltuples > $1",
+    )
+    .bind(SMALL_TABLE)
+    .fetch_all(&mut db)
+    .await?;
     db.close().await?;
     let server = Serve::start(&postgres.url(), &FOREVER)?;
     let mut log = std::fs::File::open(postgres.folder().join("postgres.log"))?;
     for (name, path) in &pages {
         log.seek(SeekFrom::End(0))?;
-        client.get(server.admin_url(path)).send().await?.error_for_status()?.bytes().await?;
+        client
+            .get(server.admin_url(path))
+            .send()
+            .await?
+            .error_for_status()?
+            .bytes()
+            .await?;
         let mut said = Vec::new();
         log.read_to_end(&mut said)?;
         println!("\n{name}");
         for plan in plans(&String::from_utf8_lossy(&said)) {
-            print!("{}", if whole_plans { plan.clone() } else { compact(&plan, &large) });
+            print!(
+                "{}",
+                if whole_plans {
+                    plan.clone()
+                } else {
+                    compact(&plan, &large)
+                }
+            );
         }
     }
-    Ok(if all_kept { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if all_kept {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 async fn seed(db: &mut PgConnection) -> Result<(), Box<dyn Error>> {
     let started = Instant::now();
-    sqlx::raw_sql(include_str!("pages.sql")).execute(&mut *db).await?;
+    sqlx::raw_sql(include_str!("pages.sql"))
+        .execute(&mut *db)
+        .await?;
     sqlx::raw_sql("vacuum analyze").execute(&mut *db).await?;
     println!("Postgres with, after {} s:", started.elapsed().as_secs());
     for table in [
@@ -88,8 +115,11 @@ async fn seed(db: &mut PgConnection) -> Result<(), Box<dyn Error>> {
         "failures_by_hour",
         "health_checks",
     ] {
-        let sql = format!("select count(*), pg_total_relation_size('{table}') / 1000000 from {table}");
-        let (rows, size): (i64, i64) = sqlx::query_as(AssertSqlSafe(sql)).fetch_one(&mut *db).await?;
+        let sql =
+            format!("select count(*), pg_total_relation_size('{table}') / 1000000 from {table}");
+        let (rows, size): (i64, i64) = sqlx::query_as(AssertSqlSafe(sql))
+            .fetch_one(&mut *db)
+            .await?;
         println!("{rows:>10} {table} ({size} MB)");
     }
     Ok(())
@@ -102,37 +132,55 @@ async fn pages(db: &mut PgConnection) -> sqlx::Result<Vec<(String, String)>> {
         sqlx::query_as("select id, waba_id from incidents order by failure_count desc limit 1")
             .fetch_one(&mut *db)
             .await?;
-    let small: i64 = sqlx::query_scalar("select max(id) from incidents where resolved_at is null and id <> $1")
-        .bind(large)
-        .fetch_one(&mut *db)
-        .await?;
+    let small: i64 =
+        sqlx::query_scalar("select max(id) from incidents where resolved_at is null and id <> $1")
+            .bind(large)
+            .fetch_one(&mut *db)
+            .await?;
     let resolved: i64 =
-        sqlx::query_scalar("select max(id) from incidents where resolved_at is not null").fetch_one(&mut *db).await?;
+        sqlx::query_scalar("select max(id) from incidents where resolved_at is not null")
+            .fetch_one(&mut *db)
+            .await?;
     let old = format!(
         "select id from (select id from failed_deliveries where incident_id = {large} order by id limit 1000) d order by id desc limit 1"
     );
-    let old: i64 = sqlx::query_scalar(AssertSqlSafe(old)).fetch_one(&mut *db).await?;
-    let old_check: i64 = sqlx::query_scalar("select min(id) + 5000 from health_checks where incident_id = $1")
-        .bind(large)
-        .fetch_one(db)
+    let old: i64 = sqlx::query_scalar(AssertSqlSafe(old))
+        .fetch_one(&mut *db)
         .await?;
+    let old_check: i64 =
+        sqlx::query_scalar("select min(id) + 5000 from health_checks where incident_id = $1")
+            .bind(large)
+            .fetch_one(db)
+            .await?;
     let (d, c, i) = (cursor('d', old), cursor('c', old_check), cursor('i', 1500));
     let html = [
         ("list", "/".to_owned()),
         ("list, open", "/?state=open".to_owned()),
-        ("list, open, the oldest", format!("/?state=open&cursor={}", cursor('i', 1690))),
+        (
+            "list, open, the oldest",
+            format!("/?state=open&cursor={}", cursor('i', 1690)),
+        ),
         ("list, resolved", "/?state=resolved".to_owned()),
-        ("list, resolved, deep", format!("/?state=resolved&cursor={i}")),
+        (
+            "list, resolved, deep",
+            format!("/?state=resolved&cursor={i}"),
+        ),
         ("list, one cause", "/?cause=payment".to_owned()),
         ("list, a cause that none has", "/?cause=pending".to_owned()),
         ("list, q = an account", format!("/?q={waba_id}")),
         ("list, q = a number's id", "/?q=106540352150003".to_owned()),
-        ("list, q = a displayed number", "/?q=%2B1+035+215+0003".to_owned()),
+        (
+            "list, q = a displayed number",
+            "/?q=%2B1+035+215+0003".to_owned(),
+        ),
         ("list, q = what none has", "/?q=nobody".to_owned()),
         ("incident, the large one", format!("/incidents/{large}")),
         ("incident, small, open", format!("/incidents/{small}")),
         ("incident, resolved", format!("/incidents/{resolved}")),
-        ("incident, large, old deliveries and checks", format!("/incidents/{large}?deliveries={d}&checks={c}")),
+        (
+            "incident, large, old deliveries and checks",
+            format!("/incidents/{large}?deliveries={d}&checks={c}"),
+        ),
     ];
     let api = [
         ("", "limit=50".to_owned()),
@@ -158,10 +206,16 @@ async fn pages(db: &mut PgConnection) -> sqlx::Result<Vec<(String, String)>> {
     let html = html.into_iter().map(|(name, path)| (name.to_owned(), path));
     let api = api.into_iter().map(|(path, query)| {
         let question = if query.is_empty() { "" } else { "?" };
-        let url = format!("/api/v1/incidents{}{question}{query}", path.replace("{large}", &large.to_string()));
+        let url = format!(
+            "/api/v1/incidents{}{question}{query}",
+            path.replace("{large}", &large.to_string())
+        );
         (format!("API …{path}{question}{query}"), url)
     });
-    Ok(html.chain(api).chain([("metrics".to_owned(), "/metrics".to_owned())]).collect())
+    Ok(html
+        .chain(api)
+        .chain([("metrics".to_owned(), "/metrics".to_owned())])
+        .collect())
 }
 
 /// What one page costs.
@@ -177,14 +231,25 @@ impl Figures {
         let (mut times, mut size, mut is_html) = (Vec::with_capacity(TIMES + 1), 0, false);
         for _ in 0..=TIMES {
             let started = Instant::now();
-            let answer = client.get(server.admin_url(path)).send().await?.error_for_status()?;
-            is_html = answer.headers()["content-type"].to_str().is_ok_and(|kind| kind.starts_with("text/html"));
+            let answer = client
+                .get(server.admin_url(path))
+                .send()
+                .await?
+                .error_for_status()?;
+            is_html = answer.headers()["content-type"]
+                .to_str()
+                .is_ok_and(|kind| kind.starts_with("text/html"));
             size = answer.bytes().await?.len();
             times.push(started.elapsed());
         }
         let first = times.remove(0);
         times.sort();
-        Ok(Self { first, sorted: times, size, is_html })
+        Ok(Self {
+            first,
+            sorted: times,
+            size,
+            is_html,
+        })
     }
 
     fn quantile(&self, q: f64) -> Duration {
@@ -193,7 +258,10 @@ impl Figures {
 
     /// Which promise does not hold.
     fn broken(&self) -> Option<&'static str> {
-        let (slow, large) = (self.quantile(0.5) > SLOWEST, self.is_html && self.size > LARGEST_PAGE);
+        let (slow, large) = (
+            self.quantile(0.5) > SLOWEST,
+            self.is_html && self.size > LARGEST_PAGE,
+        );
         match (slow, large) {
             (true, true) => Some("  TOO SLOW, TOO LARGE"),
             (true, false) => Some("  TOO SLOW"),
@@ -205,9 +273,13 @@ impl Figures {
 
 impl std::fmt::Display for Figures {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let [first, median, p99] =
-            [self.first, self.quantile(0.5), self.quantile(0.99)].map(|time| time.as_secs_f64() * 1000.0);
-        write!(f, "{first:>9.1} {median:>9.1} {p99:>9.1} {:>8.1}", self.size as f64 / 1000.0)
+        let [first, median, p99] = [self.first, self.quantile(0.5), self.quantile(0.99)]
+            .map(|time| time.as_secs_f64() * 1000.0);
+        write!(
+            f,
+            "{first:>9.1} {median:>9.1} {p99:>9.1} {:>8.1}",
+            self.size as f64 / 1000.0
+        )
     }
 }
 
@@ -220,7 +292,11 @@ async fn explain_everything(db: &mut PgConnection) -> sqlx::Result<()> {
         "auto_explain.log_analyze = on",
         "auto_explain.log_buffers = on",
     ] {
-        sqlx::query(AssertSqlSafe(format!("alter database postgres set {setting}"))).execute(&mut *db).await?;
+        sqlx::query(AssertSqlSafe(format!(
+            "alter database postgres set {setting}"
+        )))
+        .execute(&mut *db)
+        .await?;
     }
     Ok(())
 }
@@ -237,23 +313,47 @@ fn plans(log: &str) -> Vec<String> {
             plan.push('\n');
         }
     }
-    let others = ["current_setting", "_sqlx_migrations", "with due", "for update", "delete from", "cause <> 'pending'"];
+    let others = [
+        "current_setting",
+        "_sqlx_migrations",
+        "with due",
+        "for update",
+        "delete from",
+        "cause <> 'pending'",
+    ];
     plans.retain(|plan| !others.iter().any(|other| plan.contains(other)));
     plans
 }
 
 /// A statement's table and time, and how each table in it is read.
 fn compact(plan: &str, large_tables: &[(String, f32)]) -> String {
-    let after =
-        |text: &str| plan.split(text).nth(1).and_then(|rest| rest.split_whitespace().next()).unwrap_or("?").to_owned();
-    let statement = plan.lines().find_map(|line| line.strip_prefix("Query Text: ")).unwrap_or_default();
+    let after = |text: &str| {
+        plan.split(text)
+            .nth(1)
+            .and_then(|rest| rest.split_whitespace().next())
+            .unwrap_or("?")
+            .to_owned()
+    };
+    let statement = plan
+        .lines()
+        .find_map(|line| line.strip_prefix("Query Text: "))
+        .unwrap_or_default();
     let mut text = format!("  {:>8} ms  {statement:.60}\n", after("duration: "));
-    for line in plan.lines().filter(|line| line.contains("Scan ") && line.contains("(cost")) {
+    for line in plan
+        .lines()
+        .filter(|line| line.contains("Scan ") && line.contains("(cost"))
+    {
         let node = line.trim_start_matches([' ', '-', '>']);
         let what = node.split("  (cost").next().unwrap_or_default();
         let actual = node.split("(actual ").nth(1).unwrap_or("never executed)");
-        let is_whole = large_tables.iter().any(|(table, _)| what.contains(&format!("Seq Scan on {table}")));
-        let _ = writeln!(text, "      {}{what} ({actual}", if is_whole { "!!! " } else { "" });
+        let is_whole = large_tables
+            .iter()
+            .any(|(table, _)| what.contains(&format!("Seq Scan on {table}")));
+        let _ = writeln!(
+            text,
+            "      {}{what} ({actual}",
+            if is_whole { "!!! " } else { "" }
+        );
     }
     text
 }

@@ -46,10 +46,14 @@ pub enum ConfigError {
         source: std::io::Error,
     },
     /// A secret that could be guessed.
-    #[error("META_APP_SECRET number {0} has fewer than 16 characters: copy it from the app's settings, Basic")]
+    #[error(
+        "META_APP_SECRET number {0} has fewer than 16 characters: copy it from the app's settings, Basic"
+    )]
     ShortSecret(usize),
     /// The admin listener would be open to everybody.
-    #[error("LOCKWATCH_ADMIN_LISTEN {0} is not a loopback address: set LOCKWATCH_ADMIN_TOKEN as well")]
+    #[error(
+        "LOCKWATCH_ADMIN_LISTEN {0} is not a loopback address: set LOCKWATCH_ADMIN_TOKEN as well"
+    )]
     OpenAdmin(SocketAddr),
     /// The database's URL.
     #[error("DATABASE_URL is {0}")]
@@ -93,7 +97,10 @@ impl DataArgs {
             Some(_) => None,
             None => secret("DATABASE_URL")?,
         };
-        let url = self.database_url.as_deref().or(from_file.as_ref().map(ExposeSecret::expose_secret));
+        let url = self
+            .database_url
+            .as_deref()
+            .or(from_file.as_ref().map(ExposeSecret::expose_secret));
         Ok(url.map(Database::parse).transpose()?)
     }
 
@@ -108,7 +115,11 @@ impl DataArgs {
         if rustix::process::geteuid().is_root() {
             return Ok(PathBuf::from("/var/lib/lockwatch/postgres"));
         }
-        let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        let set = |name| {
+            std::env::var_os(name)
+                .filter(|value| !value.is_empty())
+                .map(PathBuf::from)
+        };
         let share = set("XDG_DATA_HOME").or_else(|| Some(set("HOME")?.join(".local/share")));
         Ok(share.ok_or(ConfigError::NoHome)?.join("lockwatch/postgres"))
     }
@@ -119,10 +130,20 @@ impl DataArgs {
 #[command(next_help_heading = "Listeners")]
 pub struct ListenArgs {
     /// Public address: /webhook and /healthz, nothing else
-    #[arg(long, env = "LOCKWATCH_LISTEN", value_name = "IP:PORT", default_value = "0.0.0.0:8080")]
+    #[arg(
+        long,
+        env = "LOCKWATCH_LISTEN",
+        value_name = "IP:PORT",
+        default_value = "0.0.0.0:8080"
+    )]
     pub listen: SocketAddr,
     /// Admin address: dashboard, API, /metrics, /readyz. Not loopback: LOCKWATCH_ADMIN_TOKEN is required
-    #[arg(long, env = "LOCKWATCH_ADMIN_LISTEN", value_name = "IP:PORT", default_value = "127.0.0.1:8081")]
+    #[arg(
+        long,
+        env = "LOCKWATCH_ADMIN_LISTEN",
+        value_name = "IP:PORT",
+        default_value = "127.0.0.1:8081"
+    )]
     pub admin_listen: SocketAddr,
 }
 
@@ -148,10 +169,20 @@ pub struct GraphArgs {
     #[arg(long, env = "META_ACCESS_TOKENS_FILE", value_name = "FILE")]
     pub meta_access_tokens_file: Option<PathBuf>,
     /// The Graph API
-    #[arg(long, env = "META_GRAPH_URL", value_name = "URL", default_value = "https://graph.facebook.com")]
+    #[arg(
+        long,
+        env = "META_GRAPH_URL",
+        value_name = "URL",
+        default_value = "https://graph.facebook.com"
+    )]
     pub meta_graph_url: String,
     /// The Graph API's version
-    #[arg(long, env = "META_GRAPH_VERSION", value_name = "VERSION", default_value = "v25.0")]
+    #[arg(
+        long,
+        env = "META_GRAPH_VERSION",
+        value_name = "VERSION",
+        default_value = "v25.0"
+    )]
     pub meta_graph_version: String,
 }
 
@@ -161,7 +192,10 @@ impl GraphArgs {
     /// # Errors
     /// A setting that cannot be used.
     pub fn graph(&self, app_secrets: &[SecretString]) -> Result<Graph, ConfigError> {
-        let tokens = Tokens::new(secret("META_ACCESS_TOKEN")?, self.meta_access_tokens_file.clone())?;
+        let tokens = Tokens::new(
+            secret("META_ACCESS_TOKEN")?,
+            self.meta_access_tokens_file.clone(),
+        )?;
         Ok(Graph::new(GraphSettings {
             url: self.meta_graph_url.clone(),
             version: self.meta_graph_version.clone(),
@@ -216,7 +250,12 @@ pub struct CaptureArgs {
 #[command(next_help_heading = "Log")]
 pub struct LogArgs {
     /// Lines for people or for machines; levels by RUST_LOG
-    #[arg(long, env = "LOCKWATCH_LOG_FORMAT", value_name = "FORMAT", default_value = "text")]
+    #[arg(
+        long,
+        env = "LOCKWATCH_LOG_FORMAT",
+        value_name = "FORMAT",
+        default_value = "text"
+    )]
     pub log_format: LogFormat,
 }
 
@@ -234,13 +273,21 @@ pub enum LogFormat {
 /// # Errors
 /// None, an empty or a short one.
 pub fn app_secrets() -> Result<Vec<SecretString>, ConfigError> {
-    app_secrets_for("the app secret of your Meta app (App settings, Basic), without which nothing can be verified")
+    app_secrets_for(
+        "the app secret of your Meta app (App settings, Basic), without which nothing can be verified",
+    )
 }
 
 fn app_secrets_for(what: &'static str) -> Result<Vec<SecretString>, ConfigError> {
-    let secrets = secret("META_APP_SECRET")?.ok_or(ConfigError::Missing { name: "META_APP_SECRET", what })?;
+    let secrets = secret("META_APP_SECRET")?.ok_or(ConfigError::Missing {
+        name: "META_APP_SECRET",
+        what,
+    })?;
     let secrets: Vec<&str> = secrets.expose_secret().split(',').map(str::trim).collect();
-    if let Some(short) = secrets.iter().position(|secret| secret.chars().count() < SHORTEST_APP_SECRET) {
+    if let Some(short) = secrets
+        .iter()
+        .position(|secret| secret.chars().count() < SHORTEST_APP_SECRET)
+    {
         return Err(ConfigError::ShortSecret(short + 1));
     }
     Ok(secrets.into_iter().map(SecretString::from).collect())
@@ -266,7 +313,10 @@ impl SigningArgs {
         };
         let text = read_secret("--app-secret-file".to_owned(), path)?;
         match text.split(',').next().unwrap_or_default().trim() {
-            "" => Err(ConfigError::Empty(format!("--app-secret-file {}", path.display()))),
+            "" => Err(ConfigError::Empty(format!(
+                "--app-secret-file {}",
+                path.display()
+            ))),
             secret => Ok(secret.into()),
         }
     }
@@ -277,8 +327,12 @@ impl SigningArgs {
 /// # Errors
 /// There is none.
 pub fn verify_token() -> Result<SecretString, ConfigError> {
-    const WHAT: &str = "a word of your choice that you also enter in Meta's App Dashboard beside the callback URL";
-    secret("META_VERIFY_TOKEN")?.ok_or(ConfigError::Missing { name: "META_VERIFY_TOKEN", what: WHAT })
+    const WHAT: &str =
+        "a word of your choice that you also enter in Meta's App Dashboard beside the callback URL";
+    secret("META_VERIFY_TOKEN")?.ok_or(ConfigError::Missing {
+        name: "META_VERIFY_TOKEN",
+        what: WHAT,
+    })
 }
 
 /// A secret from `NAME`, or from the file that `NAME_FILE` names, without the line's end.
@@ -290,7 +344,9 @@ pub fn secret(name: &'static str) -> Result<Option<SecretString>, ConfigError> {
     let value = match (std::env::var_os(name), std::env::var_os(&file_name)) {
         (None, None) => return Ok(None),
         (Some(_), Some(_)) => return Err(ConfigError::Twice(name)),
-        (Some(value), None) => value.into_string().map_err(|_| ConfigError::Empty(name.to_owned()))?,
+        (Some(value), None) => value
+            .into_string()
+            .map_err(|_| ConfigError::Empty(name.to_owned()))?,
         (None, Some(path)) if path.is_empty() => return Err(ConfigError::Empty(file_name)),
         (None, Some(path)) => read_secret(file_name, Path::new(&path))?,
     };
@@ -302,6 +358,10 @@ pub fn secret(name: &'static str) -> Result<Option<SecretString>, ConfigError> {
 
 fn read_secret(name: String, path: &Path) -> Result<String, ConfigError> {
     let text = std::fs::read_to_string(path);
-    let text = text.map_err(|source| ConfigError::File { name, path: path.to_owned(), source })?;
+    let text = text.map_err(|source| ConfigError::File {
+        name,
+        path: path.to_owned(),
+        source,
+    })?;
     Ok(text.trim_end().to_owned())
 }

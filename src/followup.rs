@@ -46,8 +46,18 @@ pub struct FollowUp {
 impl FollowUp {
     /// A worker on this database, which `checks_due` wakes.
     #[must_use]
-    pub fn new(db: Pool, graph: Arc<Graph>, checks_due: Arc<Notify>, metrics: FollowUpMetrics) -> Self {
-        Self { db, graph, checks_due, metrics }
+    pub fn new(
+        db: Pool,
+        graph: Arc<Graph>,
+        checks_due: Arc<Notify>,
+        metrics: FollowUpMetrics,
+    ) -> Self {
+        Self {
+            db,
+            graph,
+            checks_due,
+            metrics,
+        }
     }
 
     /// Works until told to stop; the look-ups under way then finish.
@@ -72,7 +82,10 @@ impl FollowUp {
                 }
                 Err(error) => {
                     if !std::mem::replace(&mut failing, true) {
-                        error!(cause = error.cause(), "health checks wait for the database: {error}");
+                        error!(
+                            cause = error.cause(),
+                            "health checks wait for the database: {error}"
+                        );
                     }
                     AFTER_ERROR
                 }
@@ -97,7 +110,11 @@ impl FollowUp {
     }
 
     /// Claims what is due, and now and then resolves what has been quiet.
-    async fn step(&self, next_sweep: &mut Instant, under_way: &UnderWay) -> Result<Vec<Claim>, StoreError> {
+    async fn step(
+        &self,
+        next_sweep: &mut Instant,
+        under_way: &UnderWay,
+    ) -> Result<Vec<Claim>, StoreError> {
         if *next_sweep <= Instant::now() {
             *next_sweep = Instant::now() + SWEEP;
             self.sweep().await;
@@ -113,10 +130,17 @@ impl FollowUp {
         match bounded(incidents::resolve_quiet(&self.db)).await {
             Ok(resolved) => {
                 for (id, waba_id) in resolved {
-                    info!(incident.id = id, waba.id = waba_id, "incident {id} of {waba_id} is over: seven quiet days");
+                    info!(
+                        incident.id = id,
+                        waba.id = waba_id,
+                        "incident {id} of {waba_id} is over: seven quiet days"
+                    );
                 }
             }
-            Err(error) => debug!(cause = error.cause(), "quiet incidents stay open for now: {error}"),
+            Err(error) => debug!(
+                cause = error.cause(),
+                "quiet incidents stay open for now: {error}"
+            ),
         }
     }
 
@@ -124,10 +148,23 @@ impl FollowUp {
     async fn check(&self, claim: Claim) {
         match bounded(claims::take_from_budget(&self.db, &claim)).await {
             Ok(true) => {}
-            Ok(false) => return debug!(waba.id = claim.waba_id, "the account's look-ups of this hour are spent"),
-            Err(error) => return warn!(cause = error.cause(), "a health check waits for the database: {error}"),
+            Ok(false) => {
+                return debug!(
+                    waba.id = claim.waba_id,
+                    "the account's look-ups of this hour are spent"
+                );
+            }
+            Err(error) => {
+                return warn!(
+                    cause = error.cause(),
+                    "a health check waits for the database: {error}"
+                );
+            }
         }
-        let check = self.graph.look_up(&claim.waba_id, &claim.phone_number_id).await;
+        let check = self
+            .graph
+            .look_up(&claim.waba_id, &claim.phone_number_id)
+            .await;
         self.metrics.looked_up(&check);
         match self.save(&claim, check).await {
             Ok(saved) => tell(&claim, &saved),
@@ -190,7 +227,11 @@ impl UnderWay {
 }
 
 fn tell(claim: &Claim, saved: &Saved) {
-    let Claim { incident_id, waba_id, .. } = claim;
+    let Claim {
+        incident_id,
+        waba_id,
+        ..
+    } = claim;
     match saved {
         Saved::Caused(LockoutCause::LookupDenied) => {
             warn!(
@@ -200,7 +241,11 @@ fn tell(claim: &Claim, saved: &Saved) {
             );
         }
         Saved::Caused(cause) => {
-            warn!(incident.id = incident_id, waba.id = waba_id, "cause of incident {incident_id}: {cause}");
+            warn!(
+                incident.id = incident_id,
+                waba.id = waba_id,
+                "cause of incident {incident_id}: {cause}"
+            );
         }
         Saved::Recovered => {
             info!(
@@ -209,6 +254,11 @@ fn tell(claim: &Claim, saved: &Saved) {
                 "incident {incident_id} of {waba_id} is over: recovered"
             );
         }
-        Saved::Kept | Saved::Late => debug!(incident.id = incident_id, waba.id = waba_id, ?saved, "health check saved"),
+        Saved::Kept | Saved::Late => debug!(
+            incident.id = incident_id,
+            waba.id = waba_id,
+            ?saved,
+            "health check saved"
+        ),
     }
 }

@@ -69,10 +69,20 @@ impl Graph {
     /// # Errors
     /// [`BadGraphSettings`].
     pub fn new(settings: GraphSettings) -> Result<Self, BadGraphSettings> {
-        let GraphSettings { url, version, app_secrets, tokens } = settings;
-        let valid_version = version.strip_prefix('v').and_then(|v| v.split_once('.')).is_some_and(|(major, minor)| {
-            [major, minor].iter().all(|part| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit()))
-        });
+        let GraphSettings {
+            url,
+            version,
+            app_secrets,
+            tokens,
+        } = settings;
+        let valid_version = version
+            .strip_prefix('v')
+            .and_then(|v| v.split_once('.'))
+            .is_some_and(|(major, minor)| {
+                [major, minor]
+                    .iter()
+                    .all(|part| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit()))
+            });
         if !valid_version {
             return Err(BadGraphSettings::Version);
         }
@@ -93,7 +103,12 @@ impl Graph {
             .user_agent(concat!("lockwatch/", env!("CARGO_PKG_VERSION")))
             .build()
             .map_err(BadGraphSettings::Client)?;
-        Ok(Self { client, base, app_secrets, tokens })
+        Ok(Self {
+            client,
+            base,
+            app_secrets,
+            tokens,
+        })
     }
 
     /// Whether there is any access token at all.
@@ -121,8 +136,11 @@ impl Graph {
         let remembered = token.proof_by.load(Ordering::Relaxed);
         for offset in 0..self.app_secrets.len() {
             let position = (remembered + offset) % self.app_secrets.len();
-            let check = self.ask(node_id, &token, &self.app_secrets[position], started).await;
-            let rejected = matches!(&check.answer, Answer::Refused(error) if error.is_about_the_proof());
+            let check = self
+                .ask(node_id, &token, &self.app_secrets[position], started)
+                .await;
+            let rejected =
+                matches!(&check.answer, Answer::Refused(error) if error.is_about_the_proof());
             if !rejected {
                 token.proof_by.store(position, Ordering::Relaxed);
             }
@@ -133,13 +151,24 @@ impl Graph {
         not_asked("no app secret configured")
     }
 
-    async fn ask(&self, node_id: &str, token: &Token, app_secret: &SecretString, started: Instant) -> Check {
+    async fn ask(
+        &self,
+        node_id: &str,
+        token: &Token,
+        app_secret: &SecretString,
+        started: Instant,
+    ) -> Check {
         let proof = appsecret_proof(app_secret.expose_secret(), token.secret.expose_secret());
-        let Ok(url) = self.base.join(node_id) else { unreachable!("digits join any URL") };
+        let Ok(url) = self.base.join(node_id) else {
+            unreachable!("digits join any URL")
+        };
         let request = self
             .client
             .get(url)
-            .query(&[("fields", "health_status"), ("appsecret_proof", proof.as_str())])
+            .query(&[
+                ("fields", "health_status"),
+                ("appsecret_proof", proof.as_str()),
+            ])
             .bearer_auth(token.secret.expose_secret())
             .timeout(WHOLE.saturating_sub(started.elapsed()));
         let unreachable = |http_status, reason: String| Check {
@@ -175,14 +204,20 @@ impl Graph {
 
 fn is_loopback(url: &Url) -> bool {
     let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
-    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+    host == "localhost"
+        || host
+            .parse::<std::net::IpAddr>()
+            .is_ok_and(|ip| ip.is_loopback())
 }
 
 async fn read(mut response: Response) -> Result<Vec<u8>, String> {
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(describe)? {
         if body.len() + chunk.len() > READ_AT_MOST {
-            return Err(format!("the answer is longer than {} KiB", READ_AT_MOST / 1024));
+            return Err(format!(
+                "the answer is longer than {} KiB",
+                READ_AT_MOST / 1024
+            ));
         }
         body.extend_from_slice(&chunk);
     }
@@ -204,7 +239,12 @@ fn without(body: &[u8], secret: &str) -> Vec<u8> {
         .bytes()
         .map(|byte| {
             let sign = char::from(byte);
-            [sign.to_string(), format!("\\{sign}"), format!("\\u{byte:04x}"), format!("%{byte:02x}")]
+            [
+                sign.to_string(),
+                format!("\\{sign}"),
+                format!("\\u{byte:04x}"),
+                format!("%{byte:02x}"),
+            ]
         })
         .collect();
     let mut cleaned = Vec::with_capacity(body.len());
@@ -289,11 +329,17 @@ impl Tokens {
             Some(path) => {
                 let stamp = stamp(&path);
                 let tokens = read_file(&path)?;
-                Some(TokensFile { path, read: Mutex::new((stamp, tokens)) })
+                Some(TokensFile {
+                    path,
+                    read: Mutex::new((stamp, tokens)),
+                })
             }
             None => None,
         };
-        Ok(Self { default: default.map(Token::new).transpose()?, file })
+        Ok(Self {
+            default: default.map(Token::new).transpose()?,
+            file,
+        })
     }
 
     /// The account's own token, else the one for all. Reads the file again if it changed; while the new
@@ -312,7 +358,10 @@ impl TokensFile {
             read.0 = now;
             match read_file(&self.path) {
                 Ok(tokens) => {
-                    info!(tokens = tokens.len(), "the file of access tokens was read again");
+                    info!(
+                        tokens = tokens.len(),
+                        "the file of access tokens was read again"
+                    );
                     read.1 = tokens;
                 }
                 Err(error) => error!("the tokens read before go on: {error}"),
@@ -328,11 +377,17 @@ fn stamp(path: &PathBuf) -> Option<Stamp> {
 }
 
 fn read_file(path: &PathBuf) -> Result<TokensByAccount, BadTokens> {
-    let text = std::fs::read_to_string(path).map_err(|source| BadTokens::Unreadable { path: path.clone(), source })?;
+    let text = std::fs::read_to_string(path).map_err(|source| BadTokens::Unreadable {
+        path: path.clone(),
+        source,
+    })?;
     // The parser's own error would repeat the line, token and all.
     let tokens: HashMap<String, String> =
         toml::from_str(&text).map_err(|_| BadTokens::NotToml { path: path.clone() })?;
-    tokens.into_iter().map(|(waba_id, token)| Ok((waba_id, Token::new(token.into())?))).collect()
+    tokens
+        .into_iter()
+        .map(|(waba_id, token)| Ok((waba_id, Token::new(token.into())?)))
+        .collect()
 }
 
 impl Token {
@@ -341,7 +396,10 @@ impl Token {
         if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err(BadTokens::Malformed);
         }
-        Ok(Arc::new(Self { secret, proof_by: AtomicUsize::new(0) }))
+        Ok(Arc::new(Self {
+            secret,
+            proof_by: AtomicUsize::new(0),
+        }))
     }
 }
 
@@ -357,19 +415,38 @@ mod tests {
 
     fn settings(url: &str, version: &str) -> Result<Graph, BadGraphSettings> {
         let tokens = Tokens::new(None, None).unwrap();
-        Graph::new(GraphSettings { url: url.into(), version: version.into(), app_secrets: vec![], tokens })
+        Graph::new(GraphSettings {
+            url: url.into(),
+            version: version.into(),
+            app_secrets: vec![],
+            tokens,
+        })
     }
 
     #[test]
     fn graph_is_asked_over_https_or_on_this_machine() {
-        for url in ["https://graph.facebook.com", "http://127.0.0.1:9/", "http://[::1]:9", "http://localhost:9"] {
+        for url in [
+            "https://graph.facebook.com",
+            "http://127.0.0.1:9/",
+            "http://[::1]:9",
+            "http://localhost:9",
+        ] {
             assert!(settings(url, "v25.0").is_ok(), "{url}");
         }
-        for url in ["http://graph.facebook.com", "ftp://127.0.0.1", "graph", "", "http://127.0.0.1.evil.example"] {
+        for url in [
+            "http://graph.facebook.com",
+            "ftp://127.0.0.1",
+            "graph",
+            "",
+            "http://127.0.0.1.evil.example",
+        ] {
             assert!(settings(url, "v25.0").is_err(), "{url}");
         }
         for version in ["25.0", "v25", "v.", "v25.0/../me", ""] {
-            assert!(matches!(settings("https://graph.facebook.com", version), Err(BadGraphSettings::Version)));
+            assert!(matches!(
+                settings("https://graph.facebook.com", version),
+                Err(BadGraphSettings::Version)
+            ));
         }
     }
 
@@ -377,11 +454,25 @@ mod tests {
     fn a_repeated_secret_is_removed_wherever_it_stands() {
         assert_eq!(without(b"TOKENx TOKEN", "TOKEN"), b"[removed]x [removed]");
         assert_eq!(without(b"nothing", "TOKEN"), b"nothing");
-        for spelled in ["a|b/c", r"a|b\/c", r"a\u007Cb\u002fc", "a%7Cb%2Fc", r"\u0061|b/\c"] {
+        for spelled in [
+            "a|b/c",
+            r"a|b\/c",
+            r"a\u007Cb\u002fc",
+            "a%7Cb%2Fc",
+            r"\u0061|b/\c",
+        ] {
             let text = format!("<{spelled}>");
-            assert_eq!(without(text.as_bytes(), "a|b/c"), b"<[removed]>", "{spelled}");
+            assert_eq!(
+                without(text.as_bytes(), "a|b/c"),
+                b"<[removed]>",
+                "{spelled}"
+            );
         }
-        assert_eq!(without(br"a\u007Cb\u002", "a|b/c"), br"a\u007Cb\u002", "not all of it");
+        assert_eq!(
+            without(br"a\u007Cb\u002", "a|b/c"),
+            br"a\u007Cb\u002",
+            "not all of it"
+        );
     }
 
     #[test]
@@ -398,11 +489,17 @@ mod tests {
         std::fs::write(&path, "\"1022\" = \"first\"\n").unwrap();
         let tokens = Tokens::new(Some("default".into()), Some(path.clone())).unwrap();
         let token = |waba| tokens.of(waba).unwrap().secret.expose_secret().to_owned();
-        assert_eq!((token("1022"), token("1033")), ("first".to_owned(), "default".to_owned()));
+        assert_eq!(
+            (token("1022"), token("1033")),
+            ("first".to_owned(), "default".to_owned())
+        );
         std::fs::write(&path, "\"1022\" = \"second one\"").unwrap();
         assert_eq!(token("1022"), "first", "a token with a space is none");
         std::fs::write(&path, "\"1022\" = \"the-third\"\n\"1033\" = \"own\"").unwrap();
-        assert_eq!((token("1022"), token("1033")), ("the-third".to_owned(), "own".to_owned()));
+        assert_eq!(
+            (token("1022"), token("1033")),
+            ("the-third".to_owned(), "own".to_owned())
+        );
         std::fs::write(&path, "secret-but-not-toml").unwrap();
         assert_eq!(token("1022"), "the-third");
         let error = Tokens::new(None, Some(path)).unwrap_err().to_string();

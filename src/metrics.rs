@@ -25,7 +25,9 @@ const PREFIX: &str = "lockwatch";
 /// Callbacks or failures: from one to as many as may wait.
 const SIZES: [f64; 8] = [1.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 4096.0, 16384.0];
 /// Seconds, from a fast disk's to the most that a batch may take.
-const COMMIT: [f64; 11] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5];
+const COMMIT: [f64; 11] = [
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
+];
 /// Seconds, from a near server's to the most that a request may take.
 const LOOKUP: [f64; 8] = [0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
@@ -66,7 +68,12 @@ impl Metrics {
         let webhook = WebhookMetrics::in_registry(&mut registry);
         let recorder = RecorderMetrics::in_registry(&mut registry);
         let follow_up = FollowUpMetrics::in_registry(&mut registry);
-        Self { registry: Arc::new(registry), webhook, recorder, follow_up }
+        Self {
+            registry: Arc::new(registry),
+            webhook,
+            recorder,
+            follow_up,
+        }
     }
 
     /// All of it in the text format of [OpenMetrics 1.0](https://prometheus.io/docs/specs/om/open_metrics_spec/).
@@ -150,8 +157,15 @@ impl WebhookMetrics {
             wrong_token: outcomes.counter("wrong_token"),
             malformed: outcomes.counter("malformed"),
         };
-        registry.register("handshakes", "Requests to verify the URL of the webhook", outcomes);
-        Self { callbacks, handshakes }
+        registry.register(
+            "handshakes",
+            "Requests to verify the URL of the webhook",
+            outcomes,
+        );
+        Self {
+            callbacks,
+            handshakes,
+        }
     }
 }
 
@@ -176,9 +190,18 @@ impl Default for RecorderMetrics {
 impl RecorderMetrics {
     fn in_registry(registry: &mut Registry) -> Self {
         let sizes = || Histogram::new(SIZES);
-        let batch_callbacks = one(registry, "batch_callbacks", "Callbacks in a batch that was committed", sizes());
-        let batch_failures =
-            one(registry, "batch_failures", "Failed deliveries in a batch that was committed", sizes());
+        let batch_callbacks = one(
+            registry,
+            "batch_callbacks",
+            "Callbacks in a batch that was committed",
+            sizes(),
+        );
+        let batch_failures = one(
+            registry,
+            "batch_failures",
+            "Failed deliveries in a batch that was committed",
+            sizes(),
+        );
         let commit = Histogram::new(COMMIT);
         let help = "How long a batch took until it was committed";
         registry.register_with_unit("commit", help, Unit::Seconds, commit.clone());
@@ -190,7 +213,15 @@ impl RecorderMetrics {
         registry.register("failures", help, kinds);
         let help = "Parts of callbacks put into quarantine, since they could not be read or stored";
         let quarantined = one(registry, "quarantined", help, Counter::default());
-        Self { batch_callbacks, batch_failures, commit, batches_failed, recorded, repeated, quarantined }
+        Self {
+            batch_callbacks,
+            batch_failures,
+            commit,
+            batches_failed,
+            recorded,
+            repeated,
+            quarantined,
+        }
     }
 
     /// Counts what is in the database now: also of a batch whose rest failed.
@@ -230,7 +261,11 @@ impl FollowUpMetrics {
     fn in_registry(registry: &mut Registry) -> Self {
         let mut outcomes = Labelled::by("outcome");
         let lookups = Outcome::ALL.map(|outcome| outcomes.counter(outcome.as_str()));
-        registry.register("lookups", "Look-ups of a number's health, with the outcomes of health_checks", outcomes);
+        registry.register(
+            "lookups",
+            "Look-ups of a number's health, with the outcomes of health_checks",
+            outcomes,
+        );
         let lookup = Histogram::new(LOOKUP);
         let help = "How long Meta took for a look-up, answered or not";
         registry.register_with_unit("lookup", help, Unit::Seconds, lookup.clone());
@@ -252,22 +287,52 @@ impl Reading {
         fn gauge(n: impl Into<i64>) -> ConstGauge {
             ConstGauge::new(n.into())
         }
-        let Self { ready, pool, overview } = self;
+        let Self {
+            ready,
+            pool,
+            overview,
+        } = self;
         let mut registry = Registry::with_prefix(PREFIX);
-        registry.register("ready", "1 where lockouts can be recorded, as /readyz says", gauge(*ready));
-        let help = "1 where the database answered this scrape; otherwise what is read from it is missing";
+        registry.register(
+            "ready",
+            "1 where lockouts can be recorded, as /readyz says",
+            gauge(*ready),
+        );
+        let help =
+            "1 where the database answered this scrape; otherwise what is read from it is missing";
         registry.register("database_up", help, gauge(overview.is_some()));
-        let states = Labelled { label: "state", series: vec![("idle", gauge(pool.idle)), ("busy", gauge(pool.busy))] };
+        let states = Labelled {
+            label: "state",
+            series: vec![("idle", gauge(pool.idle)), ("busy", gauge(pool.busy))],
+        };
         registry.register(
             "pool_connections",
             "Open connections of the pool, which everything but the recorder uses",
             states,
         );
-        registry.register("pool_connections_max", "Connections that the pool may open", gauge(pool.max));
-        if let Some(Overview { open, checks_overdue }) = overview {
-            let causes = open.iter().map(|(cause, n)| (cause.as_str(), gauge(*n))).collect();
+        registry.register(
+            "pool_connections_max",
+            "Connections that the pool may open",
+            gauge(pool.max),
+        );
+        if let Some(Overview {
+            open,
+            checks_overdue,
+        }) = overview
+        {
+            let causes = open
+                .iter()
+                .map(|(cause, n)| (cause.as_str(), gauge(*n)))
+                .collect();
             let help = "Incidents that are not resolved, in the database that all replicas share";
-            registry.register("incidents_open", help, Labelled { label: "cause", series: causes });
+            registry.register(
+                "incidents_open",
+                help,
+                Labelled {
+                    label: "cause",
+                    series: causes,
+                },
+            );
             let help = "Numbers whose look-up is two minutes late or more, in the database that all replicas share";
             registry.register("checks_overdue", help, gauge(*checks_overdue));
         }
@@ -291,7 +356,10 @@ struct Labelled<M> {
 
 impl Labelled<Counter> {
     fn by(label: &'static str) -> Self {
-        Self { label, series: Vec::new() }
+        Self {
+            label,
+            series: Vec::new(),
+        }
     }
 
     fn counter(&mut self, word: &'static str) -> Counter {

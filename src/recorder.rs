@@ -76,7 +76,12 @@ impl Callback {
         if !all && !may_hold_lockout(&self.body) {
             return None;
         }
-        let Self { body, received_at, signature, app_secret } = self;
+        let Self {
+            body,
+            received_at,
+            signature,
+            app_secret,
+        } = self;
         let findings = Findings::read(&body, received_at);
         if !all && findings.is_empty() {
             return None;
@@ -90,7 +95,12 @@ impl Callback {
             app_secret,
             failure_count: i32::try_from(findings.failures.len()).unwrap_or(i32::MAX),
         });
-        Some(Found { findings, body, received_at, capture })
+        Some(Found {
+            findings,
+            body,
+            received_at,
+            capture,
+        })
     }
 }
 
@@ -140,10 +150,26 @@ struct Waiting {
 
 /// Creates the two ends. `checks_due` is notified when a number waits for its first look-up.
 #[must_use]
-pub fn recorder(database: Database, checks_due: Arc<Notify>, metrics: RecorderMetrics) -> (Recorder, RecorderTask) {
+pub fn recorder(
+    database: Database,
+    checks_due: Arc<Notify>,
+    metrics: RecorderMetrics,
+) -> (Recorder, RecorderTask) {
     let (sender, receiver) = mpsc::channel(QUEUE);
-    let writer = Writer { database, connection: None, checks_due, metrics, failing: None };
-    (Recorder { queue: sender }, RecorderTask { queue: receiver, writer })
+    let writer = Writer {
+        database,
+        connection: None,
+        checks_due,
+        metrics,
+        failing: None,
+    };
+    (
+        Recorder { queue: sender },
+        RecorderTask {
+            queue: receiver,
+            writer,
+        },
+    )
 }
 
 impl Recorder {
@@ -152,7 +178,12 @@ impl Recorder {
     ///
     /// # Errors
     /// [`NotRecorded`]: some of it may not be.
-    pub async fn record(&self, found: Found, arrived: Instant, held: OwnedSemaphorePermit) -> Result<(), NotRecorded> {
+    pub async fn record(
+        &self,
+        found: Found,
+        arrived: Instant,
+        held: OwnedSemaphorePermit,
+    ) -> Result<(), NotRecorded> {
         self.submit(found, arrived, held)?.committed().await
     }
 
@@ -160,13 +191,25 @@ impl Recorder {
     ///
     /// # Errors
     /// [`NotRecorded`]: nothing was submitted.
-    pub fn submit(&self, found: Found, arrived: Instant, held: OwnedSemaphorePermit) -> Result<Submitted, NotRecorded> {
+    pub fn submit(
+        &self,
+        found: Found,
+        arrived: Instant,
+        held: OwnedSemaphorePermit,
+    ) -> Result<Submitted, NotRecorded> {
         let deadline = arrived + PATIENCE;
         let (answer, answered) = oneshot::channel();
-        self.queue.try_send(Waiting { found, arrived, answer, _held: held }).map_err(|error| match error {
-            TrySendError::Full(_) => NotRecorded::Full,
-            TrySendError::Closed(_) => NotRecorded::Failed,
-        })?;
+        self.queue
+            .try_send(Waiting {
+                found,
+                arrived,
+                answer,
+                _held: held,
+            })
+            .map_err(|error| match error {
+                TrySendError::Full(_) => NotRecorded::Full,
+                TrySendError::Closed(_) => NotRecorded::Failed,
+            })?;
         Ok(Submitted { answered, deadline })
     }
 }
@@ -219,7 +262,11 @@ impl RecorderTask {
                 batch.push(waiting);
             }
             let room = failures < BATCH_FAILURES && bytes < BATCH_BYTES;
-            next = if room { self.queue.try_recv().ok() } else { None };
+            next = if room {
+                self.queue.try_recv().ok()
+            } else {
+                None
+            };
         }
         batch
     }
@@ -247,8 +294,12 @@ impl Writer {
         self.metrics.wrote(&recorded);
         match written.unwrap_or(Err(StoreError::TimedOut)) {
             Ok(()) => {
-                let failures = batch.iter().map(|waiting| waiting.found.findings.failures.len()).sum();
-                self.metrics.committed(batch.len(), failures, started.elapsed());
+                let failures = batch
+                    .iter()
+                    .map(|waiting| waiting.found.findings.failures.len())
+                    .sum();
+                self.metrics
+                    .committed(batch.len(), failures, started.elapsed());
                 if self.failing.take().is_some() {
                     info!("failures are recorded again");
                 }
@@ -257,10 +308,16 @@ impl Writer {
             Err(error) => {
                 self.connection = None;
                 self.metrics.failed();
-                if self.failing.is_none_or(|said| said.elapsed() > REPEAT_ERROR) {
+                if self
+                    .failing
+                    .is_none_or(|said| said.elapsed() > REPEAT_ERROR)
+                {
                     self.failing = Some(Instant::now());
                     let cause = error.cause();
-                    error!(callbacks = batch.len(), cause, "nothing can be recorded, Meta is asked to resend: {error}");
+                    error!(
+                        callbacks = batch.len(),
+                        cause, "nothing can be recorded, Meta is asked to resend: {error}"
+                    );
                 }
                 Err(NotRecorded::Failed)
             }
@@ -274,10 +331,18 @@ impl Writer {
         for (id, waba_id) in &recorded.opened {
             warn!(incident.id = id, waba.id = %waba_id, "account locked: incident {id} opened for {waba_id}");
         }
-        debug!(callbacks = batch.len(), new = recorded.new, "batch committed");
+        debug!(
+            callbacks = batch.len(),
+            new = recorded.new,
+            "batch committed"
+        );
     }
 
-    async fn write(&mut self, batch: &[Waiting], recorded: &mut Recorded) -> Result<(), StoreError> {
+    async fn write(
+        &mut self,
+        batch: &[Waiting],
+        recorded: &mut Recorded,
+    ) -> Result<(), StoreError> {
         let mut connection = match self.connection.take() {
             Some(connection) => connection.refreshed(&self.database).await?,
             None => self.database.connect_recorder().await?,
@@ -285,15 +350,27 @@ impl Writer {
         let mut batch = Batch::of(batch);
         let items: Vec<Item<'_>> = batch.items();
         if !items.is_empty() {
-            batch.record_or_refuse(&mut connection, &items, recorded).await?;
+            batch
+                .record_or_refuse(&mut connection, &items, recorded)
+                .await?;
         }
         let quarantined = batch.quarantined();
         if !quarantined.is_empty() || batch.bodies.is_unfinished() {
-            recorded.add(bodies::keep(&mut connection, &items, &quarantined, &mut batch.bodies).await?);
+            recorded
+                .add(bodies::keep(&mut connection, &items, &quarantined, &mut batch.bodies).await?);
         }
-        for Quarantined { unreadable: Unreadable { waba_id, reason, .. }, .. } in &quarantined {
+        for Quarantined {
+            unreadable: Unreadable {
+                waba_id, reason, ..
+            },
+            ..
+        } in &quarantined
+        {
             let waba_id = waba_id.as_ref().map(tracing::field::display);
-            warn!(waba.id = waba_id, "a part of a callback is quarantined: {reason}");
+            warn!(
+                waba.id = waba_id,
+                "a part of a callback is quarantined: {reason}"
+            );
         }
         self.connection = Some(connection);
         Ok(())
@@ -312,14 +389,24 @@ impl<'b> Batch<'b> {
     fn of(batch: &'b [Waiting]) -> Self {
         let found: Vec<&Found> = batch.iter().map(|waiting| &waiting.found).collect();
         let mut bodies = Bodies::default();
-        found.iter().for_each(|found| bodies.add(found.capture.as_ref()));
-        Self { found, bodies, refused: BTreeMap::new() }
+        found
+            .iter()
+            .for_each(|found| bodies.add(found.capture.as_ref()));
+        Self {
+            found,
+            bodies,
+            refused: BTreeMap::new(),
+        }
     }
 
     /// Every failure.
     fn items(&self) -> Vec<Item<'b>> {
         let of = |(callback, found): (usize, &&'b Found)| {
-            found.findings.failures.iter().map(move |failure| Item { failure, callback })
+            found
+                .findings
+                .failures
+                .iter()
+                .map(move |failure| Item { failure, callback })
         };
         self.found.iter().enumerate().flat_map(of).collect()
     }
@@ -363,9 +450,20 @@ impl<'b> Batch<'b> {
     fn quarantined(&mut self) -> Vec<Quarantined> {
         let mut refused = std::mem::take(&mut self.refused);
         let of = |(callback, found): (usize, &&Found)| {
-            let unreadable = found.findings.unreadable.iter().cloned().chain(refused.remove(&callback));
+            let unreadable = found
+                .findings
+                .unreadable
+                .iter()
+                .cloned()
+                .chain(refused.remove(&callback));
             let received_at = found.received_at;
-            unreadable.map(move |unreadable| Quarantined { unreadable, received_at, callback }).collect::<Vec<_>>()
+            unreadable
+                .map(move |unreadable| Quarantined {
+                    unreadable,
+                    received_at,
+                    callback,
+                })
+                .collect::<Vec<_>>()
         };
         self.found.iter().enumerate().flat_map(of).collect()
     }
@@ -377,7 +475,10 @@ fn middle(callbacks: &[usize]) -> usize {
     let half = callbacks.len() / 2;
     let before = callbacks.partition_point(|callback| *callback < callbacks[half]);
     let behind = callbacks.partition_point(|callback| *callback <= callbacks[half]);
-    [before, behind].into_iter().find(|at| (1..callbacks.len()).contains(at)).unwrap_or(half)
+    [before, behind]
+        .into_iter()
+        .find(|at| (1..callbacks.len()).contains(at))
+        .unwrap_or(half)
 }
 
 #[cfg(test)]

@@ -31,7 +31,10 @@ async fn clean_up(db: &Pool, age: Duration, stop: &CancellationToken) {
                 Ok(0) => break,
                 Ok(deleted) => rows += deleted,
                 Err(error) => {
-                    warn!(cause = error.cause(), "old {kind:?} stay for another hour: {error}");
+                    warn!(
+                        cause = error.cause(),
+                        "old {kind:?} stay for another hour: {error}"
+                    );
                     break;
                 }
             }
@@ -39,6 +42,10 @@ async fn clean_up(db: &Pool, age: Duration, stop: &CancellationToken) {
         }
     }
     if rows > 0 {
-        info!(rows, "{rows} rows older than {} days deleted", age.as_secs() / 86_400);
+        info!(
+            rows,
+            "{rows} rows older than {} days deleted",
+            age.as_secs() / 86_400
+        );
     }
 }

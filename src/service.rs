@@ -99,26 +99,69 @@ impl Service {
         } = settings;
         let public = bind(listen)?;
         let admin = bind(admin_listen)?;
-        let address = public.local_addr().map_err(|source| CannotListen { address: listen, source })?;
-        let admin_address = admin.local_addr().map_err(|source| CannotListen { address: admin_listen, source })?;
+        let address = public.local_addr().map_err(|source| CannotListen {
+            address: listen,
+            source,
+        })?;
+        let admin_address = admin.local_addr().map_err(|source| CannotListen {
+            address: admin_listen,
+            source,
+        })?;
 
         let stop = CancellationToken::new();
         let db = database.pool();
         let checks_due = Arc::new(Notify::new());
         let metrics = Metrics::new();
-        let (recorder, recorder_task) = recorder(database.clone(), Arc::clone(&checks_due), metrics.recorder.clone());
-        let webhook = Webhook::new(&app_secrets, verify_token, recorder, capturing, metrics.webhook.clone());
-        let follow_up = FollowUp::new(db.clone(), Arc::new(graph), checks_due, metrics.follow_up.clone());
+        let (recorder, recorder_task) = recorder(
+            database.clone(),
+            Arc::clone(&checks_due),
+            metrics.recorder.clone(),
+        );
+        let webhook = Webhook::new(
+            &app_secrets,
+            verify_token,
+            recorder,
+            capturing,
+            metrics.webhook.clone(),
+        );
+        let follow_up = FollowUp::new(
+            db.clone(),
+            Arc::new(graph),
+            checks_due,
+            metrics.follow_up.clone(),
+        );
 
         let mut tasks = JoinSet::new();
         tasks.spawn(webhook.clone().report_refusals(stop.clone()));
-        tasks.spawn(http::serve(public, public_router(webhook), connection_limit(), stop.clone()));
+        tasks.spawn(http::serve(
+            public,
+            public_router(webhook),
+            connection_limit(),
+            stop.clone(),
+        ));
         let pages = database.pages_pool();
         let admin_router = admin_router(db.clone(), pages.clone(), admin_token.as_ref(), metrics);
-        tasks.spawn(http::serve(admin, admin_router, ADMIN_CONNECTIONS, stop.clone()));
+        tasks.spawn(http::serve(
+            admin,
+            admin_router,
+            ADMIN_CONNECTIONS,
+            stop.clone(),
+        ));
         tasks.spawn(on_a_thread_of_its_own("recorder", recorder_task.run()));
-        tasks.spawn(work_when_migrated(database, db.clone(), follow_up, retention, stop.clone()));
-        Ok(Self { address, admin_address, pools: [db, pages], stop, tasks })
+        tasks.spawn(work_when_migrated(
+            database,
+            db.clone(),
+            follow_up,
+            retention,
+            stop.clone(),
+        ));
+        Ok(Self {
+            address,
+            admin_address,
+            pools: [db, pages],
+            stop,
+            tasks,
+        })
     }
 
     /// Waits until a part of the service ends that should not: half a service is worse than none, since
@@ -151,7 +194,10 @@ impl Service {
 /// being read each time the database answers, and everybody waits for the recorder.
 async fn on_a_thread_of_its_own(name: &str, task: impl Future<Output = ()> + Send + 'static) {
     let (ended, end) = oneshot::channel();
-    let runtime = runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let runtime = runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
     let thread = thread::Builder::new().name(name.to_owned()).spawn(move || {
         runtime.block_on(task);
         let _ = ended.send(());
@@ -162,7 +208,11 @@ async fn on_a_thread_of_its_own(name: &str, task: impl Future<Output = ()> + Sen
 
 fn bind(address: SocketAddr) -> Result<TcpListener, CannotListen> {
     let listen = || {
-        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        let socket = if address.is_ipv4() {
+            TcpSocket::new_v4()
+        } else {
+            TcpSocket::new_v6()
+        }?;
         socket.set_reuseaddr(true)?;
         socket.bind(address)?;
         socket.listen(BACKLOG)
@@ -182,16 +232,24 @@ async fn work_when_migrated(
         () = migrate_patiently(&database) => {}
     }
     if let Ok(false) = store::bounded(store::is_durable(&db)).await {
-        warn!("the database runs with fsync off: a crash of its machine loses what was acknowledged");
+        warn!(
+            "the database runs with fsync off: a crash of its machine loses what was acknowledged"
+        );
     }
-    tokio::join!(follow_up.run(stop.clone()), retention::run(db, retention, stop));
+    tokio::join!(
+        follow_up.run(stop.clone()),
+        retention::run(db, retention, stop)
+    );
 }
 
 async fn migrate_patiently(database: &Database) {
     let mut said: Option<(String, Instant)> = None;
     while let Err(error) = database.migrate().await {
         let error = with_causes(&error);
-        if said.as_ref().is_none_or(|(before, at)| *before != error || at.elapsed() > REPEAT_ERROR) {
+        if said
+            .as_ref()
+            .is_none_or(|(before, at)| *before != error || at.elapsed() > REPEAT_ERROR)
+        {
             error!("waiting for the database, lockouts are answered with 503 until then: {error}");
             said = Some((error, Instant::now()));
         }

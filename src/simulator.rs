@@ -134,11 +134,21 @@ impl Simulator {
             app_secret: app_secret.to_owned(),
             state: Mutex::default(),
         });
-        let router = Router::new().route("/{version}/{node}", get(answer)).with_state(Arc::clone(&shared));
+        let router = Router::new()
+            .route("/{version}/{node}", get(answer))
+            .with_state(Arc::clone(&shared));
         let stop = CancellationToken::new();
         let stopped = stop.clone().cancelled_owned();
-        tokio::spawn(axum::serve(listener, router).with_graceful_shutdown(stopped).into_future());
-        Ok(Self { address, shared, stop })
+        tokio::spawn(
+            axum::serve(listener, router)
+                .with_graceful_shutdown(stopped)
+                .into_future(),
+        );
+        Ok(Self {
+            address,
+            shared,
+            stop,
+        })
     }
 
     /// What to set `META_GRAPH_URL` to.
@@ -151,12 +161,18 @@ impl Simulator {
     pub fn script(&self, node_id: &str, scenarios: impl IntoIterator<Item = Scenario>) {
         let mut scenarios: Vec<_> = scenarios.into_iter().collect();
         scenarios.reverse();
-        self.shared.state().scripts.insert(node_id.to_owned(), scenarios);
+        self.shared
+            .state()
+            .scripts
+            .insert(node_id.to_owned(), scenarios);
     }
 
     /// From now on a node's answers name this account. Without it they name one of Meta's examples.
     pub fn belongs_to(&self, node_id: &str, waba_id: &str) {
-        self.shared.state().accounts.insert(node_id.to_owned(), waba_id.to_owned());
+        self.shared
+            .state()
+            .accounts
+            .insert(node_id.to_owned(), waba_id.to_owned());
     }
 
     /// The requests so far, in order of arrival.
@@ -198,31 +214,62 @@ async fn answer(
 ) -> Response {
     let (scenario, node) = {
         let mut state = shared.state();
-        state.requests.push(Request { node_id: node_id.clone(), at: Instant::now() });
+        state.requests.push(Request {
+            node_id: node_id.clone(),
+            at: Instant::now(),
+        });
         let under_way = state.under_way.entry(node_id.clone()).or_default();
         *under_way += 1;
         state.most_under_way = state.most_under_way.max(state.under_way[&node_id]);
         state.at_once += 1;
         state.most_at_once = state.most_at_once.max(state.at_once);
-        let waba_id = state.accounts.get(&node_id).cloned().unwrap_or_else(|| "102290129340398".to_owned());
+        let waba_id = state
+            .accounts
+            .get(&node_id)
+            .cloned()
+            .unwrap_or_else(|| "102290129340398".to_owned());
         let scenario = match state.scripts.get_mut(&node_id) {
             Some(script) if script.len() > 1 => script.pop(),
             Some(script) => script.last().cloned(),
             None => None,
         };
-        (scenario, Node { id: node_id.clone(), waba_id })
+        (
+            scenario,
+            Node {
+                id: node_id.clone(),
+                waba_id,
+            },
+        )
     };
-    let under_way = UnderWay { shared: Arc::clone(&shared), node_id: node_id.clone() };
-    let token = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
+    let under_way = UnderWay {
+        shared: Arc::clone(&shared),
+        node_id: node_id.clone(),
+    };
+    let token = headers
+        .get(header::AUTHORIZATION)
+        .and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
     let proof = query.get("appsecret_proof");
     let response = if token != Some(&shared.access_token) {
-        error(400, 190, "Invalid OAuth access token - Cannot parse access token")
+        error(
+            400,
+            190,
+            "Invalid OAuth access token - Cannot parse access token",
+        )
     } else if proof != Some(&appsecret_proof(&shared.app_secret, &shared.access_token)) {
-        error(400, 100, "Invalid appsecret_proof provided in the API argument")
+        error(
+            400,
+            100,
+            "Invalid appsecret_proof provided in the API argument",
+        )
     } else if query.get("fields").map(String::as_str) != Some("health_status") {
         json!({"id": node_id}).to_string().into_response()
     } else {
-        play(scenario.unwrap_or(Scenario::UnknownNode), &node, &shared.access_token).await
+        play(
+            scenario.unwrap_or(Scenario::UnknownNode),
+            &node,
+            &shared.access_token,
+        )
+        .await
     };
     drop(under_way);
     response
@@ -310,9 +357,18 @@ async fn play(mut scenario: Scenario, node: &Node, token: &str) -> Response {
                 &[
                     (
                         "PHONE_NUMBER",
-                        sip(138_024, "WhatsApp Business calling cannot use SIP because it is not enabled"),
+                        sip(
+                            138_024,
+                            "WhatsApp Business calling cannot use SIP because it is not enabled",
+                        ),
                     ),
-                    ("APP", sip(138_025, "This app cannot use SIP for WhatsApp Business calling")),
+                    (
+                        "APP",
+                        sip(
+                            138_025,
+                            "This app cannot use SIP for WhatsApp Business calling",
+                        ),
+                    ),
                 ],
             )
         }
@@ -320,13 +376,18 @@ async fn play(mut scenario: Scenario, node: &Node, token: &str) -> Response {
         Scenario::Throttled(minutes) => {
             let usage = json!({"102290129340398": [{"type": "whatsapp", "call_count": 100, "total_cputime": 25,
                 "total_time": 25, "estimated_time_to_regain_access": minutes}]});
-            let message =
-                "(#80008) There have been too many calls to this WhatsApp Business account. Wait a bit and try again.";
-            ([("x-business-use-case-usage", usage.to_string())], error(400, 80008, message)).into_response()
+            let message = "(#80008) There have been too many calls to this WhatsApp Business account. Wait a bit and try again.";
+            (
+                [("x-business-use-case-usage", usage.to_string())],
+                error(400, 80008, message),
+            )
+                .into_response()
         }
-        Scenario::ExpiredToken => {
-            error(401, 190, "Error validating access token: Session has expired on Monday, 01-Jan-24 00:00:00 PST.")
-        }
+        Scenario::ExpiredToken => error(
+            401,
+            190,
+            "Error validating access token: Session has expired on Monday, 01-Jan-24 00:00:00 PST.",
+        ),
         Scenario::RepeatsToken => error(400, 190, &format!("Malformed access token {token}")),
         Scenario::UnknownNode => error(
             400,
@@ -336,19 +397,27 @@ async fn play(mut scenario: Scenario, node: &Node, token: &str) -> Response {
                 node.id
             ),
         ),
-        Scenario::ServerError => error(500, 2, "An unexpected error has occurred. Please retry your request later."),
+        Scenario::ServerError => error(
+            500,
+            2,
+            "An unexpected error has occurred. Please retry your request later.",
+        ),
         Scenario::ErrorInOk => error(200, 131_042, "Business eligibility payment issue"),
         Scenario::Garbage => "<html>Sorry, something went wrong.</html>".into_response(),
         Scenario::Redirect(to) => (StatusCode::FOUND, [(header::LOCATION, to)]).into_response(),
         Scenario::Reset => {
-            let parts: [io::Result<Bytes>; 2] =
-                [Ok(Bytes::from_static(b"{\"health_status\":")), Err(io::ErrorKind::ConnectionReset.into())];
+            let parts: [io::Result<Bytes>; 2] = [
+                Ok(Bytes::from_static(b"{\"health_status\":")),
+                Err(io::ErrorKind::ConnectionReset.into()),
+            ];
             Body::from_stream(stream::iter(parts)).into_response()
         }
         Scenario::Endless => {
             const CHUNK: usize = 64 * 1024;
-            let chunks =
-                stream::iter((0..(1 << 30) / CHUNK).map(|_| Ok::<_, Infallible>(Bytes::from_static(&[b' '; CHUNK]))));
+            let chunks = stream::iter(
+                (0..(1 << 30) / CHUNK)
+                    .map(|_| Ok::<_, Infallible>(Bytes::from_static(&[b' '; CHUNK]))),
+            );
             Body::from_stream(chunks).into_response()
         }
         Scenario::Drip => {
@@ -371,7 +440,8 @@ fn health(node: &Node, root: &str, said: &[(&str, Value)]) -> Response {
         ("APP", "634974688087057"),
     ];
     let entities = ids.map(|(entity_type, id)| {
-        let mut entity = json!({"entity_type": entity_type, "id": id, "can_send_message": "AVAILABLE"});
+        let mut entity =
+            json!({"entity_type": entity_type, "id": id, "can_send_message": "AVAILABLE"});
         for (_, more) in said.iter().filter(|(which, _)| *which == entity_type) {
             for (field, value) in more.as_object().into_iter().flatten() {
                 entity[field] = value.clone();
@@ -379,13 +449,23 @@ fn health(node: &Node, root: &str, said: &[(&str, Value)]) -> Response {
         }
         entity
     });
-    let body = json!({"health_status": {"can_send_message": root, "entities": entities}, "id": node.id});
-    ([(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response()
+    let body =
+        json!({"health_status": {"can_send_message": root, "entities": entities}, "id": node.id});
+    (
+        [(header::CONTENT_TYPE, "application/json")],
+        body.to_string(),
+    )
+        .into_response()
 }
 
 fn error(status: u16, code: u32, message: &str) -> Response {
     let body = json!({"error": {"message": message, "type": "OAuthException", "code": code,
                                 "fbtrace_id": "AAAAAAAAAAAAAAAAAAAAAAA"}});
     let status = StatusCode::from_u16(status).expect("a real status");
-    (status, [(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response()
+    (
+        status,
+        [(header::CONTENT_TYPE, "application/json")],
+        body.to_string(),
+    )
+        .into_response()
 }

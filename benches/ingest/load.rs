@@ -32,9 +32,13 @@ impl Kind {
         match self {
             Self::Quiet { bytes } => {
                 let n = NEXT.fetch_add(1, Ordering::Relaxed);
-                let start =
-                    format!(r#"{{"object":"whatsapp_business_account","entry":[{{"id":"{n}","changes":[]}}],"x":""#);
-                let body = format!("{start}{}\"}}", "m".repeat(bytes.saturating_sub(start.len() + 2)));
+                let start = format!(
+                    r#"{{"object":"whatsapp_business_account","entry":[{{"id":"{n}","changes":[]}}],"x":""#
+                );
+                let body = format!(
+                    "{start}{}\"}}",
+                    "m".repeat(bytes.saturating_sub(start.len() + 2))
+                );
                 request(body.as_bytes())
             }
             Self::Failures { each, accounts } => {
@@ -94,14 +98,25 @@ impl Load {
             stream.set_nodelay(true)?;
             streams.push(stream);
         }
-        let latencies = Histogram::new_with_max(60_000_000, 3).expect("three digits up to a minute");
-        Ok(Self { kind, streams, stock: Vec::new(), latencies })
+        let latencies =
+            Histogram::new_with_max(60_000_000, 3).expect("three digits up to a minute");
+        Ok(Self {
+            kind,
+            streams,
+            stock: Vec::new(),
+            latencies,
+        })
     }
 
     /// Makes at least so many requests ready. Those that say nothing to us are used again and again.
     pub fn prepare(&mut self, requests: usize) {
-        let enough = if self.kind.rows() == 0 { requests.min(500) } else { requests };
-        self.stock.extend((self.stock.len()..enough).map(|_| self.kind.request()));
+        let enough = if self.kind.rows() == 0 {
+            requests.min(500)
+        } else {
+            requests
+        };
+        self.stock
+            .extend((self.stock.len()..enough).map(|_| self.kind.request()));
     }
 
     /// Sends on all connections until the time is over or nothing is left.
@@ -136,8 +151,14 @@ impl Load {
             Ok((acknowledged, refused))
         });
         let answers = try_join_all(clients).await?;
-        let (acknowledged, refused) = answers.iter().fold((0, 0), |sum, (yes, no)| (sum.0 + yes, sum.1 + no));
-        Ok(Turn { acknowledged, refused, elapsed: started.elapsed() })
+        let (acknowledged, refused) = answers
+            .iter()
+            .fold((0, 0), |sum, (yes, no)| (sum.0 + yes, sum.1 + no));
+        Ok(Turn {
+            acknowledged,
+            refused,
+            elapsed: started.elapsed(),
+        })
     }
 }
 
@@ -150,9 +171,15 @@ pub async fn read_status(stream: &mut TcpStream, answer: &mut Vec<u8>) -> io::Re
         }
         let text = std::str::from_utf8(answer).map_err(io::Error::other)?;
         if let Some((head, body)) = text.split_once("\r\n\r\n") {
-            let length = head.split("content-length: ").nth(1).and_then(|rest| rest.split('\r').next()?.parse().ok());
+            let length = head
+                .split("content-length: ")
+                .nth(1)
+                .and_then(|rest| rest.split('\r').next()?.parse().ok());
             if body.len() >= length.unwrap_or(0) {
-                return head.get(9..12).and_then(|status| status.parse().ok()).ok_or(io::ErrorKind::InvalidData.into());
+                return head
+                    .get(9..12)
+                    .and_then(|status| status.parse().ok())
+                    .ok_or(io::ErrorKind::InvalidData.into());
             }
         }
     }

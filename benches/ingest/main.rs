@@ -32,11 +32,20 @@ const TURN: Duration = Duration::from_millis(500);
 const WARM_UP: usize = 4;
 const CALLBACKS_FOR_MEMORY: u64 = 10_000_000;
 
-const ONE: Kind = Kind::Failures { each: 1, accounts: 20 };
-const HUNDRED: Kind = Kind::Failures { each: 100, accounts: 20 };
+const ONE: Kind = Kind::Failures {
+    each: 1,
+    accounts: 20,
+};
+const HUNDRED: Kind = Kind::Failures {
+    each: 100,
+    accounts: 20,
+};
 
 fn main() -> Result<ExitCode, Box<dyn Error>> {
-    let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
+    let arguments: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|argument| argument != "--bench")
+        .collect();
     if let [flag, peer, database] = &arguments[..]
         && flag == "--peer"
     {
@@ -44,19 +53,35 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
         return Ok(ExitCode::SUCCESS);
     }
     // The load has one thread: the other cores are the servers'.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     runtime.block_on(measure(&arguments))
 }
 
 async fn measure(wanted: &[String]) -> Result<ExitCode, Box<dyn Error>> {
     let postgres = Embedded::start_temporary(None, true, &CancellationToken::new())?;
-    println!("PostgreSQL {}, fsync on; medians of {TURNS} turns of {} ms each", postgres.version(), TURN.as_millis());
+    println!(
+        "PostgreSQL {}, fsync on; medians of {TURNS} turns of {} ms each",
+        postgres.version(),
+        TURN.as_millis()
+    );
     println!("CPU: microseconds of server + Postgres's backends for each callback, or row\n");
     println!(
         "{:<34} {:>8} {:>8} {:>6} {:>6}  {:>12} {:>12} {:>9} {:>9}",
-        "ours, compared with", "ours/s", "other/s", "ratio", "bar", "p99 ms ours", "other", "CPU ours", "other"
+        "ours, compared with",
+        "ours/s",
+        "other/s",
+        "ratio",
+        "bar",
+        "p99 ms ours",
+        "other",
+        "CPU ours",
+        "other"
     );
-    let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|wanted| name.contains(wanted.as_str()));
+    let is_wanted = |name: &str| {
+        wanted.is_empty() || wanted.iter().any(|wanted| name.contains(wanted.as_str()))
+    };
     let mut kept = true;
     for row in rows() {
         if is_wanted(row.name) {
@@ -71,7 +96,11 @@ async fn measure(wanted: &[String]) -> Result<ExitCode, Box<dyn Error>> {
     if is_wanted("memory") {
         kept &= memory::measure(&postgres, CALLBACKS_FOR_MEMORY).await?;
     }
-    Ok(if kept { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if kept {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 /// Two sides, and how they should compare.
@@ -102,39 +131,115 @@ enum What {
     Sql,
 }
 
-const SERVE: What = What::Serve { processes: 1, capture: "lockouts", rows_before: 0 };
+const SERVE: What = What::Serve {
+    processes: 1,
+    capture: "lockouts",
+    rows_before: 0,
+};
 
 fn rows() -> Vec<Row> {
-    let side = |what, kind, connections| Setup { what, kind, connections };
+    let side = |what, kind, connections| Setup {
+        what,
+        kind,
+        connections,
+    };
     let (quiet, large) = (Kind::Quiet { bytes: 600 }, Kind::Quiet { bytes: 100_000 });
-    let hot = Kind::Failures { each: 1, accounts: 1 };
-    let two = What::Serve { processes: 2, capture: "lockouts", rows_before: 0 };
-    let off = What::Serve { processes: 1, capture: "off", rows_before: 0 };
-    let full = What::Serve { processes: 1, capture: "lockouts", rows_before: 10_000_000 };
-    let row = |name, ours, other, bar| Row { name, ours, other, bar };
+    let hot = Kind::Failures {
+        each: 1,
+        accounts: 1,
+    };
+    let two = What::Serve {
+        processes: 2,
+        capture: "lockouts",
+        rows_before: 0,
+    };
+    let off = What::Serve {
+        processes: 1,
+        capture: "off",
+        rows_before: 0,
+    };
+    let full = What::Serve {
+        processes: 1,
+        capture: "lockouts",
+        rows_before: 10_000_000,
+    };
+    let row = |name, ours, other, bar| Row {
+        name,
+        ours,
+        other,
+        bar,
+    };
     vec![
-        row("quiet, 600 B: bare axum", side(SERVE, quiet, 64), side(What::Peer(Peer::Bare), quiet, 64), 0.90),
-        row("quiet, 100 kB: axum + HMAC", side(SERVE, large, 16), side(What::Peer(Peer::Verifying), large, 16), 0.90),
-        row("one failure, 64: an INSERT each", side(SERVE, ONE, 64), side(What::Peer(Peer::Inserting), ONE, 64), 2.5),
+        row(
+            "quiet, 600 B: bare axum",
+            side(SERVE, quiet, 64),
+            side(What::Peer(Peer::Bare), quiet, 64),
+            0.90,
+        ),
+        row(
+            "quiet, 100 kB: axum + HMAC",
+            side(SERVE, large, 16),
+            side(What::Peer(Peer::Verifying), large, 16),
+            0.90,
+        ),
+        row(
+            "one failure, 64: an INSERT each",
+            side(SERVE, ONE, 64),
+            side(What::Peer(Peer::Inserting), ONE, 64),
+            2.5,
+        ),
         row(
             "one failure, 256: an INSERT each",
             side(SERVE, ONE, 256),
             side(What::Peer(Peer::Inserting), ONE, 256),
             4.0,
         ),
-        row("100 failures: Postgres alone", side(SERVE, HUNDRED, 64), side(What::Sql, HUNDRED, 1), 0.60),
-        row("captures on, 64: off", side(SERVE, ONE, 64), side(off, ONE, 64), 0.80),
-        row("captures on, 256: off", side(SERVE, ONE, 256), side(off, ONE, 256), 0.80),
-        row("two processes: one", side(two, ONE, 64), side(SERVE, ONE, 128), 1.0),
-        row("hot account: 20 accounts", side(SERVE, hot, 64), side(SERVE, ONE, 64), 0.80),
-        row("ten million rows: none", side(full, ONE, 64), side(SERVE, ONE, 64), 0.80),
+        row(
+            "100 failures: Postgres alone",
+            side(SERVE, HUNDRED, 64),
+            side(What::Sql, HUNDRED, 1),
+            0.60,
+        ),
+        row(
+            "captures on, 64: off",
+            side(SERVE, ONE, 64),
+            side(off, ONE, 64),
+            0.80,
+        ),
+        row(
+            "captures on, 256: off",
+            side(SERVE, ONE, 256),
+            side(off, ONE, 256),
+            0.80,
+        ),
+        row(
+            "two processes: one",
+            side(two, ONE, 64),
+            side(SERVE, ONE, 128),
+            1.0,
+        ),
+        row(
+            "hot account: 20 accounts",
+            side(SERVE, hot, 64),
+            side(SERVE, ONE, 64),
+            0.80,
+        ),
+        row(
+            "ten million rows: none",
+            side(full, ONE, 64),
+            side(SERVE, ONE, 64),
+            0.80,
+        ),
     ]
 }
 
 impl Row {
     /// Prints the row. Whether the bar is reached.
     async fn measure(&self, postgres: &Embedded) -> Result<bool, Box<dyn Error>> {
-        let mut sides = [Side::start(postgres, self.ours).await?, Side::start(postgres, self.other).await?];
+        let mut sides = [
+            Side::start(postgres, self.ours).await?,
+            Side::start(postgres, self.other).await?,
+        ];
         for _ in 0..WARM_UP {
             for side in &mut sides {
                 side.turn(TURN).await?;
@@ -161,7 +266,11 @@ impl Row {
             ours.cpu(),
             other.cpu(),
             if kept { "" } else { "  MISSED" },
-            if refused == 0 { String::new() } else { format!(", {refused} times 503") },
+            if refused == 0 {
+                String::new()
+            } else {
+                format!(", {refused} times 503")
+            },
         );
         Ok(kept)
     }

@@ -23,7 +23,14 @@ pub async fn measure(postgres: &Embedded, callbacks: u64) -> Result<bool, Box<dy
     println!("memory at rest: {at_rest:.1} MiB (bar {AT_REST_MIB})");
     for (what, kind, share) in [
         ("quiet", Kind::Quiet { bytes: 600 }, 0.9),
-        ("with one failure each", Kind::Failures { each: 1, accounts: 20 }, 0.1),
+        (
+            "with one failure each",
+            Kind::Failures {
+                each: 1,
+                accounts: 20,
+            },
+            0.1,
+        ),
     ] {
         let wanted = (callbacks as f64 * share) as u64;
         let mut load = Load::connect(&[&serve.webhook], 64, kind).await?;
@@ -38,13 +45,18 @@ pub async fn measure(postgres: &Embedded, callbacks: u64) -> Result<bool, Box<dy
         let (first, before) = early.ok_or("no callback was taken")?;
         let after = resident_mib(serve.pid())?;
         kept &= after <= before * GROWTH;
-        println!("memory after {first} callbacks {what}: {before:.1} MiB, after {sent}: {after:.1} MiB");
+        println!(
+            "memory after {first} callbacks {what}: {before:.1} MiB, after {sent}: {after:.1} MiB"
+        );
     }
     Ok(kept)
 }
 
 fn resident_mib(pid: u32) -> Result<f64, Box<dyn Error>> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).ok_or("no VmRSS")?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .ok_or("no VmRSS")?;
     Ok(line.trim().trim_end_matches(" kB").parse::<f64>()? / 1024.0)
 }

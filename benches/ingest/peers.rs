@@ -42,28 +42,47 @@ struct Shared {
 }
 
 async fn serve(peer: Peer, database: &str) -> Result<(), Box<dyn Error>> {
-    let pool = PgPoolOptions::new().max_connections(32).test_before_acquire(false).connect_lazy(database)?;
-    let shared = Arc::new(Shared { verifier: Verifier::new(&[APP_SECRET.into()]), pool });
+    let pool = PgPoolOptions::new()
+        .max_connections(32)
+        .test_before_acquire(false)
+        .connect_lazy(database)?;
+    let shared = Arc::new(Shared {
+        verifier: Verifier::new(&[APP_SECRET.into()]),
+        pool,
+    });
     let handler = match peer {
         Peer::Bare => post(async |_: Bytes| StatusCode::OK),
         Peer::Verifying => post(verify),
         Peer::Inserting => post(insert),
     };
-    let router = Router::new().route("/webhook", handler).layer(DefaultBodyLimit::disable()).with_state(shared);
+    let router = Router::new()
+        .route("/webhook", handler)
+        .layer(DefaultBodyLimit::disable())
+        .with_state(shared);
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
     println!("{}", listener.local_addr()?);
-    Ok(axum::serve(axum::serve::ListenerExt::tap_io(listener, |io| drop(io.set_nodelay(true))), router).await?)
+    Ok(axum::serve(
+        axum::serve::ListenerExt::tap_io(listener, |io| drop(io.set_nodelay(true))),
+        router,
+    )
+    .await?)
 }
 
 impl Shared {
     fn has_signed(&self, headers: &HeaderMap, body: &Bytes) -> bool {
-        let signature = headers.get(HEADER).and_then(|value| Signature::parse(value.as_bytes()).ok());
+        let signature = headers
+            .get(HEADER)
+            .and_then(|value| Signature::parse(value.as_bytes()).ok());
         signature.is_some_and(|signature| self.verifier.verify(body, &signature).is_some())
     }
 }
 
 async fn verify(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Bytes) -> StatusCode {
-    if shared.has_signed(&headers, &body) { StatusCode::OK } else { StatusCode::UNAUTHORIZED }
+    if shared.has_signed(&headers, &body) {
+        StatusCode::OK
+    } else {
+        StatusCode::UNAUTHORIZED
+    }
 }
 
 async fn insert(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Bytes) -> StatusCode {
@@ -71,7 +90,9 @@ async fn insert(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Byt
         return StatusCode::UNAUTHORIZED;
     }
     for failure in Findings::read(&body, OffsetDateTime::now_utc()).failures {
-        let optional = |text: &Option<lockwatch::meta::ids::Text>| text.as_ref().map(|text| text.as_str().to_owned());
+        let optional = |text: &Option<lockwatch::meta::ids::Text>| {
+            text.as_ref().map(|text| text.as_str().to_owned())
+        };
         let inserted = sqlx::query(
             "insert into plain_failures (incident_id, waba_id, phone_number_id, message_id, recipient_id, failed_at,
                                          received_at, error_code, error_title, error_message, error_details, digest)
@@ -112,7 +133,10 @@ impl Process {
             .spawn()?;
         let mut address = String::new();
         BufReader::new(child.stdout.take().expect("piped")).read_line(&mut address)?;
-        Ok(Self { child, address: address.trim().to_owned() })
+        Ok(Self {
+            child,
+            address: address.trim().to_owned(),
+        })
     }
 
     pub fn pid(&self) -> u32 {

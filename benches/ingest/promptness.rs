@@ -28,11 +28,31 @@ pub async fn measure(postgres: &Embedded, under_load: bool) -> Result<bool, Box<
     for sample in 0..SAMPLES {
         simulator.script(&node(sample), [Scenario::Available]);
     }
-    let settings = [("META_GRAPH_URL", simulator.url()), ("META_ACCESS_TOKEN", ACCESS_TOKEN.to_owned())];
-    let serve = Serve::start(&url, &settings.each_ref().map(|(name, value)| (*name, value.as_str())))?;
-    let mut load = Load::connect(&[&serve.webhook], 64, Kind::Failures { each: 1, accounts: 20 }).await?;
+    let settings = [
+        ("META_GRAPH_URL", simulator.url()),
+        ("META_ACCESS_TOKEN", ACCESS_TOKEN.to_owned()),
+    ];
+    let serve = Serve::start(
+        &url,
+        &settings
+            .each_ref()
+            .map(|(name, value)| (*name, value.as_str())),
+    )?;
+    let mut load = Load::connect(
+        &[&serve.webhook],
+        64,
+        Kind::Failures {
+            each: 1,
+            accounts: 20,
+        },
+    )
+    .await?;
     let whole = APART * u32::try_from(SAMPLES)?;
-    load.prepare(if under_load { 30_000 * usize::try_from(whole.as_secs() + 1)? } else { 0 });
+    load.prepare(if under_load {
+        30_000 * usize::try_from(whole.as_secs() + 1)?
+    } else {
+        0
+    });
     let (locked, sent) = tokio::join!(lock_accounts(&serve), load.turn(whole));
     let (locked, sent) = (locked?, sent?);
 
@@ -40,10 +60,15 @@ pub async fn measure(postgres: &Embedded, under_load: bool) -> Result<bool, Box<
     let deadline = Instant::now() + LATEST;
     for (sample, at) in locked.iter().enumerate() {
         let asked = loop {
-            let asked = simulator.requests().into_iter().find(|request| request.node_id == node(sample));
+            let asked = simulator
+                .requests()
+                .into_iter()
+                .find(|request| request.node_id == node(sample));
             match asked {
                 Some(request) => break request.at,
-                None if Instant::now() > deadline => return Err("an account was never looked up".into()),
+                None if Instant::now() > deadline => {
+                    return Err("an account was never looked up".into());
+                }
                 None => sleep(Duration::from_millis(10)).await,
             }
         };
@@ -67,7 +92,10 @@ fn node(sample: usize) -> String {
 fn elsewhere() -> Result<Simulator, Box<dyn Error>> {
     let (started, simulator) = std::sync::mpsc::channel();
     thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime");
         runtime.block_on(async {
             let _ = started.send(Simulator::start(ACCESS_TOKEN, APP_SECRET).await);
             std::future::pending::<()>().await;
@@ -83,7 +111,11 @@ async fn lock_accounts(serve: &Serve) -> Result<Vec<Instant>, Box<dyn Error>> {
     for sample in 0..SAMPLES {
         sleep(APART).await;
         let failure = StatusCallback::new().at(OffsetDateTime::now_utc());
-        let request = request(&failure.failed(&format!("30{sample:06}"), &node(sample), "wamid.first").into_body());
+        let request = request(
+            &failure
+                .failed(&format!("30{sample:06}"), &node(sample), "wamid.first")
+                .into_body(),
+        );
         locked.push(Instant::now());
         tokio::io::AsyncWriteExt::write_all(&mut stream, &request).await?;
         if read_status(&mut stream, &mut answer).await? != 200 {

@@ -40,14 +40,26 @@ enum Worker {
 
 impl Side {
     pub async fn start(postgres: &Embedded, setup: Setup) -> Result<Self, Box<dyn Error>> {
-        let Setup { what, kind, connections } = setup;
+        let Setup {
+            what,
+            kind,
+            connections,
+        } = setup;
         let url = create_database(postgres).await?;
-        let database = url.parse::<PgConnectOptions>()?.get_database().unwrap_or_default().to_owned();
+        let database = url
+            .parse::<PgConnectOptions>()?
+            .get_database()
+            .unwrap_or_default()
+            .to_owned();
         Database::parse(&url)?.migrate().await?;
         let mut db = PgConnection::connect(&url).await?;
         let (mut serves, mut peer) = (Vec::new(), None);
         match what {
-            What::Serve { processes, capture, rows_before } => {
+            What::Serve {
+                processes,
+                capture,
+                rows_before,
+            } => {
                 fill(&mut db, rows_before).await?;
                 for _ in 0..processes {
                     serves.push(Serve::start(&url, &[("LOCKWATCH_CAPTURE", capture)])?);
@@ -62,7 +74,11 @@ impl Side {
             }
             What::Sql => fill(&mut db, 1).await?,
         }
-        let pids = serves.iter().map(Serve::pid).chain(peer.as_ref().map(Process::pid)).collect();
+        let pids = serves
+            .iter()
+            .map(Serve::pid)
+            .chain(peer.as_ref().map(Process::pid))
+            .collect();
         let addresses: Vec<&str> = serves
             .iter()
             .map(|serve| serve.webhook.as_str())
@@ -70,11 +86,23 @@ impl Side {
             .collect();
         let worker = match what {
             What::Sql => Worker::Sql { db, next: 1 },
-            What::Serve { .. } | What::Peer(_) => Worker::Load(Load::connect(&addresses, connections, kind).await?),
+            What::Serve { .. } | What::Peer(_) => {
+                Worker::Load(Load::connect(&addresses, connections, kind).await?)
+            }
         };
         let rows_each = kind.rows().max(1);
         let (speeds, cpu) = (Vec::new(), [Duration::ZERO; 2]);
-        Ok(Self { worker, database, pids, rows_each, speeds, refused: 0, done: 0, cpu, _processes: (serves, peer) })
+        Ok(Self {
+            worker,
+            database,
+            pids,
+            rows_each,
+            speeds,
+            refused: 0,
+            done: 0,
+            cpu,
+            _processes: (serves, peer),
+        })
     }
 
     /// Works for a while; callbacks, or rows where there are many in one, per second.
@@ -128,19 +156,28 @@ impl Side {
 
     /// Microseconds of server + Postgres for each row or callback.
     pub fn cpu(&self) -> String {
-        let [server, postgres] = self.cpu.map(|time| time.as_micros() as f64 / self.done.max(1) as f64);
+        let [server, postgres] = self
+            .cpu
+            .map(|time| time.as_micros() as f64 / self.done.max(1) as f64);
         format!("{server:.0} + {postgres:.0}")
     }
 
     /// What our processes and this database's backends have used so far.
     fn cpu_time(&self) -> [Duration; 2] {
-        let backends = fs::read_dir("/proc").into_iter().flatten().filter_map(|entry| {
-            let pid = entry.ok()?.file_name().to_str()?.parse().ok()?;
-            let title = fs::read_to_string(format!("/proc/{pid}/cmdline")).ok()?;
-            (title.starts_with("postgres: ") && title.contains(&format!(" {} ", self.database))).then_some(pid)
-        });
+        let backends = fs::read_dir("/proc")
+            .into_iter()
+            .flatten()
+            .filter_map(|entry| {
+                let pid = entry.ok()?.file_name().to_str()?.parse().ok()?;
+                let title = fs::read_to_string(format!("/proc/{pid}/cmdline")).ok()?;
+                (title.starts_with("postgres: ") && title.contains(&format!(" {} ", self.database)))
+                    .then_some(pid)
+            });
         let time = |ticks: u64| Duration::from_millis(ticks * 10);
-        [time(self.pids.iter().copied().filter_map(ticks).sum()), time(backends.filter_map(ticks).sum())]
+        [
+            time(self.pids.iter().copied().filter_map(ticks).sum()),
+            time(backends.filter_map(ticks).sum()),
+        ]
     }
 }
 
@@ -157,7 +194,9 @@ pub async fn create_database(postgres: &Embedded) -> Result<String, Box<dyn Erro
     let name = format!("bench_{}", NEXT.fetch_add(1, Ordering::Relaxed));
     let options: PgConnectOptions = postgres.url().parse()?;
     let mut admin = PgConnection::connect_with(&options).await?;
-    sqlx::query(AssertSqlSafe(format!("create database {name}"))).execute(&mut admin).await?;
+    sqlx::query(AssertSqlSafe(format!("create database {name}")))
+        .execute(&mut admin)
+        .await?;
     admin.close().await?;
     Ok(options.database(&name).to_url_lossy().to_string())
 }
@@ -182,7 +221,11 @@ async fn fill(db: &mut PgConnection, rows: u64) -> Result<(), Box<dyn Error>> {
     }
     for first in (0..rows).step_by(100_000) {
         let last = rows.min(first + 100_000) - 1;
-        sqlx::query(INSERT).bind(i64::try_from(first)?).bind(i64::try_from(last)?).execute(&mut *db).await?;
+        sqlx::query(INSERT)
+            .bind(i64::try_from(first)?)
+            .bind(i64::try_from(last)?)
+            .execute(&mut *db)
+            .await?;
     }
     if rows > 1 {
         sqlx::raw_sql("vacuum analyze").execute(&mut *db).await?;
@@ -191,7 +234,11 @@ async fn fill(db: &mut PgConnection, rows: u64) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-async fn insert_for(db: &mut PgConnection, next: &mut u64, time: Duration) -> Result<(u64, Duration), Box<dyn Error>> {
+async fn insert_for(
+    db: &mut PgConnection,
+    next: &mut u64,
+    time: Duration,
+) -> Result<(u64, Duration), Box<dyn Error>> {
     let (started, mut rows) = (Instant::now(), 0);
     while started.elapsed() < time {
         sqlx::query(INSERT)

@@ -79,16 +79,34 @@ pub(super) struct ExportArgs {
 impl FilterArgs {
     /// Refuses what can only be a mistake.
     async fn filter(self, db: &Pool) -> Result<Filter, Failure> {
-        let Self { since, until, waba_id, incident, quarantined } = self;
-        if since.zip(until).is_some_and(|(since, until)| since >= until) {
+        let Self {
+            since,
+            until,
+            waba_id,
+            incident,
+            quarantined,
+        } = self;
+        if since
+            .zip(until)
+            .is_some_and(|(since, until)| since >= until)
+        {
             return Err(Failure::Usage("--since is not before --until".to_owned()));
         }
         if let Some(id) = incident
-            && bounded(incidents::find(db, id)).await.context("cannot read the incident")?.is_none()
+            && bounded(incidents::find(db, id))
+                .await
+                .context("cannot read the incident")?
+                .is_none()
         {
             return Err(anyhow!("there is no incident {id}").into());
         }
-        Ok(Filter { since, until, waba_id, incident, quarantined })
+        Ok(Filter {
+            since,
+            until,
+            waba_id,
+            incident,
+            quarantined,
+        })
     }
 }
 
@@ -122,18 +140,26 @@ async fn export(args: ExportArgs) -> Result<(), Failure> {
     let filter = args.filter.filter(&db).await?;
     let redaction = match args.redact {
         true => Some(Redaction::new(
-            &bounded(captures::pseudonym_key(&db)).await.context("cannot read the pseudonyms' key")?,
+            &bounded(captures::pseudonym_key(&db))
+                .await
+                .context("cannot read the pseudonyms' key")?,
         )),
         false => None,
     };
     let mut out = match args.out {
         Some(folder) => {
-            fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+            fs::create_dir_all(&folder)
+                .with_context(|| format!("cannot create {}", folder.display()))?;
             Out::Folder(folder)
         }
         None => Out::Lines(BufWriter::new(io::stdout())),
     };
-    let mut reader = Reader { db, filter, after: None, ahead: Vec::new() };
+    let mut reader = Reader {
+        db,
+        filter,
+        after: None,
+        ahead: Vec::new(),
+    };
     let mut exported = 0_u64;
     loop {
         let page = reader.next().await.context("cannot read captures")?;
@@ -170,7 +196,8 @@ impl Reader {
     async fn next(&mut self) -> Result<Vec<Capture>, StoreError> {
         loop {
             if self.ahead.is_empty() {
-                self.ahead = bounded(captures::find(&self.db, &self.filter, self.after, AHEAD)).await?;
+                self.ahead =
+                    bounded(captures::find(&self.db, &self.filter, self.after, AHEAD)).await?;
             }
             let Some(last) = self.ahead.last().copied() else {
                 return Ok(Vec::new());
@@ -179,7 +206,8 @@ impl Reader {
             // Those that are gone meanwhile are not waited for.
             let read = page.last().map_or(last, |(position, _)| *position);
             self.after = Some(read);
-            self.ahead.drain(..self.ahead.partition_point(|position| *position <= read));
+            self.ahead
+                .drain(..self.ahead.partition_point(|position| *position <= read));
             if !page.is_empty() {
                 return Ok(page.into_iter().map(|(_, capture)| capture).collect());
             }
@@ -199,7 +227,8 @@ impl Out {
             Self::Lines(out) => Ok(out.write_all(line.as_bytes())?),
             Self::Folder(folder) => {
                 let path = folder.join(capture.file_name());
-                Ok(fs::write(&path, line).with_context(|| format!("cannot write {}", path.display()))?)
+                Ok(fs::write(&path, line)
+                    .with_context(|| format!("cannot write {}", path.display()))?)
             }
         }
     }

@@ -15,18 +15,32 @@ pub(super) fn columns(width: usize) -> usize {
 
 /// Failures as bars, then when what happened, then a lane for each number.
 pub(super) fn timeline(incident: &Incident, timeline: &Timeline) -> String {
-    let mut lines = vec![row("failures", &bars(&timeline.failures)), row("", &events(incident, timeline))];
-    lines.extend(
-        timeline
-            .lanes
-            .iter()
-            .map(|lane| row(lane.name(), &lane.health.iter().map(|health| cell(*health)).collect::<String>())),
-    );
+    let mut lines = vec![
+        row("failures", &bars(&timeline.failures)),
+        row("", &events(incident, timeline)),
+    ];
+    lines.extend(timeline.lanes.iter().map(|lane| {
+        row(
+            lane.name(),
+            &lane
+                .health
+                .iter()
+                .map(|health| cell(*health))
+                .collect::<String>(),
+        )
+    }));
     if timeline.more > 0 {
-        lines.push(row("", &count(timeline.more, "more number", "more numbers")));
+        lines.push(row(
+            "",
+            &count(timeline.more, "more number", "more numbers"),
+        ));
     }
     let each = duration(timeline.bins.width);
-    let most = count(i64::try_from(timeline.most_failures()).unwrap_or(i64::MAX), "failure", "failures");
+    let most = count(
+        i64::try_from(timeline.most_failures()).unwrap_or(i64::MAX),
+        "failure",
+        "failures",
+    );
     lines.push(hanging(
         "  ",
         "  ",
@@ -56,17 +70,22 @@ fn row(name: &str, columns: &str) -> String {
 fn bars(failures: &[u64]) -> String {
     const BLOCKS: [char; 9] = [' ', '▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
     let most = failures.iter().max().copied().unwrap_or_default().max(1);
-    let bars: String =
-        failures.iter().map(|n| BLOCKS[usize::try_from((n * 8).div_ceil(most)).unwrap_or(8).min(8)]).collect();
+    let bars: String = failures
+        .iter()
+        .map(|n| BLOCKS[usize::try_from((n * 8).div_ceil(most)).unwrap_or(8).min(8)])
+        .collect();
     format!("{RED}{bars}{RED:#}")
 }
 
 fn events(incident: &Incident, timeline: &Timeline) -> String {
-    let mut events: Vec<_> =
-        [(Some(incident.opened_at), 'o'), (incident.cause_recorded_at, 'c'), (incident.resolved_at, 'r')]
-            .into_iter()
-            .filter_map(|(at, sign)| Some((at?, sign)))
-            .collect();
+    let mut events: Vec<_> = [
+        (Some(incident.opened_at), 'o'),
+        (incident.cause_recorded_at, 'c'),
+        (incident.resolved_at, 'r'),
+    ]
+    .into_iter()
+    .filter_map(|(at, sign)| Some((at?, sign)))
+    .collect();
     events.sort();
     let mut columns: Vec<char> = Vec::new();
     for (at, sign) in events {
@@ -75,11 +94,16 @@ fn events(incident: &Incident, timeline: &Timeline) -> String {
         columns.resize(columns.len().max(column.min(timeline.bins.count - 1)), ' ');
         columns.push(sign);
     }
-    format!("{BOLD}{}{BOLD:#}", columns.into_iter().collect::<String>().trim_end())
+    format!(
+        "{BOLD}{}{BOLD:#}",
+        columns.into_iter().collect::<String>().trim_end()
+    )
 }
 
 fn cell(health: Option<Health>) -> String {
-    let Some(health) = health else { return " ".to_owned() };
+    let Some(health) = health else {
+        return " ".to_owned();
+    };
     let style = match health {
         Health::Available => GREEN,
         Health::Limited => YELLOW,

@@ -32,10 +32,15 @@ pub(super) struct CheckArgs {
 pub(super) async fn run(args: CheckArgs) -> Result<(), Failure> {
     let graph = args.graph.graph(&app_secrets()?)?;
     if !graph.has_tokens() {
-        return Err(Failure::Usage("META_ACCESS_TOKEN is not set: a system user's token of your Meta business".into()));
+        return Err(Failure::Usage(
+            "META_ACCESS_TOKEN is not set: a system user's token of your Meta business".into(),
+        ));
     }
     if !args.node_id.bytes().all(|byte| byte.is_ascii_digit()) {
-        return Err(Failure::Usage(format!("{:?} is not a node id: those have digits only", args.node_id)));
+        return Err(Failure::Usage(format!(
+            "{:?} is not a node id: those have digits only",
+            args.node_id
+        )));
     }
     let waba_id = args.waba_id.as_deref().unwrap_or(&args.node_id);
     let check = graph.look_up(waba_id, &args.node_id).await;
@@ -45,7 +50,12 @@ pub(super) async fn run(args: CheckArgs) -> Result<(), Failure> {
         Answer::NoHealth | Answer::Refused(_) => trouble.clone().map(Finding::Denied),
         Answer::Throttled { .. } | Answer::NotAsked(_) | Answer::Unreachable(_) => None,
     };
-    let cause = finding.and_then(|finding| derive(&[Evidence { check_id: 0, finding }]));
+    let cause = finding.and_then(|finding| {
+        derive(&[Evidence {
+            check_id: 0,
+            finding,
+        }])
+    });
     if args.json {
         print_json(&args.node_id, &check, cause.as_ref(), trouble.as_deref())?;
     } else {
@@ -53,33 +63,56 @@ pub(super) async fn run(args: CheckArgs) -> Result<(), Failure> {
     }
     match check.answer {
         Answer::NotAsked(_) | Answer::Unreachable(_) => Err(Failure::Told),
-        Answer::Health(_) | Answer::NoHealth | Answer::Refused(_) | Answer::Throttled { .. } => Ok(()),
+        Answer::Health(_) | Answer::NoHealth | Answer::Refused(_) | Answer::Throttled { .. } => {
+            Ok(())
+        }
     }
 }
 
-fn print_text(node_id: &str, check: &Check, cause: Option<&Cause>, error: Option<&str>) -> io::Result<()> {
+fn print_text(
+    node_id: &str,
+    check: &Check,
+    cause: Option<&Cause>,
+    error: Option<&str>,
+) -> io::Result<()> {
     if let Some(entities) = check.answer.entities() {
         say(render::entities(entities))?;
     }
     match cause {
         Some(cause) => {
             let healthy = cause.kind == LockoutCause::Unreported;
-            say(render::heading(if healthy { "Meta reports no restriction" } else { "Cause" }))?;
+            say(render::heading(if healthy {
+                "Meta reports no restriction"
+            } else {
+                "Cause"
+            }))?;
             if !healthy {
                 say(format_args!("  {}", cause.kind))?;
                 say(render::paragraph("  ", &cause.summary))?;
             }
-            say(render::heading(if healthy { "If messages fail with 131031 all the same" } else { "Next steps" }))?;
+            say(render::heading(if healthy {
+                "If messages fail with 131031 all the same"
+            } else {
+                "Next steps"
+            }))?;
             for step in next_steps(cause.kind, cause.possible_solution.as_deref()) {
                 say(render::step("  ", &step))?;
             }
         }
-        None => anstream::eprintln!("lockwatch: no answer about {node_id}: {}", error.unwrap_or_default()),
+        None => anstream::eprintln!(
+            "lockwatch: no answer about {node_id}: {}",
+            error.unwrap_or_default()
+        ),
     }
     Ok(())
 }
 
-fn print_json(node_id: &str, check: &Check, cause: Option<&Cause>, error: Option<&str>) -> io::Result<()> {
+fn print_json(
+    node_id: &str,
+    check: &Check,
+    cause: Option<&Cause>,
+    error: Option<&str>,
+) -> io::Result<()> {
     let entities = check.answer.entities();
     let object = json!({
         "node_id": node_id,

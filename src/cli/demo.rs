@@ -55,7 +55,12 @@ struct Account {
 }
 
 fn accounts() -> [Account; 6] {
-    let account = |waba_id, numbers, meta_says, expected| Account { waba_id, numbers, meta_says, expected };
+    let account = |waba_id, numbers, meta_says, expected| Account {
+        waba_id,
+        numbers,
+        meta_says,
+        expected,
+    };
     [
         account(
             "102290129340398",
@@ -63,20 +68,49 @@ fn accounts() -> [Account; 6] {
             Scenario::Payment,
             LockoutCause::Payment,
         ),
-        account("104996122399160", &[("110200345501442", 4)], Scenario::Policy, LockoutCause::PolicyViolation),
-        account("113045678901234", &[("118620431337001", 1)], Scenario::Unverified, LockoutCause::BusinessVerification),
-        account("509467322246054", &[("520516084470925", 2)], Scenario::DisplayName, LockoutCause::OtherRestriction),
-        account("215589313241560", &[("224701234567890", 6)], Scenario::Available, LockoutCause::Unreported),
-        account("330119876543210", &[("341200987654321", 1)], Scenario::ExpiredToken, LockoutCause::LookupDenied),
+        account(
+            "104996122399160",
+            &[("110200345501442", 4)],
+            Scenario::Policy,
+            LockoutCause::PolicyViolation,
+        ),
+        account(
+            "113045678901234",
+            &[("118620431337001", 1)],
+            Scenario::Unverified,
+            LockoutCause::BusinessVerification,
+        ),
+        account(
+            "509467322246054",
+            &[("520516084470925", 2)],
+            Scenario::DisplayName,
+            LockoutCause::OtherRestriction,
+        ),
+        account(
+            "215589313241560",
+            &[("224701234567890", 6)],
+            Scenario::Available,
+            LockoutCause::Unreported,
+        ),
+        account(
+            "330119876543210",
+            &[("341200987654321", 1)],
+            Scenario::ExpiredToken,
+            LockoutCause::LookupDenied,
+        ),
     ]
 }
 
 pub(super) async fn run(args: DemoArgs) -> Result<(), Failure> {
     start_log(LogFormat::Text, "error")?;
     let mut stop = StopSignals::install()?;
-    say(format_args!("{BOLD}Lockwatch demo{BOLD:#}: Meta locks six WhatsApp accounts, and you learn why.\n"))?;
+    say(format_args!(
+        "{BOLD}Lockwatch demo{BOLD:#}: Meta locks six WhatsApp accounts, and you learn why.\n"
+    ))?;
     let started = Instant::now();
-    let start = move |stop: &CancellationToken| Embedded::start_temporary(args.pg_bin_dir.as_deref(), true, stop);
+    let start = move |stop: &CancellationToken| {
+        Embedded::start_temporary(args.pg_bin_dir.as_deref(), true, stop)
+    };
     let Some(embedded) = stop.start_postgres(start).await? else {
         return Ok(());
     };
@@ -100,7 +134,9 @@ struct Demo {
 
 impl Demo {
     async fn start(started: Instant, embedded: Embedded) -> anyhow::Result<Self> {
-        let simulator = Simulator::start(ACCESS_TOKEN, APP_SECRET).await.context("the simulated Meta")?;
+        let simulator = Simulator::start(ACCESS_TOKEN, APP_SECRET)
+            .await
+            .context("the simulated Meta")?;
         let database = Database::parse(&embedded.url())?;
         database.migrate().await?;
         let app_secrets = vec![SecretString::from(APP_SECRET)];
@@ -124,12 +160,24 @@ impl Demo {
             retention: Duration::from_secs(90 * 24 * 3600),
         };
         let service = Service::start(settings).await?;
-        Ok(Self { started, embedded, simulator, service, db: database.pool() })
+        Ok(Self {
+            started,
+            embedded,
+            simulator,
+            service,
+            db: database.pool(),
+        })
     }
 
     fn introduce(&self) -> io::Result<()> {
         for (what, is) in [
-            ("database", format!("PostgreSQL {} of its own, removed in the end", self.embedded.version())),
+            (
+                "database",
+                format!(
+                    "PostgreSQL {} of its own, removed in the end",
+                    self.embedded.version()
+                ),
+            ),
             ("Meta", format!("simulated on {}", self.simulator.url())),
             ("webhook", self.webhook()),
             ("dashboard", self.dashboard()),
@@ -159,14 +207,24 @@ impl Demo {
         let mut watch = Watch::default();
         self.post_callbacks(&mut watch).await?;
         let deadline = Instant::now() + PATIENCE;
-        while !watch.tell(self).await?.iter().all(|incident| incident.cause != "pending") {
+        while !watch
+            .tell(self)
+            .await?
+            .iter()
+            .all(|incident| incident.cause != "pending")
+        {
             if Instant::now() > deadline {
-                bail!("Meta's answers did not all come within {} s", PATIENCE.as_secs());
+                bail!(
+                    "Meta's answers did not all come within {} s",
+                    PATIENCE.as_secs()
+                );
             }
             sleep(POLL).await;
         }
         let verdict = self.verify(&watch.tell(self).await?);
-        let mut reports = report::incidents(&self.db, &Filter::default(), 100).await?.data;
+        let mut reports = report::incidents(&self.db, &Filter::default(), 100)
+            .await?
+            .data;
         reports.reverse();
         print_table(&reports)?;
         if stay {
@@ -205,13 +263,29 @@ impl Demo {
             (&[f], ""),
         ] {
             let body = compose(accounts);
-            let failures: u32 = accounts.iter().flat_map(|account| account.numbers).map(|(_, n)| n).sum();
+            let failures: u32 = accounts
+                .iter()
+                .flat_map(|account| account.numbers)
+                .map(|(_, n)| n)
+                .sum();
             let signed = sign(APP_SECRET, &body);
-            let answer = client.post(self.webhook()).header(signature::HEADER, signed).body(body).send().await?;
+            let answer = client
+                .post(self.webhook())
+                .header(signature::HEADER, signed)
+                .body(body)
+                .send()
+                .await?;
             let status = answer.status().as_u16();
-            let note = if note.is_empty() { String::new() } else { format!("  {DIM}{note}{DIM:#}") };
+            let note = if note.is_empty() {
+                String::new()
+            } else {
+                format!("  {DIM}{note}{DIM:#}")
+            };
             let failed = count(failures.into(), "failed delivery", "failed deliveries");
-            self.line("callback", format_args!("{GREEN}{status}{GREEN:#}  {failed}{note}"))?;
+            self.line(
+                "callback",
+                format_args!("{GREEN}{status}{GREEN:#}  {failed}{note}"),
+            )?;
             watch.tell(self).await?;
         }
         Ok(())
@@ -225,9 +299,14 @@ impl Demo {
     fn verify(&self, found: &[Incident]) -> anyhow::Result<()> {
         for account in accounts() {
             let failures: u32 = account.numbers.iter().map(|(_, n)| n).sum();
-            let incident = found.iter().find(|incident| incident.waba_id == account.waba_id);
-            let incident = incident.with_context(|| format!("account {} has no incident", account.waba_id))?;
-            if incident.cause != account.expected.as_str() || incident.failure_count != i64::from(failures) {
+            let incident = found
+                .iter()
+                .find(|incident| incident.waba_id == account.waba_id);
+            let incident =
+                incident.with_context(|| format!("account {} has no incident", account.waba_id))?;
+            if incident.cause != account.expected.as_str()
+                || incident.failure_count != i64::from(failures)
+            {
                 bail!(
                     "account {}: expected {failures} failures by {}, found {} by {}",
                     account.waba_id,
@@ -237,7 +316,9 @@ impl Demo {
                 );
             }
         }
-        say(format_args!("{GREEN}Six accounts, six incidents, each with its cause.{GREEN:#}"))?;
+        say(format_args!(
+            "{GREEN}Six accounts, six incidents, each with its cause.{GREEN:#}"
+        ))?;
         Ok(())
     }
 
@@ -246,20 +327,42 @@ impl Demo {
         let body = r#"{"entry": [{"id": "102290129340398", "changes": [{"value": {
   "metadata": {"phone_number_id": "106540352242922"},
   "statuses": [{"id": "wamid.mine", "status": "failed", "errors": [{"code": 131031}]}]}}]}]}"#;
-        say(render::heading("It stays up until Ctrl-C. Look at it in a browser:"))?;
+        say(render::heading(
+            "It stays up until Ctrl-C. Look at it in a browser:",
+        ))?;
         say(format_args!("\n{}", self.dashboard()))?;
-        say(render::heading("Send a failure yourself, and watch it arrive:"))?;
+        say(render::heading(
+            "Send a failure yourself, and watch it arrive:",
+        ))?;
         say(format_args!("\ncurl -i {} \\", self.webhook()))?;
-        say(format_args!("-H 'X-Hub-Signature-256: {}' \\", sign(APP_SECRET, body.as_bytes())))?;
+        say(format_args!(
+            "-H 'X-Hub-Signature-256: {}' \\",
+            sign(APP_SECRET, body.as_bytes())
+        ))?;
         say(format_args!("--data-binary '{body}'"))?;
         say(render::heading("Ask the API, or the tables:"))?;
-        say(format_args!("\ncurl {}api/v1/incidents/1", self.dashboard()))?;
+        say(format_args!(
+            "\ncurl {}api/v1/incidents/1",
+            self.dashboard()
+        ))?;
         say(format_args!("psql '{}' \\", self.embedded.url()))?;
-        say(format_args!("-c 'select id, waba_id, failure_count, cause from incidents'"))?;
-        let program = std::env::args().next().unwrap_or_else(|| "lockwatch".to_owned());
-        say(render::heading("Or export what was kept, byte for byte, and play it back (here it changes nothing):"))?;
-        say(format_args!("\nDATABASE_URL='{}' {program} captures export > demo.jsonl", self.embedded.url()))?;
-        say(format_args!("META_APP_SECRET={APP_SECRET} {program} replay demo.jsonl --to {}\n", self.webhook()))
+        say(format_args!(
+            "-c 'select id, waba_id, failure_count, cause from incidents'"
+        ))?;
+        let program = std::env::args()
+            .next()
+            .unwrap_or_else(|| "lockwatch".to_owned());
+        say(render::heading(
+            "Or export what was kept, byte for byte, and play it back (here it changes nothing):",
+        ))?;
+        say(format_args!(
+            "\nDATABASE_URL='{}' {program} captures export > demo.jsonl",
+            self.embedded.url()
+        ))?;
+        say(format_args!(
+            "META_APP_SECRET={APP_SECRET} {program} replay demo.jsonl --to {}\n",
+            self.webhook()
+        ))
     }
 }
 
@@ -276,19 +379,35 @@ impl Watch {
         for incident in &incidents {
             let (id, account) = (incident.id, &incident.waba_id);
             let failures = incident.failure_count;
-            let (told_failures, told_cause) =
-                self.told.insert(id, (failures, incident.cause.clone())).unwrap_or((0, "pending".to_owned()));
+            let (told_failures, told_cause) = self
+                .told
+                .insert(id, (failures, incident.cause.clone()))
+                .unwrap_or((0, "pending".to_owned()));
             if told_failures == 0 {
-                let affected =
-                    incidents::numbers(&demo.db, &[id], 1).await?.remove(&id).map_or(0, |numbers| numbers.count);
+                let affected = incidents::numbers(&demo.db, &[id], 1)
+                    .await?
+                    .remove(&id)
+                    .map_or(0, |numbers| numbers.count);
                 let failed = count(failures, "failure", "failures");
                 let numbers = count(affected, "number", "numbers");
-                demo.line("locked", format_args!("{RED}{account}{RED:#}  incident {id}: {failed} on {numbers}"))?;
+                demo.line(
+                    "locked",
+                    format_args!("{RED}{account}{RED:#}  incident {id}: {failed} on {numbers}"),
+                )?;
             } else if told_failures != failures {
-                demo.line("locked", format_args!("{RED}{account}{RED:#}  incident {id}: {failures} failures now"))?;
+                demo.line(
+                    "locked",
+                    format_args!("{RED}{account}{RED:#}  incident {id}: {failures} failures now"),
+                )?;
             }
             if told_cause != incident.cause {
-                demo.line("cause", format_args!("{YELLOW}{account}{YELLOW:#}  {BOLD}{}{BOLD:#}", incident.cause))?;
+                demo.line(
+                    "cause",
+                    format_args!(
+                        "{YELLOW}{account}{YELLOW:#}  {BOLD}{}{BOLD:#}",
+                        incident.cause
+                    ),
+                )?;
             }
         }
         Ok(incidents)
@@ -296,13 +415,31 @@ impl Watch {
 }
 
 fn print_table(reports: &[IncidentReport]) -> io::Result<()> {
-    say(format_args!("\n{BOLD} ID  ACCOUNT          STATE  FAILURES  CAUSE{BOLD:#}"))?;
-    for IncidentReport { incident, next_steps, .. } in reports {
-        let Incident { id, waba_id, failure_count, cause, .. } = incident;
+    say(format_args!(
+        "\n{BOLD} ID  ACCOUNT          STATE  FAILURES  CAUSE{BOLD:#}"
+    ))?;
+    for IncidentReport {
+        incident,
+        next_steps,
+        ..
+    } in reports
+    {
+        let Incident {
+            id,
+            waba_id,
+            failure_count,
+            cause,
+            ..
+        } = incident;
         let state = state(incident);
-        say(format_args!("{id:>3}  {waba_id:<15}  {RED}{state:<5}{RED:#}  {failure_count:>8}  {BOLD}{cause}{BOLD:#}"))?;
+        say(format_args!(
+            "{id:>3}  {waba_id:<15}  {RED}{state:<5}{RED:#}  {failure_count:>8}  {BOLD}{cause}{BOLD:#}"
+        ))?;
         let summary = incident.cause_summary.as_deref().unwrap_or_default();
-        say(format_args!("{DIM}{}{DIM:#}", render::paragraph("     ", summary)))?;
+        say(format_args!(
+            "{DIM}{}{DIM:#}",
+            render::paragraph("     ", summary)
+        ))?;
         for step in next_steps {
             say(render::step("     ", step))?;
         }

@@ -29,8 +29,15 @@ pub(super) async fn run(args: HealthcheckArgs) -> Result<(), Failure> {
 }
 
 async fn ask(url: &str) -> anyhow::Result<()> {
-    let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(5)).build()?;
-    let answer = client.get(url).send().await.with_context(|| format!("no answer from {url}"))?;
+    let client = reqwest::Client::builder()
+        .no_proxy()
+        .timeout(Duration::from_secs(5))
+        .build()?;
+    let answer = client
+        .get(url)
+        .send()
+        .await
+        .with_context(|| format!("no answer from {url}"))?;
     let status = answer.status();
     let text = answer.text().await.unwrap_or_default();
     if !status.is_success() {

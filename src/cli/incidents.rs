@@ -28,7 +28,12 @@ pub(super) enum IncidentsCommand {
 #[derive(Debug, Args)]
 pub(super) struct ListArgs {
     /// Which incidents
-    #[arg(long, default_value = "all", hide_possible_values = true, value_name = "open|resolved|all")]
+    #[arg(
+        long,
+        default_value = "all",
+        hide_possible_values = true,
+        value_name = "open|resolved|all"
+    )]
     state: State,
     /// Of this account
     #[arg(long, value_name = "ID")]
@@ -95,15 +100,37 @@ pub(super) async fn run(command: IncidentsCommand) -> Result<(), Failure> {
 }
 
 async fn list(args: ListArgs) -> Result<(), Failure> {
-    let ListArgs { state, waba_id, cause, since, until, limit, format, data } = args;
-    if since.zip(until).is_some_and(|(since, until)| since >= until) {
+    let ListArgs {
+        state,
+        waba_id,
+        cause,
+        since,
+        until,
+        limit,
+        format,
+        data,
+    } = args;
+    if since
+        .zip(until)
+        .is_some_and(|(since, until)| since >= until)
+    {
         return Err(Failure::Usage("--since is not before --until".to_owned()));
     }
     let db = connect(&data).await?;
-    let is_filtered = state != State::All || [&waba_id, &cause].iter().any(|filter| filter.is_some());
+    let is_filtered =
+        state != State::All || [&waba_id, &cause].iter().any(|filter| filter.is_some());
     let is_filtered = is_filtered || since.is_some() || until.is_some();
-    let filter = Filter { state, waba_id, cause, since, until, ..Filter::default() };
-    let page = report::incidents(&db, &filter, limit).await.context("cannot list incidents")?;
+    let filter = Filter {
+        state,
+        waba_id,
+        cause,
+        since,
+        until,
+        ..Filter::default()
+    };
+    let page = report::incidents(&db, &filter, limit)
+        .await
+        .context("cannot list incidents")?;
     if format.json {
         say(format_args!("{:#}", json!(page.data)))?;
     } else if format.csv {
@@ -111,7 +138,9 @@ async fn list(args: ListArgs) -> Result<(), Failure> {
     } else if page.data.is_empty() && is_filtered {
         anstream::eprintln!("No such incidents.");
     } else if page.data.is_empty() {
-        anstream::eprintln!("No incidents. That is good news, if callbacks arrive: see the README's set-up.");
+        anstream::eprintln!(
+            "No incidents. That is good news, if callbacks arrive: see the README's set-up."
+        );
     } else {
         say(render::incidents(&page.data))?;
     }
@@ -123,7 +152,9 @@ async fn list(args: ListArgs) -> Result<(), Failure> {
 
 async fn show(args: ShowArgs) -> Result<(), Failure> {
     let db = connect(&args.data).await?;
-    let report = report::incident(&db, args.id).await.context("cannot read the incident")?;
+    let report = report::incident(&db, args.id)
+        .await
+        .context("cannot read the incident")?;
     let report = report.ok_or_else(|| anyhow!("there is no incident {}", args.id))?;
     if args.format.json {
         return Ok(say(format_args!("{:#}", json!(report)))?);
@@ -131,25 +162,36 @@ async fn show(args: ShowArgs) -> Result<(), Failure> {
     if args.format.csv {
         return print_csv(&[report]);
     }
-    let checks = report::checks(&db, args.id, None, CHECKS).await.context("cannot read its checks")?;
+    let checks = report::checks(&db, args.id, None, CHECKS)
+        .await
+        .context("cannot read its checks")?;
     let columns = chart::columns(render::width());
-    let timeline = timeline(&db, &report, OffsetDateTime::now_utc(), columns).await.context("cannot draw it")?;
+    let timeline = timeline(&db, &report, OffsetDateTime::now_utc(), columns)
+        .await
+        .context("cannot draw it")?;
     say(render::incident(&report))?;
     say(render::heading("Timeline"))?;
     say(chart::timeline(&report.incident, &timeline))?;
     say(render::heading("Affected numbers"))?;
     say(render::numbers(&report, NUMBERS))?;
     say(render::heading("Latest health checks"))?;
-    say(render::checks(&checks.map_or_else(Vec::new, |page| page.data)))?;
+    say(render::checks(
+        &checks.map_or_else(Vec::new, |page| page.data),
+    ))?;
     Ok(())
 }
 
 async fn resolve(args: ResolveArgs) -> Result<(), Failure> {
-    let note = Note::parse(args.note.as_deref()).map_err(|error| Failure::Usage(format!("--note: {error}")))?;
+    let note = Note::parse(args.note.as_deref())
+        .map_err(|error| Failure::Usage(format!("--note: {error}")))?;
     let db = connect(&args.data).await?;
-    let resolved = bounded(incidents::resolve(&db, args.id, note.as_str())).await.context("cannot resolve it")?;
+    let resolved = bounded(incidents::resolve(&db, args.id, note.as_str()))
+        .await
+        .context("cannot resolve it")?;
     match resolved {
-        Resolved::Now(waba_id) => anstream::eprintln!("Incident {} of account {waba_id} is resolved.", args.id),
+        Resolved::Now(waba_id) => {
+            anstream::eprintln!("Incident {} of account {waba_id} is resolved.", args.id)
+        }
         Resolved::Before => return Err(anyhow!("incident {} was resolved before", args.id).into()),
         Resolved::Unknown => return Err(anyhow!("there is no incident {}", args.id).into()),
     }

@@ -14,7 +14,10 @@ pub(super) struct MigrateArgs {
 
 pub(super) async fn run(args: MigrateArgs) -> Result<(), Failure> {
     let database = database(&args.data)?;
-    database.migrate().await.with_context(|| format!("cannot migrate {}", database.location()))?;
+    database
+        .migrate()
+        .await
+        .with_context(|| format!("cannot migrate {}", database.location()))?;
     anstream::eprintln!("The tables are up to date: {}", database.location());
     Ok(())
 }

@@ -110,7 +110,11 @@ pub fn main() -> ExitCode {
     };
     let runtime = match Runtime::new() {
         Ok(runtime) => runtime,
-        Err(error) => return report(Failure::Failed(anyhow::Error::new(error).context("cannot start"))),
+        Err(error) => {
+            return report(Failure::Failed(
+                anyhow::Error::new(error).context("cannot start"),
+            ));
+        }
     };
     let ended = runtime.block_on(async {
         match cli.command {
@@ -159,11 +163,23 @@ fn report(failure: Failure) -> ExitCode {
 
 /// A wrong value is one line; help and wrong words are clap's to print.
 fn usage(error: &clap::Error) -> ExitCode {
-    if matches!(error.kind(), ErrorKind::ValueValidation | ErrorKind::InvalidValue) {
+    if matches!(
+        error.kind(),
+        ErrorKind::ValueValidation | ErrorKind::InvalidValue
+    ) {
         let text = error.to_string();
-        let first: Vec<&str> = text.lines().take_while(|line| !line.trim().is_empty()).map(str::trim).collect();
-        let variable = variable(error).map(|name| format!("{name}: ")).unwrap_or_default();
-        return report(Failure::Usage(format!("{variable}{}", first.join(" ").trim_start_matches("error: "))));
+        let first: Vec<&str> = text
+            .lines()
+            .take_while(|line| !line.trim().is_empty())
+            .map(str::trim)
+            .collect();
+        let variable = variable(error)
+            .map(|name| format!("{name}: "))
+            .unwrap_or_default();
+        return report(Failure::Usage(format!(
+            "{variable}{}",
+            first.join(" ").trim_start_matches("error: ")
+        )));
     }
     let _ = error.print();
     ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
@@ -176,17 +192,26 @@ fn variable(error: &clap::Error) -> Option<String> {
     };
     let long = flag.strip_prefix("--")?.split(' ').next()?;
     let command = Cli::command();
-    let mut arguments = command.get_subcommands().flat_map(clap::Command::get_arguments);
-    let variable = arguments.find(|argument| argument.get_long() == Some(long))?.get_env()?;
+    let mut arguments = command
+        .get_subcommands()
+        .flat_map(clap::Command::get_arguments);
+    let variable = arguments
+        .find(|argument| argument.get_long() == Some(long))?
+        .get_env()?;
     Some(variable.to_string_lossy().into_owned())
 }
 
 /// Starts the log on stderr. `default` holds where RUST_LOG says nothing.
 fn start_log(format: LogFormat, default: &str) -> Result<(), Failure> {
-    let directives = std::env::var("RUST_LOG").ok().filter(|text| !text.is_empty());
+    let directives = std::env::var("RUST_LOG")
+        .ok()
+        .filter(|text| !text.is_empty());
     let filter = log_filter(directives.as_deref().unwrap_or(default))?;
     // A log that cannot be written, for a full disk or a collector that died, stops nothing.
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(stderr).log_internal_errors(false);
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(stderr)
+        .log_internal_errors(false);
     let log = log.with_target(false);
     match format {
         LogFormat::Text => log.with_ansi(stderr().is_terminal()).init(),
@@ -198,11 +223,22 @@ fn start_log(format: LogFormat, default: &str) -> Result<(), Failure> {
 /// A misspelt level would be taken for the name of some module, and silence all others.
 fn log_filter(directives: &str) -> Result<EnvFilter, Failure> {
     const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
-    let is_known = |word: &str| word.contains(['=', ':', '[']) || LEVELS.contains(&word.to_lowercase().as_str());
+    let is_known = |word: &str| {
+        word.contains(['=', ':', '[']) || LEVELS.contains(&word.to_lowercase().as_str())
+    };
     let filter = EnvFilter::try_new(directives).ok();
-    filter.filter(|_| directives.split(',').all(|directive| is_known(directive.trim()))).ok_or_else(|| {
-        Failure::Usage(format!("RUST_LOG {directives:?} is neither a level ({}) nor module=level", LEVELS.join(", ")))
-    })
+    filter
+        .filter(|_| {
+            directives
+                .split(',')
+                .all(|directive| is_known(directive.trim()))
+        })
+        .ok_or_else(|| {
+            Failure::Usage(format!(
+                "RUST_LOG {directives:?} is neither a level ({}) nor module=level",
+                LEVELS.join(", ")
+            ))
+        })
 }
 
 /// Writes a line to stdout, in colours if that is a terminal.
@@ -221,7 +257,9 @@ fn database(args: &DataArgs) -> Result<Database, Failure> {
         let folder = folder.display();
         return Err(Failure::Failed(match opened {
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                anyhow::anyhow!("{folder} may only be read by the user who runs lockwatch serve: be that user")
+                anyhow::anyhow!(
+                    "{folder} may only be read by the user who runs lockwatch serve: be that user"
+                )
             }
             _ => anyhow::anyhow!(
                 "no database: DATABASE_URL is not set, and no lockwatch serve runs on {folder}; start one, or set it"
@@ -240,10 +278,17 @@ async fn connect(args: &DataArgs) -> Result<Pool, Failure> {
 async fn ready_database(args: &DataArgs) -> Result<Database, Failure> {
     let database = database(args)?;
     let location = database.location();
-    database.reach().await.with_context(|| format!("cannot reach the database at {location}"))?;
+    database
+        .reach()
+        .await
+        .with_context(|| format!("cannot reach the database at {location}"))?;
     let readiness = bounded(readiness(&database.pool())).await;
-    if readiness.with_context(|| format!("cannot use the database at {location}"))? == Readiness::Unmigrated {
-        let error = anyhow::anyhow!("the database at {location} lacks this version's tables: run lockwatch migrate");
+    if readiness.with_context(|| format!("cannot use the database at {location}"))?
+        == Readiness::Unmigrated
+    {
+        let error = anyhow::anyhow!(
+            "the database at {location} lacks this version's tables: run lockwatch migrate"
+        );
         return Err(Failure::Failed(error));
     }
     Ok(database)

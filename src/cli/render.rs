@@ -25,8 +25,13 @@ pub(super) const YELLOW: Style = Style::new().fg_color(Some(Color::Ansi(AnsiColo
 
 /// How many columns there are.
 pub(super) fn width() -> usize {
-    let terminal = stdout().is_terminal().then(|| rustix::termios::tcgetwinsize(stdout()).ok()).flatten();
-    terminal.map_or(WIDEST, |size| usize::from(size.ws_col)).clamp(NARROWEST, WIDEST)
+    let terminal = stdout()
+        .is_terminal()
+        .then(|| rustix::termios::tcgetwinsize(stdout()).ok())
+        .flatten();
+    terminal
+        .map_or(WIDEST, |size| usize::from(size.ws_col))
+        .clamp(NARROWEST, WIDEST)
 }
 
 pub(super) fn heading(text: &str) -> String {
@@ -44,7 +49,10 @@ pub(super) fn step(indent: &str, text: &str) -> String {
 }
 
 pub(super) fn hanging(first: &str, rest: &str, text: &str) -> String {
-    let options = textwrap::Options::new(width()).initial_indent(first).subsequent_indent(rest).break_words(false);
+    let options = textwrap::Options::new(width())
+        .initial_indent(first)
+        .subsequent_indent(rest)
+        .break_words(false);
     // A link broken at a hyphen cannot be clicked.
     let options = options.word_splitter(textwrap::WordSplitter::NoHyphenation);
     textwrap::fill(&printable(text), options)
@@ -52,24 +60,54 @@ pub(super) fn hanging(first: &str, rest: &str, text: &str) -> String {
 
 pub(super) fn incidents(reports: &[IncidentReport]) -> String {
     let is_wide = width() >= WIDE;
-    let when = |at| if is_wide { moment(at) } else { short_moment(at) };
+    let when = |at| {
+        if is_wide {
+            moment(at)
+        } else {
+            short_moment(at)
+        }
+    };
     let rows = reports.iter().map(|IncidentReport { incident, .. }| {
         let last = is_wide.then(|| when(incident.last_failure_at));
-        let mut row = vec![incident.id.to_string(), incident.waba_id.clone(), state(incident).to_owned()];
+        let mut row = vec![
+            incident.id.to_string(),
+            incident.waba_id.clone(),
+            state(incident).to_owned(),
+        ];
         row.push(when(incident.opened_at));
         row.extend(last);
         row.extend([incident.failure_count.to_string(), incident.cause.clone()]);
         row
     });
     match is_wide {
-        true => table(&["ID", "ACCOUNT", "STATE", "OPENED", "LAST FAILURE", "FAILURES", "CAUSE"], &[0, 5], rows),
-        false => table(&["ID", "ACCOUNT", "STATE", "OPENED (UTC)", "FAILED", "CAUSE"], &[0, 4], rows),
+        true => table(
+            &[
+                "ID",
+                "ACCOUNT",
+                "STATE",
+                "OPENED",
+                "LAST FAILURE",
+                "FAILURES",
+                "CAUSE",
+            ],
+            &[0, 5],
+            rows,
+        ),
+        false => table(
+            &["ID", "ACCOUNT", "STATE", "OPENED (UTC)", "FAILED", "CAUSE"],
+            &[0, 4],
+            rows,
+        ),
     }
 }
 
 pub(super) fn incident(report: &IncidentReport) -> String {
     let incident = &report.incident;
-    let mut lines = vec![format!("{BOLD}Incident {}{BOLD:#}, account {}", incident.id, printable(&incident.waba_id))];
+    let mut lines = vec![format!(
+        "{BOLD}Incident {}{BOLD:#}, account {}",
+        incident.id,
+        printable(&incident.waba_id)
+    )];
     let mut field = |name: &str, value: String| {
         lines.push(hanging(&format!("  {name:<14}"), &" ".repeat(16), &value));
     };
@@ -85,13 +123,19 @@ pub(super) fn incident(report: &IncidentReport) -> String {
     field("Failures", grouped(incident.failure_count));
     field(
         "Cause",
-        report.cause().map_or_else(|| incident.cause.clone(), |cause| format!("{cause}: {}", cause.title())),
+        report.cause().map_or_else(
+            || incident.cause.clone(),
+            |cause| format!("{cause}: {}", cause.title()),
+        ),
     );
     if let Some(summary) = &incident.cause_summary {
         field("", summary.clone());
     }
     if let Some(check) = &report.evidence {
-        field("Evidence", format!("health check {} of {}", check.id, moment(check.checked_at)));
+        field(
+            "Evidence",
+            format!("health check {} of {}", check.id, moment(check.checked_at)),
+        );
     }
     if let Some(previous) = incident.previous_incident_id {
         field("Previous", format!("incident {previous}"));
@@ -106,26 +150,73 @@ pub(super) fn incident(report: &IncidentReport) -> String {
 /// The first of the numbers, each with what its latest look-up said.
 pub(super) fn numbers(report: &IncidentReport, at_most: usize) -> String {
     let is_wide = width() >= WIDE;
-    let rows = report.affected_numbers.iter().take(at_most).map(|NumberReport { number, latest_check }| {
-        let health = latest_check.as_ref().map(|check| Health::of_check(check).word());
-        let mut row = vec![number.phone_number_id.clone(), number.display_phone_number.clone().unwrap_or_default()];
-        row.extend(is_wide.then(|| moment(number.first_failure_at)));
-        row.push(if is_wide { moment(number.last_failure_at) } else { short_moment(number.last_failure_at) });
-        row.extend([number.failure_count.to_string(), health.unwrap_or("not yet").to_owned()]);
-        row
-    });
+    let rows = report.affected_numbers.iter().take(at_most).map(
+        |NumberReport {
+             number,
+             latest_check,
+         }| {
+            let health = latest_check
+                .as_ref()
+                .map(|check| Health::of_check(check).word());
+            let mut row = vec![
+                number.phone_number_id.clone(),
+                number.display_phone_number.clone().unwrap_or_default(),
+            ];
+            row.extend(is_wide.then(|| moment(number.first_failure_at)));
+            row.push(if is_wide {
+                moment(number.last_failure_at)
+            } else {
+                short_moment(number.last_failure_at)
+            });
+            row.extend([
+                number.failure_count.to_string(),
+                health.unwrap_or("not yet").to_owned(),
+            ]);
+            row
+        },
+    );
     let table = match is_wide {
-        true => table(&["NUMBER ID", "NUMBER", "FIRST FAILURE", "LAST FAILURE", "FAILURES", "HEALTH"], &[4], rows),
-        false => table(&["NUMBER ID", "NUMBER", "LAST (UTC)", "FAILED", "HEALTH"], &[3], rows),
+        true => table(
+            &[
+                "NUMBER ID",
+                "NUMBER",
+                "FIRST FAILURE",
+                "LAST FAILURE",
+                "FAILURES",
+                "HEALTH",
+            ],
+            &[4],
+            rows,
+        ),
+        false => table(
+            &["NUMBER ID", "NUMBER", "LAST (UTC)", "FAILED", "HEALTH"],
+            &[3],
+            rows,
+        ),
     };
-    let more = report.affected_number_count - i64::try_from(report.affected_numbers.len().min(at_most)).unwrap_or(0);
-    if more > 0 { format!("{table}\n {DIM}and {more} more{DIM:#}") } else { table }
+    let more = report.affected_number_count
+        - i64::try_from(report.affected_numbers.len().min(at_most)).unwrap_or(0);
+    if more > 0 {
+        format!("{table}\n {DIM}and {more} more{DIM:#}")
+    } else {
+        table
+    }
 }
 
 pub(super) fn checks(checks: &[HealthCheck]) -> String {
     let rows = checks.iter().map(|check| {
-        let result = check.error.as_ref().or(check.can_send_message.as_ref()).cloned().unwrap_or_default();
-        vec![moment(check.checked_at), check.phone_number_id.clone(), check.outcome.clone(), result]
+        let result = check
+            .error
+            .as_ref()
+            .or(check.can_send_message.as_ref())
+            .cloned()
+            .unwrap_or_default();
+        vec![
+            moment(check.checked_at),
+            check.phone_number_id.clone(),
+            check.outcome.clone(),
+            result,
+        ]
     });
     table(&["CHECKED", "NUMBER ID", "OUTCOME", "RESULT"], &[], rows)
 }
@@ -135,16 +226,36 @@ pub(super) fn captures(captures: &[Summary]) -> String {
     let rows = captures.iter().map(|capture| {
         vec![
             capture.id.to_string(),
-            if is_wide { moment(capture.received_at) } else { short_moment(capture.received_at) },
+            if is_wide {
+                moment(capture.received_at)
+            } else {
+                short_moment(capture.received_at)
+            },
             capture.waba_id.clone(),
             capture.body_bytes.to_string(),
             capture.times_received.to_string(),
             capture.failure_count.to_string(),
-            if capture.quarantined { "yes".to_owned() } else { String::new() },
+            if capture.quarantined {
+                "yes".to_owned()
+            } else {
+                String::new()
+            },
         ]
     });
-    let received = if is_wide { "RECEIVED" } else { "RECEIVED (UTC)" };
-    let header = ["ID", received, "ACCOUNT", "BYTES", "TIMES", "FAILURES", "QUARANTINED"];
+    let received = if is_wide {
+        "RECEIVED"
+    } else {
+        "RECEIVED (UTC)"
+    };
+    let header = [
+        "ID",
+        received,
+        "ACCOUNT",
+        "BYTES",
+        "TIMES",
+        "FAILURES",
+        "QUARANTINED",
+    ];
     table(&header, &[0, 3, 4, 5], rows)
 }
 
@@ -154,17 +265,32 @@ pub(super) fn entities(entities: &[Entity]) -> String {
             Some(code) => format!("({code}) {}", error.error_description),
             None => error.error_description.clone(),
         });
-        let said: Vec<String> = errors.chain(entity.additional_info.iter().cloned()).collect();
-        vec![entity.entity_type.clone(), entity.id.clone(), entity.can_send_message.to_string(), said.join(" ")]
+        let said: Vec<String> = errors
+            .chain(entity.additional_info.iter().cloned())
+            .collect();
+        vec![
+            entity.entity_type.clone(),
+            entity.id.clone(),
+            entity.can_send_message.to_string(),
+            said.join(" "),
+        ]
     });
     table(&["ENTITY", "ID", "CAN SEND", "WHAT META SAYS"], &[], rows)
 }
 
 /// A table without lines, which fits the width; the numbered columns are flush right.
-pub(super) fn table(header: &[&str], right: &[usize], rows: impl IntoIterator<Item = Vec<String>>) -> String {
+pub(super) fn table(
+    header: &[&str],
+    right: &[usize],
+    rows: impl IntoIterator<Item = Vec<String>>,
+) -> String {
     let mut table = Table::new();
-    table.load_style(comfy_table::presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
-    table.set_width(u16::try_from(width()).unwrap_or(u16::MAX)).set_header(header.iter().copied());
+    table
+        .load_style(comfy_table::presets::NOTHING)
+        .set_content_arrangement(ContentArrangement::Dynamic);
+    table
+        .set_width(u16::try_from(width()).unwrap_or(u16::MAX))
+        .set_header(header.iter().copied());
     for row in rows {
         table.add_row(row.iter().map(|cell| printable(cell)));
     }
@@ -173,5 +299,9 @@ pub(super) fn table(header: &[&str], right: &[usize], rows: impl IntoIterator<It
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
-    table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
+    table
+        .lines()
+        .map(|line| line.trim_end().to_owned())
+        .collect::<Vec<_>>()
+        .join("\n")
 }

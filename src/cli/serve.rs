@@ -9,7 +9,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::{Failure, start_log};
-use crate::config::{DataArgs, GraphArgs, KeepArgs, ListenArgs, LogArgs, app_secrets, verify_token};
+use crate::config::{
+    DataArgs, GraphArgs, KeepArgs, ListenArgs, LogArgs, app_secrets, verify_token,
+};
 use crate::embedded::{Embedded, EmbeddedError};
 use crate::service::{Service, Settings};
 use crate::store::Database;
@@ -48,7 +50,10 @@ pub(super) async fn run(args: ServeArgs) -> Result<(), Failure> {
     start_log(args.log.log_format, "info")?;
     let mut stop = StopSignals::install()?;
 
-    if admin_token.as_ref().is_some_and(|token| token.expose_secret().chars().count() < GUESSABLE) {
+    if admin_token
+        .as_ref()
+        .is_some_and(|token| token.expose_secret().chars().count() < GUESSABLE)
+    {
         warn!("LOCKWATCH_ADMIN_TOKEN has fewer than {GUESSABLE} characters: it can be guessed");
     }
     if !graph.has_tokens() {
@@ -59,16 +64,24 @@ pub(super) async fn run(args: ServeArgs) -> Result<(), Failure> {
         None => {
             let folder = args.data.postgres_folder()?;
             let bin = args.data.pg_bin_dir.clone();
-            let start = move |stop: &CancellationToken| Embedded::start(&folder, bin.as_deref(), stop);
+            let start =
+                move |stop: &CancellationToken| Embedded::start(&folder, bin.as_deref(), stop);
             let Some(embedded) = stop.start_postgres(start).await? else {
                 return Ok(());
             };
-            (Database::parse(&embedded.url()).context("the embedded PostgreSQL")?, Some(embedded))
+            (
+                Database::parse(&embedded.url()).context("the embedded PostgreSQL")?,
+                Some(embedded),
+            )
         }
     };
     match &embedded {
         Some(embedded) => {
-            info!("data lives in {}, PostgreSQL {}", embedded.folder().join("data").display(), embedded.version());
+            info!(
+                "data lives in {}, PostgreSQL {}",
+                embedded.folder().join("data").display(),
+                embedded.version()
+            );
         }
         None => info!("data lives at {}", database.location()),
     }
@@ -85,7 +98,10 @@ pub(super) async fn run(args: ServeArgs) -> Result<(), Failure> {
         retention: args.keep.retention(),
     };
     let mut service = Service::start(settings).await.map_err(anyhow::Error::new)?;
-    info!("listening: webhook http://{}/webhook, admin http://{}", service.address, service.admin_address);
+    info!(
+        "listening: webhook http://{}/webhook, admin http://{}",
+        service.address, service.admin_address
+    );
 
     let ended = tokio::select! {
         signal = stop.wait() => {

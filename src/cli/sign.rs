@@ -30,10 +30,15 @@ pub(super) fn run(args: &SignArgs) -> Result<(), Failure> {
     let secret = args.signing.app_secret()?;
     let body = if args.file.as_os_str() == "-" {
         let mut body = Vec::new();
-        std::io::stdin().read_to_end(&mut body).context("cannot read stdin")?;
+        std::io::stdin()
+            .read_to_end(&mut body)
+            .context("cannot read stdin")?;
         body
     } else {
         std::fs::read(&args.file).with_context(|| format!("cannot read {}", args.file.display()))?
     };
-    Ok(say(format_args!("X-Hub-Signature-256: {}", sign(secret.expose_secret(), &body)))?)
+    Ok(say(format_args!(
+        "X-Hub-Signature-256: {}",
+        sign(secret.expose_secret(), &body)
+    ))?)
 }

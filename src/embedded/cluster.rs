@@ -100,13 +100,25 @@ impl Cluster {
             fs::remove_dir_all(&unfinished).map_err(io_error("cannot remove", &unfinished))?;
         }
         let mut initdb = self.program("initdb");
-        initdb.arg("-D").arg(&unfinished).args(["-U", ROLE, "--auth=trust", "--encoding=UTF8", "--locale=C"]);
+        initdb.arg("-D").arg(&unfinished).args([
+            "-U",
+            ROLE,
+            "--auth=trust",
+            "--encoding=UTF8",
+            "--locale=C",
+        ]);
         if !self.fsync {
             initdb.arg("--no-sync");
         }
-        let output = initdb.output().map_err(io_error("cannot run", &self.installation.bin.join("initdb")))?;
+        let output = initdb.output().map_err(io_error(
+            "cannot run",
+            &self.installation.bin.join("initdb"),
+        ))?;
         if !output.status.success() {
-            return Err(EmbeddedError::Failed { program: "initdb", said: last_lines(&output.stderr) });
+            return Err(EmbeddedError::Failed {
+                program: "initdb",
+                said: last_lines(&output.stderr),
+            });
         }
         fs::rename(&unfinished, self.data()).map_err(io_error("cannot rename", &unfinished))
     }
@@ -117,14 +129,23 @@ impl Cluster {
         let before = PidFile::read(&self.data());
         let log_path = self.log();
         let log = open_log(&log_path)?;
-        let said_before = log.metadata().map_err(io_error("cannot read", &log_path))?.len();
-        let log_too = log.try_clone().map_err(io_error("cannot open", &log_path))?;
+        let said_before = log
+            .metadata()
+            .map_err(io_error("cannot read", &log_path))?
+            .len();
+        let log_too = log
+            .try_clone()
+            .map_err(io_error("cannot open", &log_path))?;
         let mut wrapper = self.as_server_user(clean_command("/bin/sh"));
         // Quoted: it is a list, and the folder's name may hold a comma.
         let mut sockets = OsString::from("unix_socket_directories=\"");
         sockets.push(&self.socket_folder);
         sockets.push("\"");
-        let removed: OsString = self.temporary.clone().map(PathBuf::into_os_string).unwrap_or_default();
+        let removed: OsString = self
+            .temporary
+            .clone()
+            .map(PathBuf::into_os_string)
+            .unwrap_or_default();
         wrapper
             .args(["-c", WRAPPER])
             .arg(removed)
@@ -133,14 +154,30 @@ impl Cluster {
             .arg(self.data())
             .arg("-c")
             .arg(sockets)
-            .args(["-c", "listen_addresses=", "-c", "port=5432", "-c", "unix_socket_permissions=0700"])
+            .args([
+                "-c",
+                "listen_addresses=",
+                "-c",
+                "port=5432",
+                "-c",
+                "unix_socket_permissions=0700",
+            ])
             .args(["-c", if self.fsync { "fsync=on" } else { "fsync=off" }])
-            .args(["-c", "log_min_messages=warning", "-c", "cluster_name=lockwatch", "-c", "max_connections=200"])
+            .args([
+                "-c",
+                "log_min_messages=warning",
+                "-c",
+                "cluster_name=lockwatch",
+                "-c",
+                "max_connections=200",
+            ])
             .stdin(Stdio::piped())
             .stdout(log)
             .stderr(log_too)
             .process_group(0);
-        let mut server = wrapper.spawn().map_err(io_error("cannot run", Path::new("/bin/sh")))?;
+        let mut server = wrapper
+            .spawn()
+            .map_err(io_error("cannot run", Path::new("/bin/sh")))?;
         let leash = server.stdin.take().expect("the pipe was asked for");
         let started = Instant::now();
         let mut said_at = started;
@@ -154,11 +191,20 @@ impl Cluster {
                 let _ = server.wait();
                 return Err(EmbeddedError::Stopped);
             }
-            let ended = server.try_wait().map_err(io_error("cannot wait for", Path::new("/bin/sh")))?.is_some();
+            let ended = server
+                .try_wait()
+                .map_err(io_error("cannot wait for", Path::new("/bin/sh")))?
+                .is_some();
             if ended || started.elapsed() > START_LIMIT {
                 let log = fs::read(&log_path).unwrap_or_default();
-                let said = last_lines(log.get(usize::try_from(said_before).unwrap_or(0)..).unwrap_or_default());
-                return Err(EmbeddedError::Failed { program: "postgres", said });
+                let said = last_lines(
+                    log.get(usize::try_from(said_before).unwrap_or(0)..)
+                        .unwrap_or_default(),
+                );
+                return Err(EmbeddedError::Failed {
+                    program: "postgres",
+                    said,
+                });
             }
             if said_at.elapsed() > Duration::from_secs(10) {
                 said_at = Instant::now();
@@ -179,7 +225,10 @@ impl Cluster {
         while is_alive(state.pid) {
             if !self.is_server(&state) {
                 // The number belongs to somebody else now, and PostgreSQL would refuse to start for it.
-                for stale in [self.data().join("postmaster.pid"), self.socket_folder.join(format!("{SOCKET}.lock"))] {
+                for stale in [
+                    self.data().join("postmaster.pid"),
+                    self.socket_folder.join(format!("{SOCKET}.lock")),
+                ] {
                     let _ = fs::remove_file(stale);
                 }
                 break;
@@ -188,14 +237,23 @@ impl Cluster {
                 return Err(EmbeddedError::Stopped);
             }
             if started.elapsed() > ORPHAN_LIMIT {
-                return Err(EmbeddedError::Orphan { pid: state.pid.as_raw_nonzero().get(), folder: self.data() });
+                return Err(EmbeddedError::Orphan {
+                    pid: state.pid.as_raw_nonzero().get(),
+                    folder: self.data(),
+                });
             }
             let tell = started.elapsed().as_secs() / ORPHAN_PATIENCE.as_secs();
             if tell > told {
                 told = tell;
-                warn!("a PostgreSQL of an earlier lockwatch still runs on {} and is stopped", self.data().display());
+                warn!(
+                    "a PostgreSQL of an earlier lockwatch still runs on {} and is stopped",
+                    self.data().display()
+                );
                 // Twice the gentle way, which lets it finish its checkpoint.
-                let _ = kill_process(state.pid, if told <= 2 { Signal::INT } else { Signal::QUIT });
+                let _ = kill_process(
+                    state.pid,
+                    if told <= 2 { Signal::INT } else { Signal::QUIT },
+                );
             }
             sleep(POLL);
         }
@@ -229,7 +287,13 @@ pub(super) struct PidFile {
 impl PidFile {
     pub(super) fn read(data: &Path) -> Option<Self> {
         let text = fs::read_to_string(data.join("postmaster.pid")).ok()?;
-        let line = |n| text.lines().nth(n).map(str::trim).unwrap_or_default().to_owned();
+        let line = |n| {
+            text.lines()
+                .nth(n)
+                .map(str::trim)
+                .unwrap_or_default()
+                .to_owned()
+        };
         Some(Self {
             pid: Pid::from_raw(line(0).parse().ok()?)?,
             started: line(2),
@@ -248,15 +312,24 @@ impl PidFile {
 fn open_log(path: &Path) -> Result<File, EmbeddedError> {
     const LONG: u64 = 10 * 1024 * 1024;
     if fs::symlink_metadata(path).is_ok_and(|log| log.len() > LONG) {
-        fs::rename(path, path.with_extension("log.old")).map_err(io_error("cannot rename", path))?;
+        fs::rename(path, path.with_extension("log.old"))
+            .map_err(io_error("cannot rename", path))?;
     }
     let no_link = i32::try_from(OFlags::NOFOLLOW.bits()).expect("a flag fits");
-    let log = OpenOptions::new().append(true).create(true).mode(0o600).custom_flags(no_link).open(path);
+    let log = OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .custom_flags(no_link)
+        .open(path);
     log.map_err(io_error("cannot open", path))
 }
 
 fn last_lines(output: &[u8]) -> String {
     let text = String::from_utf8_lossy(output);
-    let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+    let lines: Vec<&str> = text
+        .lines()
+        .filter(|line| !line.trim().is_empty())
+        .collect();
     lines[lines.len().saturating_sub(5)..].join("; ")
 }

@@ -49,14 +49,27 @@ pub(super) fn clean_command(program: impl AsRef<OsStr>) -> Command {
 
 impl Installation {
     /// The newest one, or that of the data's version.
-    pub(super) fn find(named: Option<&Path>, data: Option<u32>, folder: &Path) -> Result<Self, EmbeddedError> {
+    pub(super) fn find(
+        named: Option<&Path>,
+        data: Option<u32>,
+        folder: &Path,
+    ) -> Result<Self, EmbeddedError> {
         let candidates = named.map_or_else(usual_folders, |named| vec![named.to_owned()]);
         let mut found: Vec<Self> = candidates.into_iter().filter_map(Self::inspect).collect();
         found.sort_by_key(|installation| std::cmp::Reverse(installation.major));
-        let versions = || found.iter().map(|f| f.major.to_string()).collect::<Vec<_>>().join(", ");
+        let versions = || {
+            found
+                .iter()
+                .map(|f| f.major.to_string())
+                .collect::<Vec<_>>()
+                .join(", ")
+        };
         if found.first().is_none_or(|newest| newest.major < OLDEST) {
             let found = match (named, found.is_empty()) {
-                (Some(named), true) => format!(" (PG_BIN_DIR={} has no postgres and initdb)", named.display()),
+                (Some(named), true) => format!(
+                    " (PG_BIN_DIR={} has no postgres and initdb)",
+                    named.display()
+                ),
                 (_, true) => String::new(),
                 (_, false) => format!(" (only {})", versions()),
             };
@@ -65,27 +78,49 @@ impl Installation {
         let Some(data) = data else {
             return Ok(found.swap_remove(0));
         };
-        let other = || EmbeddedError::OtherVersion { folder: folder.to_owned(), data, found: versions() };
-        found.iter().find(|installation| installation.major == data).cloned().ok_or_else(other)
+        let other = || EmbeddedError::OtherVersion {
+            folder: folder.to_owned(),
+            data,
+            found: versions(),
+        };
+        found
+            .iter()
+            .find(|installation| installation.major == data)
+            .cloned()
+            .ok_or_else(other)
     }
 
     fn inspect(bin: PathBuf) -> Option<Self> {
         bin.join("initdb").exists().then_some(())?;
-        let output = clean_command(bin.join("postgres")).arg("--version").output().ok()?;
+        let output = clean_command(bin.join("postgres"))
+            .arg("--version")
+            .output()
+            .ok()?;
         // postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let version = text.split(") ").nth(1)?;
         let digits: String = version.chars().take_while(char::is_ascii_digit).collect();
-        Some(Self { major: digits.parse().ok()?, bin })
+        Some(Self {
+            major: digits.parse().ok()?,
+            bin,
+        })
     }
 }
 
 fn usual_folders() -> Vec<PathBuf> {
     let mut folders = Vec::new();
-    if let Ok(output) = clean_command("pg_config").arg("--bindir").stderr(Stdio::null()).output() {
-        folders.push(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()));
+    if let Ok(output) = clean_command("pg_config")
+        .arg("--bindir")
+        .stderr(Stdio::null())
+        .output()
+    {
+        folders.push(PathBuf::from(
+            String::from_utf8_lossy(&output.stdout).trim(),
+        ));
     }
-    folders.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));
+    folders.extend(std::env::split_paths(
+        &std::env::var_os("PATH").unwrap_or_default(),
+    ));
     for versions in ["/usr/lib/postgresql", "/opt/homebrew/opt", "/usr/local/opt"] {
         let entries = fs::read_dir(versions).into_iter().flatten().flatten();
         folders.extend(entries.map(|entry| entry.path().join("bin")));
@@ -107,12 +142,24 @@ impl ServerUser {
                 let mut fields = line.split(':');
                 (fields.next() == Some(name)).then_some(())?;
                 let uid = fields.nth(1)?.parse().ok()?;
-                Some(Self { name: name.to_owned(), uid, gid: fields.next()?.parse().ok()? })
+                Some(Self {
+                    name: name.to_owned(),
+                    uid,
+                    gid: fields.next()?.parse().ok()?,
+                })
             })
         };
         const OVERFLOW: u32 = 65534;
-        let nobody = || Self { name: "nobody".to_owned(), uid: OVERFLOW, gid: OVERFLOW };
-        Some(entry("postgres").or_else(|| entry("nobody")).unwrap_or_else(nobody))
+        let nobody = || Self {
+            name: "nobody".to_owned(),
+            uid: OVERFLOW,
+            gid: OVERFLOW,
+        };
+        Some(
+            entry("postgres")
+                .or_else(|| entry("nobody"))
+                .unwrap_or_else(nobody),
+        )
     }
 
     pub(super) fn own(&self, folder: &Path) -> Result<(), EmbeddedError> {
@@ -131,13 +178,19 @@ impl ServerUser {
             .status();
         match entered {
             Ok(status) if status.success() => Ok(()),
-            _ => Err(EmbeddedError::Closed { user: self.name.clone(), folder: folder.to_owned() }),
+            _ => Err(EmbeddedError::Closed {
+                user: self.name.clone(),
+                folder: folder.to_owned(),
+            }),
         }
     }
 }
 
 /// Creates the folder if missing, and takes its lock.
-pub(super) fn own_folder(folder: &Path, server_user: Option<&ServerUser>) -> Result<File, EmbeddedError> {
+pub(super) fn own_folder(
+    folder: &Path,
+    server_user: Option<&ServerUser>,
+) -> Result<File, EmbeddedError> {
     fs::create_dir_all(folder).map_err(io_error("cannot create", folder))?;
     let lock_path = folder.join("lock");
     let lock = OpenOptions::new()
@@ -149,9 +202,12 @@ pub(super) fn own_folder(folder: &Path, server_user: Option<&ServerUser>) -> Res
     match lock.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => return Err(EmbeddedError::InUse(folder.to_owned())),
-        Err(TryLockError::Error(source)) => return Err(io_error("cannot lock", &lock_path)(source)),
+        Err(TryLockError::Error(source)) => {
+            return Err(io_error("cannot lock", &lock_path)(source));
+        }
     }
-    fs::set_permissions(folder, fs::Permissions::from_mode(0o700)).map_err(io_error("cannot close", folder))?;
+    fs::set_permissions(folder, fs::Permissions::from_mode(0o700))
+        .map_err(io_error("cannot close", folder))?;
     if let Some(user) = server_user {
         user.own(folder)?;
     }
@@ -170,12 +226,19 @@ pub(super) fn data_version(folder: &Path) -> Result<Option<u32>, EmbeddedError> 
 
 /// The socket is in the folder itself, unless its path would be too long for a socket. Then it is in a
 /// folder of the same owner beside other temporary files.
-pub(super) fn socket_folder(folder: &Path, server_user: Option<&ServerUser>) -> Result<PathBuf, EmbeddedError> {
+pub(super) fn socket_folder(
+    folder: &Path,
+    server_user: Option<&ServerUser>,
+) -> Result<PathBuf, EmbeddedError> {
     if folder.join(SOCKET).as_os_str().len() <= SOCKET_PATH {
         return Ok(folder.to_owned());
     }
     let inode = fs::metadata(folder).map_err(io_error("cannot read", folder))?;
-    let elsewhere = PathBuf::from(format!("/tmp/lockwatch-socket-{:x}-{:x}", inode.dev(), inode.ino()));
+    let elsewhere = PathBuf::from(format!(
+        "/tmp/lockwatch-socket-{:x}-{:x}",
+        inode.dev(),
+        inode.ino()
+    ));
     match DirBuilder::new().mode(0o700).create(&elsewhere) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
             return Err(io_error("cannot create", &elsewhere)(error));

@@ -112,7 +112,11 @@ pub enum EmbeddedError {
 }
 
 fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> EmbeddedError {
-    move |source| EmbeddedError::Io { what, path: path.to_owned(), source }
+    move |source| EmbeddedError::Io {
+        what,
+        path: path.to_owned(),
+        source,
+    }
 }
 
 impl Embedded {
@@ -121,7 +125,11 @@ impl Embedded {
     ///
     /// # Errors
     /// [`EmbeddedError`].
-    pub fn start(folder: &Path, bin: Option<&Path>, stop: &CancellationToken) -> Result<Self, EmbeddedError> {
+    pub fn start(
+        folder: &Path,
+        bin: Option<&Path>,
+        stop: &CancellationToken,
+    ) -> Result<Self, EmbeddedError> {
         Self::launch(folder, bin, true, None, stop)
     }
 
@@ -130,7 +138,11 @@ impl Embedded {
     ///
     /// # Errors
     /// [`EmbeddedError`].
-    pub fn start_temporary(bin: Option<&Path>, fsync: bool, stop: &CancellationToken) -> Result<Self, EmbeddedError> {
+    pub fn start_temporary(
+        bin: Option<&Path>,
+        fsync: bool,
+        stop: &CancellationToken,
+    ) -> Result<Self, EmbeddedError> {
         let parent = std::env::temp_dir();
         let folder = tempfile::Builder::new()
             .prefix("lockwatch-")
@@ -139,7 +151,13 @@ impl Embedded {
         if let Some(user) = ServerUser::needed() {
             user.own(folder.path())?;
         }
-        let embedded = Self::launch(&folder.path().join("postgres"), bin, fsync, Some(folder.path().to_owned()), stop)?;
+        let embedded = Self::launch(
+            &folder.path().join("postgres"),
+            bin,
+            fsync,
+            Some(folder.path().to_owned()),
+            stop,
+        )?;
         // From here on the wrapper removes it.
         let _ = folder.keep();
         Ok(embedded)
@@ -161,18 +179,36 @@ impl Embedded {
         let installation = Installation::find(bin, data_version(&folder)?, &folder)?;
         let socket_folder = socket_folder(&folder, server_user.as_ref())?;
         let stop = stop.child_token();
-        let cluster = Cluster { folder, socket_folder, installation, server_user, fsync, temporary, stop };
+        let cluster = Cluster {
+            folder,
+            socket_folder,
+            installation,
+            server_user,
+            fsync,
+            temporary,
+            stop,
+        };
         cluster.initialise()?;
         let (server, leash) = cluster.run()?;
-        let shared = Arc::new(Shared { cluster, leash: Mutex::new(Some(leash)), _lock: lock });
+        let shared = Arc::new(Shared {
+            cluster,
+            leash: Mutex::new(Some(leash)),
+            _lock: lock,
+        });
         let supervisor = thread::Builder::new()
             .name("postgres".to_owned())
             .spawn({
                 let shared = Arc::clone(&shared);
                 move || shared.supervise(server)
             })
-            .map_err(io_error("cannot start a thread for", &shared.cluster.folder))?;
-        Ok(Self { shared, supervisor: Some(supervisor) })
+            .map_err(io_error(
+                "cannot start a thread for",
+                &shared.cluster.folder,
+            ))?;
+        Ok(Self {
+            shared,
+            supervisor: Some(supervisor),
+        })
     }
 
     /// The URL to connect to. It stays the same when the server is restarted.
@@ -210,7 +246,11 @@ impl Drop for Embedded {
         if let Some(supervisor) = self.supervisor.take() {
             let _ = supervisor.join();
         }
-        let Cluster { folder, socket_folder, .. } = &self.shared.cluster;
+        let Cluster {
+            folder,
+            socket_folder,
+            ..
+        } = &self.shared.cluster;
         if socket_folder != folder {
             let _ = fs::remove_dir(socket_folder);
         }
@@ -230,7 +270,11 @@ impl Shared {
                 if self.cluster.stop.is_cancelled() {
                     return;
                 }
-                error!(?status, "PostgreSQL ended and is started again; see {}", self.cluster.log().display());
+                error!(
+                    ?status,
+                    "PostgreSQL ended and is started again; see {}",
+                    self.cluster.log().display()
+                );
                 sleep(BEFORE_RESTART);
                 match self.cluster.run() {
                     Ok((again, leash)) => {
@@ -250,7 +294,8 @@ impl Shared {
 }
 
 fn url(socket_folder: &Path) -> String {
-    let host: String = form_urlencoded::byte_serialize(socket_folder.as_os_str().as_encoded_bytes()).collect();
+    let host: String =
+        form_urlencoded::byte_serialize(socket_folder.as_os_str().as_encoded_bytes()).collect();
     // A query's plus is a space to some and a plus to others.
     let host = host.replace('+', "%20");
     // Port and TLS are said, or the user's PGPORT and PGSSLMODE would decide them.

@@ -31,7 +31,9 @@ pub(super) struct Guard {
 
 impl Guard {
     pub(super) fn new(token: Option<&SecretString>) -> Self {
-        Self { token: token.map(|token| Arc::new(Sha256::digest(token.expose_secret()).into())) }
+        Self {
+            token: token.map(|token| Arc::new(Sha256::digest(token.expose_secret()).into())),
+        }
     }
 
     fn check(&self, request: &Request) -> Result<(), Refused> {
@@ -39,7 +41,11 @@ impl Guard {
             Some(token) => {
                 let given = credentials(request.headers()).ok_or(Refused::NoToken)?;
                 let is_right = <[u8; 32]>::from(Sha256::digest(given)).ct_eq(token.as_ref());
-                if bool::from(is_right) { Ok(()) } else { Err(Refused::WrongToken) }
+                if bool::from(is_right) {
+                    Ok(())
+                } else {
+                    Err(Refused::WrongToken)
+                }
             }
             None if is_local(request) => Ok(()),
             None => Err(Refused::Host),
@@ -62,15 +68,21 @@ pub(super) async fn guard(State(guard): State<Guard>, request: Request, next: Ne
         }
         Err(refused) => {
             let detail = match refused {
-                Refused::NoToken => "give LOCKWATCH_ADMIN_TOKEN as Authorization: Bearer, or as a browser's password",
+                Refused::NoToken => {
+                    "give LOCKWATCH_ADMIN_TOKEN as Authorization: Bearer, or as a browser's password"
+                }
                 Refused::WrongToken | Refused::Host => "that is not LOCKWATCH_ADMIN_TOKEN",
             };
             let mut response = Problem::new(StatusCode::UNAUTHORIZED, detail).into_response();
             let challenge = HeaderValue::from_static(
                 "Basic realm=\"Lockwatch: any user, the token as password\", charset=\"UTF-8\"",
             );
-            response.headers_mut().append(header::WWW_AUTHENTICATE, challenge);
-            response.headers_mut().append(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            response
+                .headers_mut()
+                .append(header::WWW_AUTHENTICATE, challenge);
+            response
+                .headers_mut()
+                .append(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             response
         }
     }
@@ -128,12 +140,20 @@ pub(super) async fn secure(request: Request, next: Next) -> Response {
         (header::CONTENT_SECURITY_POLICY, CSP),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (header::REFERRER_POLICY, "no-referrer"),
-        (header::HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
-        (header::HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+        (
+            header::HeaderName::from_static("cross-origin-opener-policy"),
+            "same-origin",
+        ),
+        (
+            header::HeaderName::from_static("cross-origin-resource-policy"),
+            "same-origin",
+        ),
     ] {
         headers.insert(name, HeaderValue::from_static(value));
     }
-    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+    headers
+        .entry(header::CACHE_CONTROL)
+        .or_insert(HeaderValue::from_static("no-store"));
     response
 }
 
@@ -154,8 +174,15 @@ mod tests {
     #[test]
     fn without_a_token_only_a_loopback_host_gets_in() {
         let guard = Guard::new(None);
-        for host in ["localhost", "localhost:8081", "LOCALHOST:1", "127.0.0.1", "127.0.0.1:65535", "[::1]", "[::1]:80"]
-        {
+        for host in [
+            "localhost",
+            "localhost:8081",
+            "LOCALHOST:1",
+            "127.0.0.1",
+            "127.0.0.1:65535",
+            "[::1]",
+            "[::1]:80",
+        ] {
             assert!(guard.check(&request(&[("host", host)])).is_ok(), "{host}");
         }
         for host in [
@@ -173,21 +200,46 @@ mod tests {
             "localhost/",
             "localhost ",
         ] {
-            assert!(guard.check(&request(&[("host", host)])).is_err(), "{host:?}");
+            assert!(
+                guard.check(&request(&[("host", host)])).is_err(),
+                "{host:?}"
+            );
         }
         assert!(guard.check(&request(&[])).is_err(), "none");
-        assert!(guard.check(&request(&[("host", "localhost"), ("host", "evil.example")])).is_err(), "two");
-        let absolute = Request::builder().uri("http://evil.example/").header("host", "localhost");
-        assert!(guard.check(&absolute.body(Body::empty()).unwrap()).is_err(), "another in the target");
+        assert!(
+            guard
+                .check(&request(&[("host", "localhost"), ("host", "evil.example")]))
+                .is_err(),
+            "two"
+        );
+        let absolute = Request::builder()
+            .uri("http://evil.example/")
+            .header("host", "localhost");
+        assert!(
+            guard.check(&absolute.body(Body::empty()).unwrap()).is_err(),
+            "another in the target"
+        );
     }
 
     #[test]
     fn with_a_token_it_must_be_given_whole_and_once() {
         let guard = Guard::new(Some(&"s3cret:token".into()));
         let basic = |pair: &str| format!("Basic {}", BASE64_STANDARD.encode(pair));
-        for good in ["Bearer s3cret:token", "bearer  s3cret:token", &basic("any:s3cret:token"), &basic(":s3cret:token")]
-        {
-            assert!(guard.check(&request(&[("authorization", good), ("host", "evil.example")])).is_ok(), "{good}");
+        for good in [
+            "Bearer s3cret:token",
+            "bearer  s3cret:token",
+            &basic("any:s3cret:token"),
+            &basic(":s3cret:token"),
+        ] {
+            assert!(
+                guard
+                    .check(&request(&[
+                        ("authorization", good),
+                        ("host", "evil.example")
+                    ]))
+                    .is_ok(),
+                "{good}"
+            );
         }
         for bad in [
             "",
@@ -202,10 +254,21 @@ mod tests {
             &basic("any:"),
             &basic("any"),
         ] {
-            assert!(guard.check(&request(&[("authorization", bad), ("host", "localhost")])).is_err(), "{bad:?}");
+            assert!(
+                guard
+                    .check(&request(&[("authorization", bad), ("host", "localhost")]))
+                    .is_err(),
+                "{bad:?}"
+            );
         }
-        assert!(guard.check(&request(&[("host", "localhost")])).is_err(), "none");
-        let twice = [("authorization", "Bearer s3cret:token"), ("authorization", "Bearer s3cret:token")];
+        assert!(
+            guard.check(&request(&[("host", "localhost")])).is_err(),
+            "none"
+        );
+        let twice = [
+            ("authorization", "Bearer s3cret:token"),
+            ("authorization", "Bearer s3cret:token"),
+        ];
         assert!(guard.check(&request(&twice)).is_err(), "two");
     }
 }

@@ -36,16 +36,25 @@ pub(super) enum NotTaken {
 
 impl Default for Bodies {
     fn default() -> Self {
-        Self { kib: Arc::new(Semaphore::new(ALL_KIB)), arriving: Holders::default() }
+        Self {
+            kib: Arc::new(Semaphore::new(ALL_KIB)),
+            arriving: Holders::default(),
+        }
     }
 }
 
 impl Bodies {
     /// Reads a body into memory that is claimed as it arrives: what a header promises costs nothing.
-    pub(super) async fn read(&self, mut body: Body) -> Result<(Bytes, OwnedSemaphorePermit), NotTaken> {
+    pub(super) async fn read(
+        &self,
+        mut body: Body,
+    ) -> Result<(Bytes, OwnedSemaphorePermit), NotTaken> {
         // Most come in one piece, together with their header: nobody has to wait for them.
         let first = match body.frame().now_or_never() {
-            Some(Some(frame)) => frame.map_err(|_| NotTaken::Incomplete)?.into_data().unwrap_or_default(),
+            Some(Some(frame)) => frame
+                .map_err(|_| NotTaken::Incomplete)?
+                .into_data()
+                .unwrap_or_default(),
             Some(None) | None => Bytes::new(),
         };
         if body.is_end_stream() && first.len() <= LIMIT {
@@ -53,12 +62,23 @@ impl Bodies {
             return Ok((first, held));
         }
         let arriving = self.arriving.join();
-        arriving.unless_it_gives_way(self.arrive(first, body)).await.unwrap_or(Err(NotTaken::Busy))
+        arriving
+            .unless_it_gives_way(self.arrive(first, body))
+            .await
+            .unwrap_or(Err(NotTaken::Busy))
     }
 
-    async fn arrive(&self, first: Bytes, mut body: Body) -> Result<(Bytes, OwnedSemaphorePermit), NotTaken> {
+    async fn arrive(
+        &self,
+        first: Bytes,
+        mut body: Body,
+    ) -> Result<(Bytes, OwnedSemaphorePermit), NotTaken> {
         // Memory that nothing is written to is only a promise too.
-        let expected = body.size_hint().exact().and_then(|rest| usize::try_from(rest).ok()).unwrap_or(0);
+        let expected = body
+            .size_hint()
+            .exact()
+            .and_then(|rest| usize::try_from(rest).ok())
+            .unwrap_or(0);
         let mut whole = BytesMut::with_capacity((first.len() + expected).min(LIMIT));
         let mut held = self.claim(0).await?;
         let mut data = first;
@@ -67,11 +87,17 @@ impl Bodies {
             if length > LIMIT {
                 return Err(NotTaken::TooLarge);
             }
-            held.merge(self.claim(length.div_ceil(1024) - held.num_permits()).await?);
+            held.merge(
+                self.claim(length.div_ceil(1024) - held.num_permits())
+                    .await?,
+            );
             whole.extend_from_slice(&data);
             data = match body.frame().await {
                 None => return Ok((whole.freeze(), held)),
-                Some(frame) => frame.map_err(|_| NotTaken::Incomplete)?.into_data().unwrap_or_default(),
+                Some(frame) => frame
+                    .map_err(|_| NotTaken::Incomplete)?
+                    .into_data()
+                    .unwrap_or_default(),
             };
         }
     }
@@ -108,13 +134,18 @@ mod tests {
         let mut stalls = Vec::new();
         for _ in 0..ALL_KIB * 1024 / LIMIT {
             let bodies = Arc::clone(&bodies);
-            stalls.push(tokio::spawn(async move { bodies.read(stalled(LIMIT)).await.map(drop) }));
+            stalls.push(tokio::spawn(async move {
+                bodies.read(stalled(LIMIT)).await.map(drop)
+            }));
             tokio::task::yield_now().await;
         }
         while bodies.kib.available_permits() > 0 {
             tokio::task::yield_now().await;
         }
-        let (taken, _held) = bodies.read(Body::from(vec![b'x'; 3_000_000])).await.unwrap();
+        let (taken, _held) = bodies
+            .read(Body::from(vec![b'x'; 3_000_000]))
+            .await
+            .unwrap();
         assert_eq!(taken.len(), 3_000_000);
         assert_eq!(stalls.remove(0).await.unwrap(), Err(NotTaken::Busy));
         assert!(stalls.iter().all(|stall| !stall.is_finished()));
@@ -124,7 +155,10 @@ mod tests {
     #[tokio::test]
     async fn a_body_is_refused_as_soon_as_it_is_too_large() {
         let bodies = Bodies::default();
-        assert_eq!(bodies.read(stalled(LIMIT + 1)).await.map(drop), Err(NotTaken::TooLarge));
+        assert_eq!(
+            bodies.read(stalled(LIMIT + 1)).await.map(drop),
+            Err(NotTaken::TooLarge)
+        );
         assert_eq!(bodies.kib.available_permits(), ALL_KIB);
     }
 }

@@ -38,13 +38,22 @@ pub(super) struct Problem {
 impl Problem {
     pub(super) fn new(status: StatusCode, detail: impl Into<String>) -> Self {
         let title = status.canonical_reason().unwrap_or("Error");
-        Self { kind: "about:blank", title, status: status.as_u16(), detail: detail.into(), parameter: None }
+        Self {
+            kind: "about:blank",
+            title,
+            status: status.as_u16(),
+            detail: detail.into(),
+            parameter: None,
+        }
     }
 
     /// A parameter of the query that cannot be used.
     pub(super) fn parameter(name: &str, why: impl AsRef<str>) -> Self {
         let detail = format!("{name}: {}", why.as_ref());
-        Self { parameter: Some(name.to_owned()), ..Self::new(StatusCode::BAD_REQUEST, detail) }
+        Self {
+            parameter: Some(name.to_owned()),
+            ..Self::new(StatusCode::BAD_REQUEST, detail)
+        }
     }
 
     pub(super) fn no_incident(id: impl Display) -> Self {
@@ -54,13 +63,20 @@ impl Problem {
 
 /// Whatever made us panic, the one who asked gets an answer, and the log the reason.
 pub(super) fn panicked(_: Box<dyn Any + Send>) -> Response {
-    Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "this page cannot be shown; the log says why").into_response()
+    Problem::new(
+        StatusCode::INTERNAL_SERVER_ERROR,
+        "this page cannot be shown; the log says why",
+    )
+    .into_response()
 }
 
 impl From<StoreError> for Problem {
     fn from(failed: StoreError) -> Self {
         warn!("a page cannot be read: {}", with_causes(&failed));
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, format!("{failed}; try again soon"))
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("{failed}; try again soon"),
+        )
     }
 }
 
@@ -68,9 +84,16 @@ impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let body = serde_json::to_string(&self).expect("a problem is plain data");
-        let mut response = (status, [(header::CONTENT_TYPE, "application/problem+json")], body).into_response();
+        let mut response = (
+            status,
+            [(header::CONTENT_TYPE, "application/problem+json")],
+            body,
+        )
+            .into_response();
         if status == StatusCode::SERVICE_UNAVAILABLE {
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("5"));
+            response
+                .headers_mut()
+                .insert(header::RETRY_AFTER, HeaderValue::from_static("5"));
         }
         // For the page that a browser gets instead.
         response.extensions_mut().insert(self);

@@ -61,7 +61,10 @@ impl Held {
 
 impl Default for Holders {
     fn default() -> Self {
-        Self { since: Instant::now(), held: Arc::default() }
+        Self {
+            since: Instant::now(),
+            held: Arc::default(),
+        }
     }
 }
 
@@ -70,18 +73,30 @@ impl Holders {
     pub(super) fn join(&self) -> Holder {
         let (asked, gone) = (CancellationToken::new(), CancellationToken::new());
         let (rank, filed) = (AtomicU64::new(self.now()), AtomicU64::new(0));
-        let place = Arc::new(Place { rank, filed, asked, gone: gone.clone() });
+        let place = Arc::new(Place {
+            rank,
+            filed,
+            asked,
+            gone: gone.clone(),
+        });
         let mut held = self.lock();
         held.joined += 1;
         let number = held.joined;
         held.file(number, Arc::clone(&place));
         drop(held);
-        Holder { holders: self.clone(), place, number, _gone: gone.drop_guard() }
+        Holder {
+            holders: self.clone(),
+            place,
+            number,
+            _gone: gone.drop_guard(),
+        }
     }
 
     /// Asks the stalest to go, and waits until it has gone. `false` where there is nobody to ask.
     pub(super) async fn stalest_gives_way(&self) -> bool {
-        let Some(stalest) = self.lock().take_stalest() else { return false };
+        let Some(stalest) = self.lock().take_stalest() else {
+            return false;
+        };
         stalest.asked.cancel();
         stalest.gone.cancelled().await;
         true
@@ -126,7 +141,9 @@ impl Holder {
     /// It got on: now all others are staler. Too late for who has been asked to go.
     pub(super) fn got_on(&self) {
         let trusted = self.place.rank.load(Ordering::Relaxed) & TRUSTED;
-        self.place.rank.store(self.holders.now() | trusted, Ordering::Relaxed);
+        self.place
+            .rank
+            .store(self.holders.now() | trusted, Ordering::Relaxed);
     }
 
     /// It has proven to be no stranger, and goes after all who are.
@@ -143,7 +160,8 @@ impl Holder {
 impl Drop for Holder {
     fn drop(&mut self) {
         let mut held = self.holders.lock();
-        held.by_rank.remove(&(self.place.filed.load(Ordering::Relaxed), self.number));
+        held.by_rank
+            .remove(&(self.place.filed.load(Ordering::Relaxed), self.number));
     }
 }
 
@@ -173,7 +191,13 @@ mod tests {
         assert!(*gone.lock().unwrap());
         assert!(!stays.is_finished());
         assert!(holders.stalest_gives_way().await);
-        assert_eq!(timeout(Duration::from_secs(1), stays).await.unwrap().unwrap(), None);
+        assert_eq!(
+            timeout(Duration::from_secs(1), stays)
+                .await
+                .unwrap()
+                .unwrap(),
+            None
+        );
         assert!(!holders.stalest_gives_way().await, "nobody is left");
     }
 

@@ -71,7 +71,12 @@ const AFTER_ACCEPT_ERROR: Duration = Duration::from_millis(100);
 /// Serves connections until told to stop, then lets the requests under way finish. When all slots are
 /// taken, the connection that got on longest ago (was accepted, began a request or took a part of an
 /// answer) is closed for the one that comes. A handler finds its own as an `Arc<Holder>` in the request.
-pub async fn serve(listener: TcpListener, router: Router, connections: usize, stop: CancellationToken) {
+pub async fn serve(
+    listener: TcpListener,
+    router: Router,
+    connections: usize,
+    stop: CancellationToken,
+) {
     let service = TowerToHyperService::new(router.layer(RequestBodyDeadlineLayer::new(BODY)));
     let slots = Arc::new(Semaphore::new(connections));
     let holders = Holders::default();
@@ -90,14 +95,19 @@ pub async fn serve(listener: TcpListener, router: Router, connections: usize, st
             Ok(slot) => slot,
             Err(_) => {
                 holders.stalest_gives_way().await;
-                Arc::clone(&slots).acquire_owned().await.expect("it is never closed")
+                Arc::clone(&slots)
+                    .acquire_owned()
+                    .await
+                    .expect("it is never closed")
             }
         };
         // Without it a small answer waits for the acknowledgement of the one before.
         let _ = stream.set_nodelay(true);
         let holder = Arc::new(holders.join());
         let mut http = http1::Builder::new();
-        http.timer(PatientTimer::default()).header_read_timeout(HEADER).max_buf_size(HEADER_BYTES);
+        http.timer(PatientTimer::default())
+            .header_read_timeout(HEADER)
+            .max_buf_size(HEADER_BYTES);
         let service = getting_on(service.clone(), Arc::clone(&holder));
         let connection = graceful.watch(http.serve_connection(TokioIo::new(stream), service));
         tokio::spawn(async move {
@@ -159,7 +169,11 @@ impl Timer for PatientTimer {
     }
 
     fn sleep_until(&self, deadline: Instant) -> Pin<Box<dyn Sleep>> {
-        let idle = if self.kept_open.swap(true, Ordering::Relaxed) { IDLE - HEADER } else { Duration::ZERO };
+        let idle = if self.kept_open.swap(true, Ordering::Relaxed) {
+            IDLE - HEADER
+        } else {
+            Duration::ZERO
+        };
         self.timer.sleep_until(deadline + idle)
     }
 
@@ -174,7 +188,10 @@ impl Timer for PatientTimer {
 
 async fn accept_failed(error: &io::Error, holders: &Holders) {
     // The peer may just have gone; anything else concerns us all, and is mostly a want of descriptors.
-    if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) {
+    if matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset
+    ) {
         return;
     }
     debug!(%error, "no connection can be accepted");
@@ -193,12 +210,17 @@ pub fn connection_limit() -> usize {
     /// For the database, Graph, the other listener, files.
     const RESERVED: u64 = 128;
     let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit { current: limit.maximum, ..limit };
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
     let current = match setrlimit(Resource::Nofile, raised) {
         Ok(()) => limit.maximum,
         Err(_) => limit.current,
     };
-    let connections = current.map_or(WANTED, |descriptors| descriptors.saturating_sub(RESERVED).clamp(16, WANTED));
+    let connections = current.map_or(WANTED, |descriptors| {
+        descriptors.saturating_sub(RESERVED).clamp(16, WANTED)
+    });
     usize::try_from(connections).expect("ten thousand fits")
 }
 
@@ -209,18 +231,31 @@ pub fn public_router(webhook: webhook::Webhook) -> Router {
 
 /// The admin listener: readiness for everybody, all else for who may come in. Without a token it belongs on
 /// a loopback address. What people look at has a pool of its own.
-pub fn admin_router(db: Pool, pages: Pool, token: Option<&SecretString>, metrics: Metrics) -> Router {
+pub fn admin_router(
+    db: Pool,
+    pages: Pool,
+    token: Option<&SecretString>,
+    metrics: Metrics,
+) -> Router {
     let guarded = api::router(pages.clone())
         .merge(dashboard::router(pages))
         .merge(ops::metrics_router(db.clone(), metrics))
         .fallback(|| async { Problem::new(StatusCode::NOT_FOUND, "there is no such page") })
         .method_not_allowed_fallback(|| async {
-            Problem::new(StatusCode::METHOD_NOT_ALLOWED, "this page does not take such a request")
+            Problem::new(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "this page does not take such a request",
+            )
         })
         .layer(DefaultBodyLimit::max(resolve::BODY_LIMIT))
         .layer(CatchPanicLayer::custom(error::panicked))
         .layer(CsrfLayer::new().with_rejection_response(auth::cross_site))
-        .layer(middleware::from_fn_with_state(Guard::new(token), auth::guard))
+        .layer(middleware::from_fn_with_state(
+            Guard::new(token),
+            auth::guard,
+        ))
         .layer(middleware::from_fn(dashboard::problems_as_pages));
-    ops::readiness_router(db).merge(guarded).layer(middleware::from_fn(auth::secure))
+    ops::readiness_router(db)
+        .merge(guarded)
+        .layer(middleware::from_fn(auth::secure))
 }

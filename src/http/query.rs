@@ -16,7 +16,11 @@ pub(super) struct Query(Vec<(String, String)>);
 
 impl Query {
     pub(super) fn parse(query: Option<&str>) -> Self {
-        Self(form_urlencoded::parse(query.unwrap_or_default().as_bytes()).into_owned().collect())
+        Self(
+            form_urlencoded::parse(query.unwrap_or_default().as_bytes())
+                .into_owned()
+                .collect(),
+        )
     }
 
     /// As a form sends it: what was left empty was not given.
@@ -39,13 +43,22 @@ impl Query {
         if self.0.iter().any(|(known, _)| known == name) {
             return Err(Problem::parameter(name, "given twice"));
         }
-        read(&value).map(Some).map_err(|why| Problem::parameter(name, why))
+        read(&value)
+            .map(Some)
+            .map_err(|why| Problem::parameter(name, why))
     }
 
     /// Takes a parameter that is one of a few words.
-    pub(super) fn word<T: Copy>(&mut self, name: &str, words: &[(&str, T)]) -> Result<Option<T>, Problem> {
+    pub(super) fn word<T: Copy>(
+        &mut self,
+        name: &str,
+        words: &[(&str, T)],
+    ) -> Result<Option<T>, Problem> {
         self.take(name, |value| {
-            let known = words.iter().find(|(word, _)| *word == value).map(|(_, meaning)| *meaning);
+            let known = words
+                .iter()
+                .find(|(word, _)| *word == value)
+                .map(|(_, meaning)| *meaning);
             let all: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
             known.ok_or_else(|| format!("not one of {}", all.join(", ")))
         })
@@ -65,15 +78,31 @@ impl Query {
 
 /// What the filters of a list of incidents say.
 pub(super) fn filter(query: &mut Query) -> Result<Filter, Problem> {
-    let states = [("open", State::Open), ("resolved", State::Resolved), ("all", State::All)];
+    let states = [
+        ("open", State::Open),
+        ("resolved", State::Resolved),
+        ("all", State::All),
+    ];
     let state = query.word("state", &states)?.unwrap_or_default();
-    let waba_id = query
-        .take("waba_id", |text| WabaId::parse(text).map(|id| id.to_string()).map_err(|error| error.to_string()))?;
+    let waba_id = query.take("waba_id", |text| {
+        WabaId::parse(text)
+            .map(|id| id.to_string())
+            .map_err(|error| error.to_string())
+    })?;
     let causes = LockoutCause::ALL.map(|cause| (cause.as_str(), cause));
-    let cause = query.word("cause", &causes)?.map(|cause| cause.as_str().to_owned());
+    let cause = query
+        .word("cause", &causes)?
+        .map(|cause| cause.as_str().to_owned());
     let since = query.take("since", parse_moment)?;
     let until = query.take("until", parse_moment)?;
-    Ok(Filter { state, waba_id, cause, since, until, ..Filter::default() })
+    Ok(Filter {
+        state,
+        waba_id,
+        cause,
+        since,
+        until,
+        ..Filter::default()
+    })
 }
 
 /// The incident that a path names: one that there may be.

@@ -14,20 +14,33 @@ use crate::store::{Pool, bounded};
 pub(super) const BODY_LIMIT: usize = 64 * 1024;
 
 /// Resolves an incident, if it is open.
-pub(super) async fn resolve_by_hand(db: &Pool, id: i64, note: Option<String>) -> Result<(), Problem> {
-    let note = Note::parse(note.as_deref()).map_err(|why| Problem::new(StatusCode::BAD_REQUEST, why.to_string()))?;
+pub(super) async fn resolve_by_hand(
+    db: &Pool,
+    id: i64,
+    note: Option<String>,
+) -> Result<(), Problem> {
+    let note = Note::parse(note.as_deref())
+        .map_err(|why| Problem::new(StatusCode::BAD_REQUEST, why.to_string()))?;
     let db = db.clone();
     // A task of its own: who goes away must not leave a transaction behind.
-    let resolving = tokio::spawn(async move { bounded(incidents::resolve(&db, id, note.as_str())).await });
-    let resolved = resolving.await.map_err(|_| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "not resolved"))?;
+    let resolving =
+        tokio::spawn(async move { bounded(incidents::resolve(&db, id, note.as_str())).await });
+    let resolved = resolving
+        .await
+        .map_err(|_| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "not resolved"))?;
     match resolved? {
         Resolved::Now(waba_id) => {
-            info!(incident.id = id, waba.id = waba_id, "incident {id} of {waba_id} is resolved by hand");
+            info!(
+                incident.id = id,
+                waba.id = waba_id,
+                "incident {id} of {waba_id} is resolved by hand"
+            );
             Ok(())
         }
-        Resolved::Before => {
-            Err(Problem::new(StatusCode::CONFLICT, format!("incident {id} was resolved before; nothing changed")))
-        }
+        Resolved::Before => Err(Problem::new(
+            StatusCode::CONFLICT,
+            format!("incident {id} was resolved before; nothing changed"),
+        )),
         Resolved::Unknown => Err(Problem::no_incident(id)),
     }
 }
@@ -35,7 +48,9 @@ pub(super) async fn resolve_by_hand(db: &Pool, id: i64, note: Option<String>) ->
 /// A whole body, or why there is none.
 pub(super) fn whole(body: Result<Bytes, BytesRejection>) -> Result<Bytes, Problem> {
     body.map_err(|rejection| match rejection.status() {
-        StatusCode::PAYLOAD_TOO_LARGE => Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "the body is over 64 KiB"),
+        StatusCode::PAYLOAD_TOO_LARGE => {
+            Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "the body is over 64 KiB")
+        }
         _ => Problem::new(StatusCode::BAD_REQUEST, "the body did not arrive whole"),
     })
 }

@@ -66,11 +66,16 @@ impl Webhook {
 }
 
 pub(super) fn router(webhook: Webhook) -> Router {
-    Router::new().route("/webhook", get(verify_endpoint).post(receive)).with_state(webhook)
+    Router::new()
+        .route("/webhook", get(verify_endpoint).post(receive))
+        .with_state(webhook)
 }
 
 /// Answers one callback, and counts what became of it.
-async fn receive(State(webhook): State<Webhook>, request: Request) -> Result<StatusCode, WebhookError> {
+async fn receive(
+    State(webhook): State<Webhook>,
+    request: Request,
+) -> Result<StatusCode, WebhookError> {
     let callbacks = &webhook.0.metrics.callbacks;
     let mut counted = CountedAs(&callbacks.abandoned);
     let taken = take(&webhook.0, request).await;
@@ -96,7 +101,11 @@ enum Taken {
 
 /// Takes one callback. `Ok` means every lockout in it is on disk; anything else asks Meta to resend.
 async fn take(shared: &Shared, request: Request) -> Result<Taken, WebhookError> {
-    let SignedCallback { callback, arrived, held } = SignedCallback::read(request, shared).await?;
+    let SignedCallback {
+        callback,
+        arrived,
+        held,
+    } = SignedCallback::read(request, shared).await?;
     match callback.find(shared.capturing) {
         Some(found) => {
             shared.recorder.record(found, arrived, held).await?;
@@ -126,8 +135,15 @@ impl SignedCallback {
             return Err(WebhookError::TooLarge);
         }
         let (body, held) = shared.bodies.read(body).await?;
-        let position = shared.verifier.verify(&body, &signature).ok_or_else(|| shared.refusals.signature())?;
-        debug!(app_secret = position + 1, bytes = body.len(), "callback verified");
+        let position = shared
+            .verifier
+            .verify(&body, &signature)
+            .ok_or_else(|| shared.refusals.signature())?;
+        debug!(
+            app_secret = position + 1,
+            bytes = body.len(),
+            "callback verified"
+        );
         shared.refusals.matched(position);
         if let Some(connection) = parts.extensions.get::<Arc<Holder>>() {
             connection.trust();
@@ -138,7 +154,11 @@ impl SignedCallback {
             signature: Some(signature),
             app_secret: i32::try_from(position + 1).ok(),
         };
-        Ok(Self { callback, arrived: Instant::now(), held })
+        Ok(Self {
+            callback,
+            arrived: Instant::now(),
+            held,
+        })
     }
 }
 
@@ -153,7 +173,12 @@ fn the_signature(headers: &HeaderMap) -> Option<Signature> {
 
 /// hyper has seen to it that there is one length, and that it is a number.
 fn declared_length(headers: &HeaderMap) -> Option<usize> {
-    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+    headers
+        .get(header::CONTENT_LENGTH)?
+        .to_str()
+        .ok()?
+        .parse()
+        .ok()
 }
 
 /// Why a callback is not answered with 200.
@@ -188,15 +213,32 @@ impl IntoResponse for WebhookError {
         const RETRY: [(header::HeaderName, &str); 1] = [(header::RETRY_AFTER, "5")];
         match self {
             Self::BadSignature => (StatusCode::UNAUTHORIZED, "bad signature\n").into_response(),
-            Self::Encoded => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "encoded bodies are not taken\n").into_response(),
-            Self::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "the body is over 4 MiB\n").into_response(),
-            Self::Incomplete => {
-                (StatusCode::SERVICE_UNAVAILABLE, RETRY, "the body did not arrive in time\n").into_response()
+            Self::Encoded => (
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                "encoded bodies are not taken\n",
+            )
+                .into_response(),
+            Self::TooLarge => {
+                (StatusCode::PAYLOAD_TOO_LARGE, "the body is over 4 MiB\n").into_response()
             }
-            Self::Busy => (StatusCode::SERVICE_UNAVAILABLE, RETRY, "too many bodies at once\n").into_response(),
-            Self::NotRecorded(error) => {
-                (StatusCode::SERVICE_UNAVAILABLE, RETRY, format!("not recorded: {error}\n")).into_response()
-            }
+            Self::Incomplete => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                RETRY,
+                "the body did not arrive in time\n",
+            )
+                .into_response(),
+            Self::Busy => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                RETRY,
+                "too many bodies at once\n",
+            )
+                .into_response(),
+            Self::NotRecorded(error) => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                RETRY,
+                format!("not recorded: {error}\n"),
+            )
+                .into_response(),
         }
     }
 }
@@ -221,7 +263,10 @@ async fn verify_endpoint(State(webhook): State<Webhook>, RawQuery(query): RawQue
     handshakes.verified.inc();
     info!("Meta verified this URL");
     // Plain text, and no guessing: the challenge is the caller's own text.
-    let headers = [(header::CONTENT_TYPE, "text/plain; charset=utf-8"), (header::X_CONTENT_TYPE_OPTIONS, "nosniff")];
+    let headers = [
+        (header::CONTENT_TYPE, "text/plain; charset=utf-8"),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    ];
     (headers, handshake.challenge).into_response()
 }
 
@@ -233,11 +278,22 @@ struct Handshake {
 impl Handshake {
     fn parse(query: &str) -> Option<Self> {
         let the = |name| {
-            let mut values = form_urlencoded::parse(query.as_bytes()).filter(|(key, _)| key == name);
-            values.next().filter(|_| values.next().is_none()).map(|(_, value)| value.into_owned())
+            let mut values =
+                form_urlencoded::parse(query.as_bytes()).filter(|(key, _)| key == name);
+            values
+                .next()
+                .filter(|_| values.next().is_none())
+                .map(|(_, value)| value.into_owned())
         };
-        let (mode, verify_token, challenge) = (the("hub.mode")?, the("hub.verify_token")?, the("hub.challenge")?);
-        (mode == "subscribe" && !challenge.is_empty()).then_some(Self { verify_token, challenge })
+        let (mode, verify_token, challenge) = (
+            the("hub.mode")?,
+            the("hub.verify_token")?,
+            the("hub.challenge")?,
+        );
+        (mode == "subscribe" && !challenge.is_empty()).then_some(Self {
+            verify_token,
+            challenge,
+        })
     }
 }
 
@@ -266,8 +322,13 @@ impl Refusals {
     /// Says which secret signs, by position, when it does so first: that is how a rotation is seen.
     fn matched(&self, position: usize) {
         let bit = 1 << (position % 64);
-        if self.matched.load(Ordering::Relaxed) & bit == 0 && self.matched.fetch_or(bit, Ordering::Relaxed) & bit == 0 {
-            info!("callbacks are signed with app secret number {}", position + 1);
+        if self.matched.load(Ordering::Relaxed) & bit == 0
+            && self.matched.fetch_or(bit, Ordering::Relaxed) & bit == 0
+        {
+            info!(
+                "callbacks are signed with app secret number {}",
+                position + 1
+            );
         }
     }
 
@@ -279,11 +340,17 @@ impl Refusals {
             sleep(SETTLE).await;
             let refused = self.signatures.swap(0, Ordering::Relaxed);
             if refused > 0 {
-                warn!(refused, "callbacks with a bad signature refused: {refused}. Is META_APP_SECRET this app's?");
+                warn!(
+                    refused,
+                    "callbacks with a bad signature refused: {refused}. Is META_APP_SECRET this app's?"
+                );
             }
             let refused = self.handshakes.swap(0, Ordering::Relaxed);
             if refused > 0 {
-                warn!(refused, "handshakes refused: {refused}. Is META_VERIFY_TOKEN the one in the App Dashboard?");
+                warn!(
+                    refused,
+                    "handshakes refused: {refused}. Is META_VERIFY_TOKEN the one in the App Dashboard?"
+                );
             }
             sleep(MINUTE).await;
         }

@@ -165,11 +165,19 @@ pub fn derive(evidence: &[Evidence]) -> Option<Cause> {
                 }
                 Finding::Denied(why) => denied(why),
             };
-            Cause { check_id: Some(one.check_id), ..restriction }
+            Cause {
+                check_id: Some(one.check_id),
+                ..restriction
+            }
         })
         .min_by(|a, b| {
             let found = |cause: &Cause| !cause.kind.is_found();
-            (found(a), &b.severity, a.kind, entity_rank(a)).cmp(&(found(b), &a.severity, b.kind, entity_rank(b)))
+            (found(a), &b.severity, a.kind, entity_rank(a)).cmp(&(
+                found(b),
+                &a.severity,
+                b.kind,
+                entity_rank(b),
+            ))
         })
 }
 
@@ -177,21 +185,32 @@ pub fn derive(evidence: &[Evidence]) -> Option<Cause> {
 /// another found one that is at least as severe: neither recovery, nor a token that expires, nor a
 /// limit that was there all along erases why an account was blocked.
 #[must_use]
-pub fn supersedes(new: &Cause, recorded: LockoutCause, recorded_severity: Option<&CanSend>) -> bool {
+pub fn supersedes(
+    new: &Cause,
+    recorded: LockoutCause,
+    recorded_severity: Option<&CanSend>,
+) -> bool {
     match (new.kind.is_found(), recorded.is_found()) {
         (true, true) => new.severity.as_ref() >= recorded_severity,
         (false, true) => false,
         (true, false) => true,
         // That Meta gives no reason was an answer; that it no longer lets us look is none.
-        (false, false) => !(recorded == LockoutCause::Unreported && new.kind == LockoutCause::LookupDenied),
+        (false, false) => {
+            !(recorded == LockoutCause::Unreported && new.kind == LockoutCause::LookupDenied)
+        }
     }
 }
 
 /// Whether these entities no longer show the recorded cause, nor another as severe.
 #[must_use]
-pub fn is_clear(entities: &[Entity], recorded: LockoutCause, recorded_severity: Option<&CanSend>) -> bool {
+pub fn is_clear(
+    entities: &[Entity],
+    recorded: LockoutCause,
+    recorded_severity: Option<&CanSend>,
+) -> bool {
     let mut restrictions = entities.iter().flat_map(restrictions);
-    !restrictions.any(|r| r.kind == recorded || Some(&r.entity.can_send_message) >= recorded_severity)
+    !restrictions
+        .any(|r| r.kind == recorded || Some(&r.entity.can_send_message) >= recorded_severity)
 }
 
 struct Restriction<'e> {
@@ -202,30 +221,50 @@ struct Restriction<'e> {
 
 /// By severity, then by cause, then by the entity's kind.
 fn worst_restriction(entities: &[Entity]) -> Option<Restriction<'_>> {
-    entities
-        .iter()
-        .flat_map(restrictions)
-        .min_by_key(|r| (std::cmp::Reverse(&r.entity.can_send_message), r.kind, type_rank(&r.entity.entity_type)))
+    entities.iter().flat_map(restrictions).min_by_key(|r| {
+        (
+            std::cmp::Reverse(&r.entity.can_send_message),
+            r.kind,
+            type_rank(&r.entity.entity_type),
+        )
+    })
 }
 
 /// Every reason on an entity. One that cannot send is restricted even without a reason; on one that can,
 /// only a code we know counts.
 fn restrictions(entity: &Entity) -> Vec<Restriction<'_>> {
     let available = entity.can_send_message == CanSend::Available;
-    let reasons = entity.errors.iter().filter(|e| e.error_code.is_none_or(|code| !CALLING_NOISE.contains(&code)));
+    let reasons = entity.errors.iter().filter(|e| {
+        e.error_code
+            .is_none_or(|code| !CALLING_NOISE.contains(&code))
+    });
     let mut found: Vec<_> = reasons
-        .map(|error| Restriction { kind: LockoutCause::of_code(error.error_code), entity, error: Some(error) })
+        .map(|error| Restriction {
+            kind: LockoutCause::of_code(error.error_code),
+            entity,
+            error: Some(error),
+        })
         .filter(|r| !available || r.kind != LockoutCause::OtherRestriction)
         .collect();
     if found.is_empty() && !available {
-        found.push(Restriction { kind: LockoutCause::OtherRestriction, entity, error: None });
+        found.push(Restriction {
+            kind: LockoutCause::OtherRestriction,
+            entity,
+            error: None,
+        });
     }
     found
 }
 
 impl Restriction<'_> {
     fn into_cause(self) -> Cause {
-        let Entity { entity_type, id, can_send_message, additional_info, .. } = self.entity;
+        let Entity {
+            entity_type,
+            id,
+            can_send_message,
+            additional_info,
+            ..
+        } = self.entity;
         let code = self.error.and_then(|error| error.error_code);
         let said = match self.error {
             Some(error) if !error.error_description.is_empty() => error.error_description.clone(),
@@ -253,20 +292,37 @@ fn unreported() -> Cause {
 }
 
 fn denied(why: &str) -> Cause {
-    without_entity(LockoutCause::LookupDenied, format!("The reason could not be looked up: {why}"))
+    without_entity(
+        LockoutCause::LookupDenied,
+        format!("The reason could not be looked up: {why}"),
+    )
 }
 
 fn without_entity(kind: LockoutCause, summary: String) -> Cause {
-    Cause { kind, severity: None, summary, entity: None, error_code: None, possible_solution: None, check_id: None }
+    Cause {
+        kind,
+        severity: None,
+        summary,
+        entity: None,
+        error_code: None,
+        possible_solution: None,
+        check_id: None,
+    }
 }
 
 fn entity_rank(cause: &Cause) -> usize {
-    cause.entity.as_ref().map_or(usize::MAX, |(entity_type, _)| type_rank(entity_type))
+    cause
+        .entity
+        .as_ref()
+        .map_or(usize::MAX, |(entity_type, _)| type_rank(entity_type))
 }
 
 fn type_rank(entity_type: &str) -> usize {
     const ORDER: [&str; 4] = ["PHONE_NUMBER", "WABA", "BUSINESS", "APP"];
-    ORDER.iter().position(|known| *known == entity_type).unwrap_or(ORDER.len())
+    ORDER
+        .iter()
+        .position(|known| *known == entity_type)
+        .unwrap_or(ORDER.len())
 }
 
 /// What a person does next: sentences in the order to act on them. `possible_solution` is Meta's own
@@ -280,7 +336,11 @@ pub fn next_steps(cause: LockoutCause, possible_solution: Option<&str>) -> Vec<S
     }
     let steps: &[&str] = match cause {
         LockoutCause::PolicyViolation => &[
-            concat!("Open ", support_home!(), ", choose the account and read the violation."),
+            concat!(
+                "Open ",
+                support_home!(),
+                ", choose the account and read the violation."
+            ),
             "Stop the messages that led to it, then press Request Review; Meta decides in 24 to 48 hours.",
         ],
         LockoutCause::Payment => &[
@@ -300,7 +360,11 @@ pub fn next_steps(cause: LockoutCause, possible_solution: Option<&str>) -> Vec<S
             "Register the number again with that PIN; wait first if Meta says that there were too many guesses.",
         ],
         LockoutCause::OtherRestriction => &[
-            concat!("Open ", support_home!(), ", choose the account and read the restriction."),
+            concat!(
+                "Open ",
+                support_home!(),
+                ", choose the account and read the restriction."
+            ),
             "If nothing there explains it, request a review.",
         ],
         LockoutCause::Unreported => &[
@@ -315,15 +379,26 @@ pub fn next_steps(cause: LockoutCause, possible_solution: Option<&str>) -> Vec<S
         LockoutCause::LookupDenied => &[
             "Give Lockwatch a system user's token (META_ACCESS_TOKEN) with whatsapp_business_management and \
              whatsapp_business_messaging for this account.",
-            concat!("Meanwhile, look for a violation of the account in ", support_home!(), "."),
+            concat!(
+                "Meanwhile, look for a violation of the account in ",
+                support_home!(),
+                "."
+            ),
         ],
         LockoutCause::Pending => &[
             "Meta's answer is on its way: the look-up is tried again until it comes.",
-            concat!("Do not wait for it: look for a violation of the account in ", support_home!(), "."),
+            concat!(
+                "Do not wait for it: look for a violation of the account in ",
+                support_home!(),
+                "."
+            ),
         ],
     };
     let advice = possible_solution.map(|solution| format!("Meta's advice: {solution}"));
-    advice.into_iter().chain(steps.iter().map(ToString::to_string)).collect()
+    advice
+        .into_iter()
+        .chain(steps.iter().map(ToString::to_string))
+        .collect()
 }
 
 #[cfg(test)]
@@ -348,7 +423,10 @@ mod tests {
     }
 
     fn seen(check_id: i64, entities: Vec<Entity>) -> Evidence {
-        Evidence { check_id, finding: Finding::Health(entities) }
+        Evidence {
+            check_id,
+            finding: Finding::Health(entities),
+        }
     }
 
     fn kind_of(entities: Vec<Entity>) -> LockoutCause {
@@ -368,7 +446,11 @@ mod tests {
             (133_009, LockoutCause::TwoStepVerification),
             (999_999, LockoutCause::OtherRestriction),
         ] {
-            assert_eq!(kind_of(vec![entity("WABA", "BLOCKED", &[code])]), cause, "{code}");
+            assert_eq!(
+                kind_of(vec![entity("WABA", "BLOCKED", &[code])]),
+                cause,
+                "{code}"
+            );
         }
     }
 
@@ -376,12 +458,28 @@ mod tests {
     fn severity_comes_first_then_the_cause_then_the_entity() {
         let blocked_payment = entity("WABA", "BLOCKED", &[141_006]);
         let limited_policy = entity("BUSINESS", "LIMITED", &[141_005]);
-        assert_eq!(kind_of(vec![limited_policy, blocked_payment.clone()]), LockoutCause::Payment);
+        assert_eq!(
+            kind_of(vec![limited_policy, blocked_payment.clone()]),
+            LockoutCause::Payment
+        );
         let blocked_policy = entity("BUSINESS", "BLOCKED", &[141_005]);
-        assert_eq!(kind_of(vec![blocked_payment.clone(), blocked_policy]), LockoutCause::PolicyViolation);
-        let cause = derive(&[seen(1, vec![blocked_payment, entity("PHONE_NUMBER", "BLOCKED", &[141_006])])]).unwrap();
+        assert_eq!(
+            kind_of(vec![blocked_payment.clone(), blocked_policy]),
+            LockoutCause::PolicyViolation
+        );
+        let cause = derive(&[seen(
+            1,
+            vec![
+                blocked_payment,
+                entity("PHONE_NUMBER", "BLOCKED", &[141_006]),
+            ],
+        )])
+        .unwrap();
         assert_eq!(cause.entity.unwrap().0, "PHONE_NUMBER");
-        assert_eq!(cause.summary, "PHONE_NUMBER 1 is BLOCKED (141006): because of 141006");
+        assert_eq!(
+            cause.summary,
+            "PHONE_NUMBER 1 is BLOCKED (141006): because of 141006"
+        );
     }
 
     #[test]
@@ -392,8 +490,12 @@ mod tests {
             entity("APP", "AVAILABLE", &[138_025]),
         ];
         assert_eq!(kind_of(noise), LockoutCause::Unreported);
-        let blocked = derive(&[seen(1, vec![entity("PHONE_NUMBER", "BLOCKED", &[138_024])])]).unwrap();
-        assert_eq!((blocked.kind, blocked.error_code), (LockoutCause::OtherRestriction, None));
+        let blocked =
+            derive(&[seen(1, vec![entity("PHONE_NUMBER", "BLOCKED", &[138_024])])]).unwrap();
+        assert_eq!(
+            (blocked.kind, blocked.error_code),
+            (LockoutCause::OtherRestriction, None)
+        );
     }
 
     #[test]
@@ -402,55 +504,121 @@ mod tests {
         limited.additional_info = vec!["Your display name has not been approved yet.".into()];
         let cause = derive(&[seen(1, vec![limited])]).unwrap();
         assert_eq!(cause.kind, LockoutCause::OtherRestriction);
-        assert!(cause.summary.ends_with("is LIMITED: Your display name has not been approved yet."));
-        assert_eq!(kind_of(vec![entity("WABA", "SLEEPING", &[])]), LockoutCause::OtherRestriction);
+        assert!(
+            cause
+                .summary
+                .ends_with("is LIMITED: Your display name has not been approved yet.")
+        );
+        assert_eq!(
+            kind_of(vec![entity("WABA", "SLEEPING", &[])]),
+            LockoutCause::OtherRestriction
+        );
     }
 
     #[test]
     fn on_an_available_entity_only_a_known_code_counts() {
-        assert_eq!(kind_of(vec![entity("WABA", "AVAILABLE", &[141_006])]), LockoutCause::Payment);
-        assert_eq!(kind_of(vec![entity("WABA", "AVAILABLE", &[131_000])]), LockoutCause::Unreported);
+        assert_eq!(
+            kind_of(vec![entity("WABA", "AVAILABLE", &[141_006])]),
+            LockoutCause::Payment
+        );
+        assert_eq!(
+            kind_of(vec![entity("WABA", "AVAILABLE", &[131_000])]),
+            LockoutCause::Unreported
+        );
     }
 
     #[test]
     fn the_worst_of_all_numbers_is_the_cause_and_names_its_check() {
-        let denied = Evidence { check_id: 1, finding: Finding::Denied("no token configured".into()) };
+        let denied = Evidence {
+            check_id: 1,
+            finding: Finding::Denied("no token configured".into()),
+        };
         let available = seen(2, vec![entity("WABA", "AVAILABLE", &[])]);
         let payment = seen(3, vec![entity("WABA", "BLOCKED", &[141_006])]);
-        let cause = |evidence: &[Evidence]| derive(evidence).map(|cause| (cause.kind, cause.check_id.unwrap()));
+        let cause = |evidence: &[Evidence]| {
+            derive(evidence).map(|cause| (cause.kind, cause.check_id.unwrap()))
+        };
         assert_eq!(cause(&[]), None);
-        assert_eq!(cause(std::slice::from_ref(&denied)), Some((LockoutCause::LookupDenied, 1)));
-        assert_eq!(cause(&[denied.clone(), available.clone()]), Some((LockoutCause::Unreported, 2)));
-        assert_eq!(cause(&[denied, available, payment]), Some((LockoutCause::Payment, 3)));
+        assert_eq!(
+            cause(std::slice::from_ref(&denied)),
+            Some((LockoutCause::LookupDenied, 1))
+        );
+        assert_eq!(
+            cause(&[denied.clone(), available.clone()]),
+            Some((LockoutCause::Unreported, 2))
+        );
+        assert_eq!(
+            cause(&[denied, available, payment]),
+            Some((LockoutCause::Payment, 3))
+        );
     }
 
     #[test]
     fn only_a_found_cause_as_severe_takes_a_found_ones_place() {
-        let derived = |can_send, codes: &[i64]| derive(&[seen(1, vec![entity("WABA", can_send, codes)])]).unwrap();
+        let derived = |can_send, codes: &[i64]| {
+            derive(&[seen(1, vec![entity("WABA", can_send, codes)])]).unwrap()
+        };
         let blocked = Some(&CanSend::Blocked);
         let available = derived("AVAILABLE", &[]);
         assert!(supersedes(&available, LockoutCause::Pending, None));
         assert!(supersedes(&available, LockoutCause::LookupDenied, None));
         let denied = denied("the token expired");
         assert!(supersedes(&denied, LockoutCause::Pending, None));
-        assert!(!supersedes(&denied, LockoutCause::Unreported, None), "Meta did answer once");
+        assert!(
+            !supersedes(&denied, LockoutCause::Unreported, None),
+            "Meta did answer once"
+        );
         assert!(!supersedes(&available, LockoutCause::Payment, blocked));
-        assert!(supersedes(&derived("BLOCKED", &[141_005]), LockoutCause::Payment, blocked));
-        assert!(!supersedes(&derived("LIMITED", &[141_010]), LockoutCause::Payment, blocked), "was there all along");
-        assert!(supersedes(&derived("LIMITED", &[141_010]), LockoutCause::Payment, Some(&CanSend::Limited)));
+        assert!(supersedes(
+            &derived("BLOCKED", &[141_005]),
+            LockoutCause::Payment,
+            blocked
+        ));
+        assert!(
+            !supersedes(
+                &derived("LIMITED", &[141_010]),
+                LockoutCause::Payment,
+                blocked
+            ),
+            "was there all along"
+        );
+        assert!(supersedes(
+            &derived("LIMITED", &[141_010]),
+            LockoutCause::Payment,
+            Some(&CanSend::Limited)
+        ));
     }
 
     #[test]
     fn a_check_is_clear_once_neither_the_cause_nor_one_as_severe_shows() {
         let limited = [entity("BUSINESS", "LIMITED", &[141_010])];
         let payment = |can_send, codes: &[i64], severity: CanSend| {
-            is_clear(&[entity("WABA", can_send, codes)], LockoutCause::Payment, Some(&severity))
+            is_clear(
+                &[entity("WABA", can_send, codes)],
+                LockoutCause::Payment,
+                Some(&severity),
+            )
         };
-        assert!(is_clear(&limited, LockoutCause::Payment, Some(&CanSend::Blocked)), "another, and it was there before");
-        assert!(!is_clear(&limited, LockoutCause::Payment, Some(&CanSend::Limited)), "another, as severe");
-        assert!(payment("AVAILABLE", &[138_024], CanSend::Limited), "calling is not messaging");
-        assert!(!payment("LIMITED", &[141_006], CanSend::Blocked), "the same, if less severe");
-        assert!(!payment("AVAILABLE", &[141_006], CanSend::Blocked), "the same, though it lets messages through");
+        assert!(
+            is_clear(&limited, LockoutCause::Payment, Some(&CanSend::Blocked)),
+            "another, and it was there before"
+        );
+        assert!(
+            !is_clear(&limited, LockoutCause::Payment, Some(&CanSend::Limited)),
+            "another, as severe"
+        );
+        assert!(
+            payment("AVAILABLE", &[138_024], CanSend::Limited),
+            "calling is not messaging"
+        );
+        assert!(
+            !payment("LIMITED", &[141_006], CanSend::Blocked),
+            "the same, if less severe"
+        );
+        assert!(
+            !payment("AVAILABLE", &[141_006], CanSend::Blocked),
+            "the same, though it lets messages through"
+        );
     }
 
     #[test]
@@ -458,11 +626,17 @@ mod tests {
         for cause in LockoutCause::ALL {
             let steps = next_steps(cause, None);
             assert!(
-                !steps.is_empty() && steps.iter().all(|step| !step.contains('{') && step.ends_with('.')),
+                !steps.is_empty()
+                    && steps
+                        .iter()
+                        .all(|step| !step.contains('{') && step.ends_with('.')),
                 "{cause}"
             );
             assert_eq!(LockoutCause::parse(cause.as_str()), Some(cause));
         }
-        assert_eq!(next_steps(LockoutCause::Payment, Some("Pay."))[0], "Meta's advice: Pay.");
+        assert_eq!(
+            next_steps(LockoutCause::Payment, Some("Pay."))[0],
+            "Meta's advice: Pay."
+        );
     }
 }

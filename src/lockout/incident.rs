@@ -27,7 +27,10 @@ impl History {
     #[must_use]
     pub fn incident_of(&self, failed_at: OffsetDateTime) -> Option<Span> {
         let id = belongs_to(failed_at, &self.spans).filter(|_| failed_at >= self.since)?;
-        self.spans.iter().find(|incident| incident.id == id).copied()
+        self.spans
+            .iter()
+            .find(|incident| incident.id == id)
+            .copied()
     }
 
     /// The open incident.
@@ -38,7 +41,10 @@ impl History {
 }
 
 fn open(history: &[Span]) -> Option<i64> {
-    history.iter().find(|incident| incident.resolved_at.is_none()).map(|incident| incident.id)
+    history
+        .iter()
+        .find(|incident| incident.resolved_at.is_none())
+        .map(|incident| incident.id)
 }
 
 /// The incident a failure belongs to; `None` where it opens a new one.
@@ -115,9 +121,11 @@ pub fn clear_run(
 #[must_use]
 pub fn recovered(numbers: &[Option<ClearRun>], last_failure_at: OffsetDateTime) -> bool {
     !numbers.is_empty()
-        && numbers
-            .iter()
-            .all(|run| run.is_some_and(|run| run.since > last_failure_at && run.until - run.since >= RECOVERY_APART))
+        && numbers.iter().all(|run| {
+            run.is_some_and(|run| {
+                run.since > last_failure_at && run.until - run.since >= RECOVERY_APART
+            })
+        })
 }
 
 #[cfg(test)]
@@ -132,37 +140,81 @@ mod tests {
     }
 
     fn resolved(id: i64, at: i64) -> Span {
-        Span { id, resolved_at: Some(minutes(at)) }
+        Span {
+            id,
+            resolved_at: Some(minutes(at)),
+        }
     }
 
-    const OPEN: Span = Span { id: 9, resolved_at: None };
+    const OPEN: Span = Span {
+        id: 9,
+        resolved_at: None,
+    };
 
     #[test]
     fn a_failure_opens_joins_or_comes_late() {
         assert_eq!(belongs_to(T, &[]), None, "nothing there: a new one");
         assert_eq!(belongs_to(T, &[OPEN]), Some(9), "the open one");
-        assert_eq!(belongs_to(T, &[resolved(1, -5)]), None, "after the last one ended: a new one");
-        assert_eq!(belongs_to(T, &[resolved(1, 5)]), Some(1), "before it ended: late");
-        assert_eq!(belongs_to(T, &[OPEN, resolved(2, 10), resolved(1, 5), resolved(0, -5)]), Some(1), "first to end");
-        assert_eq!(belongs_to(T, &[resolved(1, 0), OPEN]), Some(9), "at the very end: not before it");
+        assert_eq!(
+            belongs_to(T, &[resolved(1, -5)]),
+            None,
+            "after the last one ended: a new one"
+        );
+        assert_eq!(
+            belongs_to(T, &[resolved(1, 5)]),
+            Some(1),
+            "before it ended: late"
+        );
+        assert_eq!(
+            belongs_to(T, &[OPEN, resolved(2, 10), resolved(1, 5), resolved(0, -5)]),
+            Some(1),
+            "first to end"
+        );
+        assert_eq!(
+            belongs_to(T, &[resolved(1, 0), OPEN]),
+            Some(9),
+            "at the very end: not before it"
+        );
     }
 
     #[test]
     fn a_clear_run_starts_goes_on_and_ends() {
         assert_eq!(clear_run(None, true, minutes(5), T), Some(minutes(5)));
-        assert_eq!(clear_run(Some(minutes(5)), true, minutes(9), T), Some(minutes(5)));
+        assert_eq!(
+            clear_run(Some(minutes(5)), true, minutes(9), T),
+            Some(minutes(5))
+        );
         assert_eq!(clear_run(Some(minutes(5)), false, minutes(9), T), None);
-        assert_eq!(clear_run(Some(minutes(5)), true, minutes(9), minutes(6)), Some(minutes(9)), "failed in between");
-        assert_eq!(clear_run(None, true, minutes(5), minutes(6)), None, "failed since it was looked at");
+        assert_eq!(
+            clear_run(Some(minutes(5)), true, minutes(9), minutes(6)),
+            Some(minutes(9)),
+            "failed in between"
+        );
+        assert_eq!(
+            clear_run(None, true, minutes(5), minutes(6)),
+            None,
+            "failed since it was looked at"
+        );
     }
 
     #[test]
     fn recovery_takes_two_clear_checks_of_every_number_and_no_failure_since() {
-        let run = |since, until| Some(ClearRun { since: minutes(since), until: minutes(until) });
+        let run = |since, until| {
+            Some(ClearRun {
+                since: minutes(since),
+                until: minutes(until),
+            })
+        };
         assert!(recovered(&[run(1, 16), run(2, 60)], T));
         assert!(!recovered(&[run(1, 15)], T), "too close together");
-        assert!(!recovered(&[run(1, 16), None], T), "one number is still hit");
-        assert!(!recovered(&[run(1, 16)], minutes(1)), "a failure since the first");
+        assert!(
+            !recovered(&[run(1, 16), None], T),
+            "one number is still hit"
+        );
+        assert!(
+            !recovered(&[run(1, 16)], minutes(1)),
+            "a failure since the first"
+        );
         assert!(!recovered(&[], T));
     }
 }

@@ -18,7 +18,11 @@ pub const REST: Duration = Duration::from_secs(15 * 60);
 
 const MINUTE: Duration = Duration::from_secs(60);
 /// The pauses after the first, second and third answer; then [`HOURLY`].
-const AFTER_ANSWERS: [Duration; 3] = [MINUTE.saturating_mul(5), MINUTE.saturating_mul(15), MINUTE.saturating_mul(30)];
+const AFTER_ANSWERS: [Duration; 3] = [
+    MINUTE.saturating_mul(5),
+    MINUTE.saturating_mul(15),
+    MINUTE.saturating_mul(30),
+];
 const HOURLY: Duration = MINUTE.saturating_mul(60);
 /// The pause between two checks that may together show recovery: the fifteen minutes that the rule asks
 /// for, and the jitter's tenth.
@@ -41,9 +45,15 @@ impl Progress {
     pub fn after(self, answer: &Answer) -> Self {
         match answer {
             Answer::Health(_) | Answer::NoHealth | Answer::NotAsked(_) | Answer::Refused(_) => {
-                Self { answers: self.answers.saturating_add(1), failures: 0 }
+                Self {
+                    answers: self.answers.saturating_add(1),
+                    failures: 0,
+                }
             }
-            Answer::Unreachable(_) => Self { failures: self.failures.saturating_add(1), ..self },
+            Answer::Unreachable(_) => Self {
+                failures: self.failures.saturating_add(1),
+                ..self
+            },
             Answer::Throttled { .. } => self,
         }
     }
@@ -63,7 +73,9 @@ pub fn pause(answer: &Answer, progress: Progress, confirming: bool, chance: f64)
         Answer::Throttled { rest, .. } => rest.unwrap_or(REST),
         Answer::Unreachable(_) => {
             let doublings = u32::try_from(progress.failures).unwrap_or(0).min(16);
-            let ceiling = BACKOFF_FROM.saturating_mul(2_u32.saturating_pow(doublings)).min(BACKOFF_TO);
+            let ceiling = BACKOFF_FROM
+                .saturating_mul(2_u32.saturating_pow(doublings))
+                .min(BACKOFF_TO);
             BACKOFF_FROM + (ceiling - BACKOFF_FROM).mul_f64(chance)
         }
     }
@@ -81,7 +93,10 @@ mod tests {
     use crate::meta::health::GraphError;
 
     fn refused() -> Answer {
-        Answer::Refused(GraphError { code: 190, message: String::new() })
+        Answer::Refused(GraphError {
+            code: 190,
+            message: String::new(),
+        })
     }
 
     #[test]
@@ -89,7 +104,10 @@ mod tests {
         let pauses = |chance| {
             (1..=5)
                 .map(|answers| {
-                    let progress = Progress { answers, failures: 0 };
+                    let progress = Progress {
+                        answers,
+                        failures: 0,
+                    };
                     pause(&Answer::Health(vec![]), progress, false, chance).as_secs()
                 })
                 .collect::<Vec<_>>()
@@ -106,13 +124,33 @@ mod tests {
 
     #[test]
     fn a_refusal_is_asked_again_hourly() {
-        assert_eq!(pause(&refused(), Progress { answers: 1, failures: 0 }, false, 0.5), HOURLY);
+        assert_eq!(
+            pause(
+                &refused(),
+                Progress {
+                    answers: 1,
+                    failures: 0
+                },
+                false,
+                0.5
+            ),
+            HOURLY
+        );
     }
 
     #[test]
     fn failures_back_off_with_full_jitter_from_five_seconds_to_a_quarter_of_an_hour() {
         let at = |failures, chance| {
-            pause(&Answer::Unreachable(String::new()), Progress { answers: 0, failures }, false, chance).as_secs()
+            pause(
+                &Answer::Unreachable(String::new()),
+                Progress {
+                    answers: 0,
+                    failures,
+                },
+                false,
+                chance,
+            )
+            .as_secs()
         };
         assert_eq!((at(1, 0.0), at(1, 1.0)), (5, 10));
         assert_eq!((at(3, 0.0), at(3, 1.0)), (5, 40));
@@ -121,10 +159,28 @@ mod tests {
 
     #[test]
     fn an_answer_forgets_failures_and_a_throttled_look_up_counts_as_neither() {
-        let progress = Progress { answers: 1, failures: 4 };
-        assert_eq!(progress.after(&Answer::NoHealth), Progress { answers: 2, failures: 0 });
-        assert_eq!(progress.after(&Answer::Unreachable(String::new())), Progress { answers: 1, failures: 5 });
-        let error = GraphError { code: 4, message: String::new() };
+        let progress = Progress {
+            answers: 1,
+            failures: 4,
+        };
+        assert_eq!(
+            progress.after(&Answer::NoHealth),
+            Progress {
+                answers: 2,
+                failures: 0
+            }
+        );
+        assert_eq!(
+            progress.after(&Answer::Unreachable(String::new())),
+            Progress {
+                answers: 1,
+                failures: 5
+            }
+        );
+        let error = GraphError {
+            code: 4,
+            message: String::new(),
+        };
         let throttled = Answer::Throttled { error, rest: None };
         assert_eq!(progress.after(&throttled), progress);
         assert_eq!(pause(&throttled, progress, false, 0.5), REST);

@@ -52,7 +52,11 @@ impl Findings {
     #[must_use]
     pub fn read(body: &Bytes, received_at: OffsetDateTime) -> Self {
         let text = readable(body);
-        let mut reader = Reader { body, received_at, findings: Self::default() };
+        let mut reader = Reader {
+            body,
+            received_at,
+            findings: Self::default(),
+        };
         reader.body(&text);
         reader.findings
     }
@@ -88,7 +92,11 @@ impl Reader<'_> {
         let Some([id, changes]) = fields(entry.get(), ["id", "changes"]) else {
             return self.refuse(None, entry.get(), "the entry is not an object");
         };
-        let id = match id.and_then(scalar).ok_or(IdError::Empty).and_then(|id| WabaId::parse(&id)) {
+        let id = match id
+            .and_then(scalar)
+            .ok_or(IdError::Empty)
+            .and_then(|id| WabaId::parse(&id))
+        {
             Ok(id) => id,
             Err(error) => return self.refuse(None, entry.get(), format!("the entry's id {error}")),
         };
@@ -96,7 +104,9 @@ impl Reader<'_> {
             self.findings.waba_id.get_or_insert_with(|| id.clone());
         }
         match changes.and_then(elements) {
-            Some(changes) => changes.into_iter().for_each(|change| self.change(&id, change)),
+            Some(changes) => changes
+                .into_iter()
+                .for_each(|change| self.change(&id, change)),
             None => self.refuse(Some(&id), entry.get(), "the entry has no list of `changes`"),
         }
     }
@@ -107,29 +117,55 @@ impl Reader<'_> {
         let Some([value]) = fields(change.get(), ["value"]) else {
             return self.refuse(Some(entry), change.get(), "the change is not an object");
         };
-        let Some([metadata, statuses]) = value.and_then(|value| fields(value.get(), ["metadata", "statuses"])) else {
-            return self.refuse(Some(entry), change.get(), "the change has no object `value`");
+        let Some([metadata, statuses]) =
+            value.and_then(|value| fields(value.get(), ["metadata", "statuses"]))
+        else {
+            return self.refuse(
+                Some(entry),
+                change.get(),
+                "the change has no object `value`",
+            );
         };
-        let [number, display] =
-            metadata.and_then(|m| fields(m.get(), ["phone_number_id", "display_phone_number"])).unwrap_or_default();
-        let number = number.and_then(scalar).ok_or(IdError::Empty).and_then(|id| PhoneNumberId::parse(&id));
+        let [number, display] = metadata
+            .and_then(|m| fields(m.get(), ["phone_number_id", "display_phone_number"]))
+            .unwrap_or_default();
+        let number = number
+            .and_then(scalar)
+            .ok_or(IdError::Empty)
+            .and_then(|id| PhoneNumberId::parse(&id));
         if let Ok(number) = &number {
-            self.findings.waba_id.get_or_insert_with(|| WabaId::of(entry, number));
+            self.findings
+                .waba_id
+                .get_or_insert_with(|| WabaId::of(entry, number));
         }
-        let Some(statuses) = statuses.filter(|statuses| may_hold_lockout(statuses.get().as_bytes())) else {
+        let Some(statuses) =
+            statuses.filter(|statuses| may_hold_lockout(statuses.get().as_bytes()))
+        else {
             return;
         };
         let number = match number {
             Ok(number) => number,
-            Err(error) => return self.refuse(Some(entry), change.get(), format!("the phone number id {error}")),
+            Err(error) => {
+                return self.refuse(
+                    Some(entry),
+                    change.get(),
+                    format!("the phone number id {error}"),
+                );
+            }
         };
         let sender = Sender {
             waba_id: WabaId::of(entry, &number),
             phone_number_id: number,
-            display_phone_number: display.and_then(scalar).map(|display| Text::cut(&display, Text::SHORT)),
+            display_phone_number: display
+                .and_then(scalar)
+                .map(|display| Text::cut(&display, Text::SHORT)),
         };
         let Some(statuses) = elements(statuses) else {
-            return self.refuse(Some(&sender.waba_id), change.get(), "`statuses` is not a list");
+            return self.refuse(
+                Some(&sender.waba_id),
+                change.get(),
+                "`statuses` is not a list",
+            );
         };
         for status in statuses {
             match failure::read(status, &sender, self.received_at) {
@@ -140,7 +176,12 @@ impl Reader<'_> {
     }
 
     /// Keeps what could not be read, unless it cannot have been about a lockout.
-    fn refuse(&mut self, waba_id: Option<&WabaId>, element: &str, reason: impl Into<Cow<'static, str>>) {
+    fn refuse(
+        &mut self,
+        waba_id: Option<&WabaId>,
+        element: &str,
+        reason: impl Into<Cow<'static, str>>,
+    ) {
         if !may_hold_lockout(element.as_bytes()) {
             return;
         }
@@ -153,7 +194,11 @@ impl Reader<'_> {
             // None of its elements stands in the body as it is read, so the whole body is kept already.
             return;
         };
-        unreadable.push(Unreadable { waba_id: waba_id.cloned(), reason: reason.into(), bytes });
+        unreadable.push(Unreadable {
+            waba_id: waba_id.cloned(),
+            reason: reason.into(),
+            bytes,
+        });
     }
 }
 
@@ -192,7 +237,11 @@ mod tests {
     }
 
     fn only(findings: &Findings) -> &FailedDelivery {
-        assert_eq!((findings.failures.len(), findings.unreadable.len()), (1, 0), "{findings:?}");
+        assert_eq!(
+            (findings.failures.len(), findings.unreadable.len()),
+            (1, 0),
+            "{findings:?}"
+        );
         &findings.failures[0]
     }
 
@@ -200,7 +249,10 @@ mod tests {
     fn everything_in_the_batch_is_read() {
         let mut body = callback(json!([failed("a"), {"id": "s", "status": "sent"}, failed("b")]));
         let second = body["entry"][0]["changes"][0].clone();
-        body["entry"][0]["changes"].as_array_mut().unwrap().push(second);
+        body["entry"][0]["changes"]
+            .as_array_mut()
+            .unwrap()
+            .push(second);
         body["entry"][0]["changes"][1]["value"]["metadata"]["phone_number_id"] = json!("1066");
         let other = body["entry"][0].clone();
         body["entry"].as_array_mut().unwrap().push(other);
@@ -210,11 +262,22 @@ mod tests {
         let seen: Vec<_> = findings
             .failures
             .iter()
-            .map(|f| (f.waba_id.as_str(), f.phone_number_id.as_str(), f.message_id.as_str()))
+            .map(|f| {
+                (
+                    f.waba_id.as_str(),
+                    f.phone_number_id.as_str(),
+                    f.message_id.as_str(),
+                )
+            })
             .collect();
         let number = |waba, number| [(waba, number, "a"), (waba, number, "b")];
-        let expected =
-            [number("1022", "1065"), number("1022", "1066"), number("1033", "1065"), number("1033", "1066")].concat();
+        let expected = [
+            number("1022", "1065"),
+            number("1022", "1066"),
+            number("1033", "1065"),
+            number("1033", "1066"),
+        ]
+        .concat();
         assert_eq!(seen, expected);
         assert!(findings.unreadable.is_empty());
     }
@@ -222,7 +285,11 @@ mod tests {
     #[test]
     fn a_failure_carries_what_meta_said() {
         let status = with(
-            with(failed("wamid.1"), "biz_opaque_callback_data", json!("campaign-42")),
+            with(
+                failed("wamid.1"),
+                "biz_opaque_callback_data",
+                json!("campaign-42"),
+            ),
             "errors",
             json!([{"code": 131000, "title": "Something went wrong"},
                    {"code": "131031", "title": "Business Account locked", "message": "m",
@@ -233,25 +300,42 @@ mod tests {
         let text = |text: &Option<Text>| text.as_ref().map(|t| t.as_str().to_owned());
         assert_eq!(failure.failed_at.unix_timestamp(), 1_763_399_138);
         assert_eq!(text(&failure.callback_data).as_deref(), Some("campaign-42"));
-        assert_eq!(text(&failure.error_title).as_deref(), Some("Business Account locked"));
+        assert_eq!(
+            text(&failure.error_title).as_deref(),
+            Some("Business Account locked")
+        );
         assert_eq!(text(&failure.error_message).as_deref(), Some("m"));
-        assert_eq!(text(&failure.error_details).as_deref(), Some("Business account has been locked."));
-        assert_eq!(text(&failure.display_phone_number).as_deref(), Some("15550783881"));
+        assert_eq!(
+            text(&failure.error_details).as_deref(),
+            Some("Business account has been locked.")
+        );
+        assert_eq!(
+            text(&failure.display_phone_number).as_deref(),
+            Some("15550783881")
+        );
         assert_eq!(text(&failure.recipient_id).as_deref(), Some("16505551234"));
     }
 
     #[test]
     fn two_lockout_errors_in_one_status_are_one_failure() {
-        let errors = json!([{"code": 131031, "title": "first"}, {"code": 131031, "title": "second"}]);
+        let errors =
+            json!([{"code": 131031, "title": "first"}, {"code": 131031, "title": "second"}]);
         let findings = read_json(&callback(json!([with(failed("a"), "errors", errors)])));
-        assert_eq!(only(&findings).error_title.as_ref().unwrap().as_str(), "first");
+        assert_eq!(
+            only(&findings).error_title.as_ref().unwrap().as_str(),
+            "first"
+        );
     }
 
     #[test]
     fn what_only_mentions_the_code_is_no_failure() {
         for body in [
             callback(json!([with(failed("a"), "status", json!("sent"))])),
-            callback(json!([with(failed("a"), "errors", json!([{"code": 131026, "title": "like 131031"}]))])),
+            callback(json!([with(
+                failed("a"),
+                "errors",
+                json!([{"code": 131026, "title": "like 131031"}])
+            )])),
             callback(json!([{"id": "wamid.131031", "status": "delivered"}])),
             json!({"entry": [{"id": "1", "changes": [{"field": "messages", "value": {
                 "metadata": {"phone_number_id": "1"},
@@ -266,15 +350,28 @@ mod tests {
     #[test]
     fn times_out_of_reason_become_the_time_received() {
         let at = |timestamp: Value| {
-            only(&read_json(&callback(json!([with(failed("a"), "timestamp", timestamp)])))).failed_at
+            only(&read_json(&callback(json!([with(
+                failed("a"),
+                "timestamp",
+                timestamp
+            )]))))
+            .failed_at
         };
         assert_eq!(at(json!(1_763_399_138)).unix_timestamp(), 1_763_399_138);
         assert_eq!(at(json!(1_763_399_138.0)).unix_timestamp(), 1_763_399_138);
-        assert_eq!(at(json!((NOW + time::Duration::hours(23)).unix_timestamp())), NOW + time::Duration::hours(23));
+        assert_eq!(
+            at(json!((NOW + time::Duration::hours(23)).unix_timestamp())),
+            NOW + time::Duration::hours(23)
+        );
         let two_days_on = json!((NOW + time::Duration::days(2)).unix_timestamp());
-        for unreasonable in
-            [json!("-1"), json!("soon"), json!(null), json!([1]), json!(1_763_399_138_000_i64), two_days_on]
-        {
+        for unreasonable in [
+            json!("-1"),
+            json!("soon"),
+            json!(null),
+            json!([1]),
+            json!(1_763_399_138_000_i64),
+            two_days_on,
+        ] {
             assert_eq!(at(unreasonable.clone()), NOW, "{unreasonable}");
         }
     }
@@ -282,12 +379,28 @@ mod tests {
     #[test]
     fn recipients_are_phones_users_or_nobody_and_participants_tell_rows_apart() {
         let bsuid = json!({"id": "a", "status": "failed", "recipient_user_id": "US.1", "errors": [{"code": 131031}]});
-        assert_eq!(only(&read_json(&callback(json!([bsuid])))).recipient_id.as_ref().unwrap().as_str(), "US.1");
+        assert_eq!(
+            only(&read_json(&callback(json!([bsuid]))))
+                .recipient_id
+                .as_ref()
+                .unwrap()
+                .as_str(),
+            "US.1"
+        );
         let nobody = json!({"id": "a", "status": "failed", "errors": [{"code": 131031}]});
-        assert!(only(&read_json(&callback(json!([nobody])))).recipient_id.is_none());
+        assert!(
+            only(&read_json(&callback(json!([nobody]))))
+                .recipient_id
+                .is_none()
+        );
 
-        let member =
-            |id: &str| with(with(failed("a"), "recipient_type", json!("group")), "recipient_participant_id", json!(id));
+        let member = |id: &str| {
+            with(
+                with(failed("a"), "recipient_type", json!("group")),
+                "recipient_participant_id",
+                json!(id),
+            )
+        };
         let findings = read_json(&callback(json!([member("1"), member("2"), member("1")])));
         let digests: Vec<_> = findings.failures.iter().map(|f| f.digest).collect();
         assert_ne!(digests[0], digests[1]);
@@ -295,14 +408,23 @@ mod tests {
 
         let unnamed = |user: &str| with(member(""), "recipient_participant_user_id", json!(user));
         let findings = read_json(&callback(json!([unnamed("US.1"), unnamed("US.2")])));
-        assert_ne!(findings.failures[0].digest, findings.failures[1].digest, "an empty field is none");
+        assert_ne!(
+            findings.failures[0].digest, findings.failures[1].digest,
+            "an empty field is none"
+        );
     }
 
     #[test]
     fn long_message_ids_are_told_apart_beyond_what_is_kept() {
         let long = "x".repeat(9000);
-        let findings = read_json(&callback(json!([failed(&format!("{long}1")), failed(&format!("{long}2"))])));
-        assert_eq!(findings.failures[0].message_id, findings.failures[1].message_id);
+        let findings = read_json(&callback(json!([
+            failed(&format!("{long}1")),
+            failed(&format!("{long}2"))
+        ])));
+        assert_eq!(
+            findings.failures[0].message_id,
+            findings.failures[1].message_id
+        );
         assert_ne!(findings.failures[0].digest, findings.failures[1].digest);
         assert_eq!(findings.failures[0].message_id.as_str().len(), Text::SHORT);
     }
@@ -311,14 +433,26 @@ mod tests {
     fn an_unreadable_element_is_kept_as_bytes_and_costs_no_neighbour() {
         for (strange, reason) in [
             (json!("131031"), "the status is not an object"),
-            (json!({"id": "z", "errors": [{"code": 131031}]}), "the status has no readable `status`"),
+            (
+                json!({"id": "z", "errors": [{"code": 131031}]}),
+                "the status has no readable `status`",
+            ),
             (
                 json!({"status": "failed", "recipient_id": "1", "errors": [{"code": 131031}]}),
                 "the failed status has no message id",
             ),
-            (with(failed("z"), "errors", json!({"code": 131031})), "`errors` is not a list"),
-            (with(failed("z"), "errors", json!([{"code": "#131031"}])), "an error has no readable `code`"),
-            (with(failed("z"), "errors", json!(["131031"])), "an error is not an object"),
+            (
+                with(failed("z"), "errors", json!({"code": 131031})),
+                "`errors` is not a list",
+            ),
+            (
+                with(failed("z"), "errors", json!([{"code": "#131031"}])),
+                "an error has no readable `code`",
+            ),
+            (
+                with(failed("z"), "errors", json!(["131031"])),
+                "an error is not an object",
+            ),
         ] {
             let body = callback(json!([failed("a"), strange, failed("b")]));
             let findings = read_json(&body);
@@ -350,18 +484,30 @@ mod tests {
             (no_changes, "the entry has no list of `changes`"),
         ] {
             let mut body = good.clone();
-            body["entry"].as_array_mut().unwrap().insert(0, strange["entry"][0].clone());
+            body["entry"]
+                .as_array_mut()
+                .unwrap()
+                .insert(0, strange["entry"][0].clone());
             let findings = read_json(&body);
-            assert_eq!((findings.failures.len(), findings.unreadable.len()), (1, 1), "{reason}");
+            assert_eq!(
+                (findings.failures.len(), findings.unreadable.len()),
+                (1, 1),
+                "{reason}"
+            );
             assert_eq!(findings.unreadable[0].reason, reason);
         }
     }
 
     #[test]
     fn a_body_that_cannot_be_read_is_kept_whole_if_it_may_be_about_a_lockout() {
-        for body in
-            ["131031", "[131031]", "{\"code\":131031", "{\"entry\":131031}", "{\"x\":131031}", "\u{feff}{}131031"]
-        {
+        for body in [
+            "131031",
+            "[131031]",
+            "{\"code\":131031",
+            "{\"entry\":131031}",
+            "{\"x\":131031}",
+            "\u{feff}{}131031",
+        ] {
             let findings = read(body.as_bytes());
             assert_eq!(findings.unreadable.len(), 1, "{body}");
             assert_eq!(findings.unreadable[0].bytes, body.as_bytes());
@@ -379,7 +525,9 @@ mod tests {
             r#"{"id":1e999999,"status":"sent","status":"read"}"#.to_owned(),
             format!(r#"{{"id":"d","status":"sent","x":{deep}}}"#),
         ] {
-            let body = callback(json!(["HERE", failed("b")])).to_string().replace("\"HERE\"", &neighbour);
+            let body = callback(json!(["HERE", failed("b")]))
+                .to_string()
+                .replace("\"HERE\"", &neighbour);
             assert_eq!(read(body.as_bytes()).failures.len(), 1, "{neighbour:.60}");
         }
     }
@@ -387,12 +535,21 @@ mod tests {
     #[test]
     fn invalid_utf8_is_read_lossily_and_kept_as_it_came() {
         let mut body =
-            callback(json!([failed("HERE"), {"errors": "131031"}, {"errors": "131031"}])).to_string().into_bytes();
+            callback(json!([failed("HERE"), {"errors": "131031"}, {"errors": "131031"}]))
+                .to_string()
+                .into_bytes();
         let at = memmem::find(&body, b"HERE").unwrap();
         body[at] = 0xff;
         let findings = read(&body);
         assert_eq!(findings.failures[0].message_id.as_str(), "\u{fffd}ERE");
-        assert_eq!(findings.unreadable[0].bytes, body, "the original bytes, not the mended ones");
-        assert_eq!(findings.unreadable.len(), 1, "and once, however many elements cannot be read");
+        assert_eq!(
+            findings.unreadable[0].bytes, body,
+            "the original bytes, not the mended ones"
+        );
+        assert_eq!(
+            findings.unreadable.len(),
+            1,
+            "and once, however many elements cannot be read"
+        );
     }
 }

@@ -69,7 +69,11 @@ pub enum CaptureError {
     /// It is not JSON: what is wrong, and where in the text, counted from 1.
     #[error("not JSON: {what} (column {column})")]
     #[allow(missing_docs, reason = "said above")]
-    NotJson { what: String, line: usize, column: usize },
+    NotJson {
+        what: String,
+        line: usize,
+        column: usize,
+    },
     /// It is JSON of another kind.
     #[error("neither a capture (an object with `v`) nor a callback (an object with `entry`)")]
     Neither,
@@ -134,23 +138,49 @@ impl Capture {
         }
         let line: Line = serde_json::from_slice(line).map_err(|error| field(&error))?;
         if !line.method.eq_ignore_ascii_case("POST") {
-            return Err(CaptureError::Field(format!("the method is {}, callbacks are POSTed", line.method)));
+            return Err(CaptureError::Field(format!(
+                "the method is {}, callbacks are POSTed",
+                line.method
+            )));
         }
-        if line.received_at.is_some_and(|at| !(1970..=2200).contains(&at.year())) {
-            return Err(CaptureError::Field("received_at is not of these times".to_owned()));
+        if line
+            .received_at
+            .is_some_and(|at| !(1970..=2200).contains(&at.year()))
+        {
+            return Err(CaptureError::Field(
+                "received_at is not of these times".to_owned(),
+            ));
         }
         let body = match (line.body, line.body_base64) {
             (Some(text), None) => Bytes::from(text),
-            (None, Some(text)) => {
-                BASE64.decode(text).map_err(|error| CaptureError::Field(format!("body_base64: {error}")))?.into()
+            (None, Some(text)) => BASE64
+                .decode(text)
+                .map_err(|error| CaptureError::Field(format!("body_base64: {error}")))?
+                .into(),
+            _ => {
+                return Err(CaptureError::Field(
+                    "it needs either `body` or `body_base64`".to_owned(),
+                ));
             }
-            _ => return Err(CaptureError::Field("it needs either `body` or `body_base64`".to_owned())),
         };
-        if line.body_sha256.is_some_and(|digest| !digest.eq_ignore_ascii_case(&digest_hex(&body))) {
+        if line
+            .body_sha256
+            .is_some_and(|digest| !digest.eq_ignore_ascii_case(&digest_hex(&body)))
+        {
             return Err(CaptureError::Changed);
         }
-        let headers = line.headers.into_iter().map(|(name, value)| (name.to_ascii_lowercase(), value)).collect();
-        Ok(Self { received_at: line.received_at, path: line.path, headers, body, redacted: line.redacted })
+        let headers = line
+            .headers
+            .into_iter()
+            .map(|(name, value)| (name.to_ascii_lowercase(), value))
+            .collect();
+        Ok(Self {
+            received_at: line.received_at,
+            path: line.path,
+            headers,
+            body,
+            redacted: line.redacted,
+        })
     }
 
     /// Writes the line of a capture file, without its end.
@@ -181,9 +211,15 @@ impl Capture {
     #[must_use]
     pub fn file_name(&self) -> String {
         let digest = &digest_hex(&self.body)[..16];
-        let format = time::macros::format_description!("[year][month][day]T[hour][minute][second]Z");
-        let at = self.received_at.and_then(|at| at.to_offset(time::UtcOffset::UTC).format(format).ok());
-        format!("{}{digest}.jsonl", at.map(|at| at + "_").unwrap_or_default())
+        let format =
+            time::macros::format_description!("[year][month][day]T[hour][minute][second]Z");
+        let at = self
+            .received_at
+            .and_then(|at| at.to_offset(time::UtcOffset::UTC).format(format).ok());
+        format!(
+            "{}{digest}.jsonl",
+            at.map(|at| at + "_").unwrap_or_default()
+        )
     }
 }
 
@@ -196,13 +232,18 @@ pub fn is_capture(line: &[u8]) -> bool {
 
 /// `v` and the rest of them, if there is any.
 fn capture_fields(text: &str) -> Option<[Option<&RawValue>; 4]> {
-    fields(text, ["v", "body", "body_base64", "body_sha256"]).filter(|found| found.iter().any(Option::is_some))
+    fields(text, ["v", "body", "body_base64", "body_sha256"])
+        .filter(|found| found.iter().any(Option::is_some))
 }
 
 #[derive(Serialize, Deserialize)]
 struct Line {
     v: i64,
-    #[serde(default, skip_serializing_if = "Option::is_none", with = "time::serde::rfc3339::option")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        with = "time::serde::rfc3339::option"
+    )]
     received_at: Option<OffsetDateTime>,
     #[serde(default = "post")]
     method: String,
@@ -233,7 +274,11 @@ fn digest_hex(body: &[u8]) -> String {
 }
 
 fn not_json(error: &serde_json::Error) -> CaptureError {
-    CaptureError::NotJson { what: without_place(error), line: error.line(), column: error.column() }
+    CaptureError::NotJson {
+        what: without_place(error),
+        line: error.line(),
+        column: error.column(),
+    }
 }
 
 fn field(error: &serde_json::Error) -> CaptureError {
@@ -243,7 +288,10 @@ fn field(error: &serde_json::Error) -> CaptureError {
 /// The lines that serde counts are those of a single line.
 fn without_place(error: &serde_json::Error) -> String {
     let text = error.to_string();
-    text.split(" at line ").next().unwrap_or_default().to_owned()
+    text.split(" at line ")
+        .next()
+        .unwrap_or_default()
+        .to_owned()
 }
 
 #[cfg(test)]
@@ -272,12 +320,19 @@ mod tests {
     fn a_line_says_all_that_is_known() {
         let mut capture = Capture::from_body(&b"{}"[..]);
         capture.received_at = Some(time::macros::datetime!(2026-11-22 18:24:05.25 UTC));
-        capture.headers.insert("x-hub-signature-256".to_owned(), "sha256=00".to_owned());
+        capture
+            .headers
+            .insert("x-hub-signature-256".to_owned(), "sha256=00".to_owned());
         let line = r#"{"v":1,"received_at":"2026-11-22T18:24:05.25Z","method":"POST","path":"/webhook","headers":{"x-hub-signature-256":"sha256=00"},"body":"{}","body_sha256":"44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"}"#;
         assert_eq!(capture.to_line(), line);
-        assert_eq!(capture.file_name(), "20261122T182405Z_44136fa355b3678a.jsonl");
         assert_eq!(
-            Capture::from_line(line.replace("x-hub", "X-Hub").as_bytes()).unwrap().signature(),
+            capture.file_name(),
+            "20261122T182405Z_44136fa355b3678a.jsonl"
+        );
+        assert_eq!(
+            Capture::from_line(line.replace("x-hub", "X-Hub").as_bytes())
+                .unwrap()
+                .signature(),
             Some("sha256=00")
         );
     }
@@ -287,22 +342,49 @@ mod tests {
         let pasted = b"{\n  \"entry\": []\n}\n";
         assert_eq!(Capture::from_bare(pasted).unwrap().body, &pasted[..]);
         let line = br#"{"object":"whatsapp_business_account","entry":[]}"#;
-        assert_eq!(Capture::from_line(line).unwrap(), Capture::from_body(&line[..]));
+        assert_eq!(
+            Capture::from_line(line).unwrap(),
+            Capture::from_body(&line[..])
+        );
     }
 
     #[test]
     fn what_is_no_capture_is_refused_with_a_reason() {
         for (line, reason) in [
             ("", "not JSON: EOF while parsing a value (column 0)"),
-            ("{\"v\":1", "not JSON: EOF while parsing an object (column 6)"),
+            (
+                "{\"v\":1",
+                "not JSON: EOF while parsing an object (column 6)",
+            ),
             ("hello", "not JSON: expected value (column 1)"),
-            ("[]", "neither a capture (an object with `v`) nor a callback (an object with `entry`)"),
-            ("{\"entry\":null}", "neither a capture (an object with `v`) nor a callback (an object with `entry`)"),
-            ("{\"v\":2,\"body\":\"\"}", "a capture of version 2: this lockwatch reads version 1"),
-            ("{\"v\":1}", "a capture that cannot be read: it needs either `body` or `body_base64`"),
-            ("{\"body\":\"\"}", "a capture that cannot be read: missing field `v`"),
-            ("{\"v\":1,\"body\":{}}", "a capture that cannot be read: invalid type: map, expected a string"),
-            ("{\"v\":1,\"body_base64\":\"%\"}", "a capture that cannot be read: body_base64: "),
+            (
+                "[]",
+                "neither a capture (an object with `v`) nor a callback (an object with `entry`)",
+            ),
+            (
+                "{\"entry\":null}",
+                "neither a capture (an object with `v`) nor a callback (an object with `entry`)",
+            ),
+            (
+                "{\"v\":2,\"body\":\"\"}",
+                "a capture of version 2: this lockwatch reads version 1",
+            ),
+            (
+                "{\"v\":1}",
+                "a capture that cannot be read: it needs either `body` or `body_base64`",
+            ),
+            (
+                "{\"body\":\"\"}",
+                "a capture that cannot be read: missing field `v`",
+            ),
+            (
+                "{\"v\":1,\"body\":{}}",
+                "a capture that cannot be read: invalid type: map, expected a string",
+            ),
+            (
+                "{\"v\":1,\"body_base64\":\"%\"}",
+                "a capture that cannot be read: body_base64: ",
+            ),
             (
                 "{\"v\":1,\"body\":\"\",\"method\":\"GET\"}",
                 "a capture that cannot be read: the method is GET, callbacks are POSTed",
@@ -311,7 +393,10 @@ mod tests {
                 "{\"v\":1,\"body\":\"\",\"body_sha256\":\"00\"}",
                 "the body does not fit its body_sha256: the line was changed",
             ),
-            ("{\"v\":1,\"body\":\"\",\"received_at\":\"soon\"}", "a capture that cannot be read: "),
+            (
+                "{\"v\":1,\"body\":\"\",\"received_at\":\"soon\"}",
+                "a capture that cannot be read: ",
+            ),
             (
                 "{\"v\":1,\"body\":\"\",\"received_at\":\"0001-01-01T00:00:00Z\"}",
                 "a capture that cannot be read: received_at is not of these times",

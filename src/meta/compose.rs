@@ -45,7 +45,11 @@ impl StatusCallback {
     #[must_use]
     pub fn new() -> Self {
         let at = time::macros::datetime!(2025-11-17 17:05:38 UTC);
-        Self { at, recipient: "16505551234".to_owned(), entries: Vec::new() }
+        Self {
+            at,
+            recipient: "16505551234".to_owned(),
+            entries: Vec::new(),
+        }
     }
 
     /// The statuses added from here on happened at this time (whole seconds).
@@ -72,8 +76,21 @@ impl StatusCallback {
 
     /// Adds a message that failed with another error.
     #[must_use]
-    pub fn failed_with(self, waba_id: &str, phone_number_id: &str, message_id: &str, code: i64, title: &str) -> Self {
-        self.message(waba_id, phone_number_id, message_id, "failed", Some(error(code, title)))
+    pub fn failed_with(
+        self,
+        waba_id: &str,
+        phone_number_id: &str,
+        message_id: &str,
+        code: i64,
+        title: &str,
+    ) -> Self {
+        self.message(
+            waba_id,
+            phone_number_id,
+            message_id,
+            "failed",
+            Some(error(code, title)),
+        )
     }
 
     /// Adds a message that was sent.
@@ -94,7 +111,14 @@ impl StatusCallback {
         self.message(waba_id, phone_number_id, message_id, "read", None)
     }
 
-    fn message(self, waba_id: &str, number: &str, message_id: &str, status: &str, error: Option<Value>) -> Self {
+    fn message(
+        self,
+        waba_id: &str,
+        number: &str,
+        message_id: &str,
+        status: &str,
+        error: Option<Value>,
+    ) -> Self {
         let mut message = json!({
             "id": message_id,
             "status": status,
@@ -110,27 +134,42 @@ impl StatusCallback {
     /// Adds any `statuses[]` element. It joins the last entry and change if account and number are theirs.
     #[must_use]
     pub fn status(mut self, waba_id: &str, phone_number_id: &str, status: Value) -> Self {
-        if self.entries.last().is_none_or(|entry| entry["id"] != waba_id) {
+        if self
+            .entries
+            .last()
+            .is_none_or(|entry| entry["id"] != waba_id)
+        {
             self.entries.push(json!({"id": waba_id, "changes": []}));
         }
         let entry = self.entries.last_mut().expect("an entry was just added");
-        let changes = entry["changes"].as_array_mut().expect("an entry's changes are a list");
-        if changes.last().is_none_or(|change| change["value"]["metadata"]["phone_number_id"] != phone_number_id) {
-            let metadata = json!({"display_phone_number": "15550783881", "phone_number_id": phone_number_id});
+        let changes = entry["changes"]
+            .as_array_mut()
+            .expect("an entry's changes are a list");
+        if changes
+            .last()
+            .is_none_or(|change| change["value"]["metadata"]["phone_number_id"] != phone_number_id)
+        {
+            let metadata =
+                json!({"display_phone_number": "15550783881", "phone_number_id": phone_number_id});
             changes.push(json!({
                 "value": {"messaging_product": "whatsapp", "metadata": metadata, "statuses": []},
                 "field": "messages",
             }));
         }
         let change = changes.last_mut().expect("a change was just added");
-        change["value"]["statuses"].as_array_mut().expect("statuses are a list").push(status);
+        change["value"]["statuses"]
+            .as_array_mut()
+            .expect("statuses are a list")
+            .push(status);
         self
     }
 
     /// The body, as compact as Meta's.
     #[must_use]
     pub fn into_body(self) -> Vec<u8> {
-        json!({"object": "whatsapp_business_account", "entry": self.entries}).to_string().into_bytes()
+        json!({"object": "whatsapp_business_account", "entry": self.entries})
+            .to_string()
+            .into_bytes()
     }
 }
 
@@ -147,7 +186,20 @@ fn error(code: i64, title: &str) -> Value {
 /// ```
 #[must_use]
 pub fn message_id(recipient: &str, id: &str) -> String {
-    let text = |text: &str| [&[0x18, u8::try_from(text.len()).unwrap_or(127)], text.as_bytes()].concat();
-    let bytes = [&[0x1c], &text(recipient)[..], &[0x15, 2, 0, 0x11], &text(id), &[0]].concat();
+    let text = |text: &str| {
+        [
+            &[0x18, u8::try_from(text.len()).unwrap_or(127)],
+            text.as_bytes(),
+        ]
+        .concat()
+    };
+    let bytes = [
+        &[0x1c],
+        &text(recipient)[..],
+        &[0x15, 2, 0, 0x11],
+        &text(id),
+        &[0],
+    ]
+    .concat();
     format!("wamid.{}", BASE64.encode(bytes))
 }

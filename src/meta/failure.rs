@@ -93,17 +93,25 @@ pub(super) fn read(
     )
     .ok_or("the status is not an object")?;
 
-    let state = state.and_then(text).ok_or("the status has no readable `status`")?;
+    let state = state
+        .and_then(text)
+        .ok_or("the status has no readable `status`")?;
     if state != "failed" {
         return Ok(None);
     }
     let Some(error) = errors.map(lockout_error).transpose()?.flatten() else {
         return Ok(None);
     };
-    let id = id.and_then(scalar).filter(|id| !id.is_empty()).ok_or("the failed status has no message id")?;
+    let id = id
+        .and_then(scalar)
+        .filter(|id| !id.is_empty())
+        .ok_or("the failed status has no message id")?;
     let recipient = first([recipient, user, parent, old_parent]);
     let participant = first([participant, old_participant, participant_user]);
-    let addressee = participant.as_deref().or(recipient.as_deref()).unwrap_or_default();
+    let addressee = participant
+        .as_deref()
+        .or(recipient.as_deref())
+        .unwrap_or_default();
 
     Ok(Some(FailedDelivery {
         digest: digest([sender.phone_number_id.as_str(), &id, addressee, "131031"]),
@@ -113,18 +121,26 @@ pub(super) fn read(
         message_id: Text::cut(&id, Text::SHORT),
         recipient_id: recipient.map(|id| Text::cut(&id, Text::SHORT)),
         participant_id: participant.map(|id| Text::cut(&id, Text::SHORT)),
-        failed_at: timestamp.and_then(integer).and_then(|at| plausible(at, received_at)).unwrap_or(received_at),
+        failed_at: timestamp
+            .and_then(integer)
+            .and_then(|at| plausible(at, received_at))
+            .unwrap_or(received_at),
         received_at,
         error_title: error.title,
         error_message: error.message,
         error_details: error.details,
-        callback_data: callback_data.and_then(scalar).map(|data| Text::cut(&data, Text::LONG)),
+        callback_data: callback_data
+            .and_then(scalar)
+            .map(|data| Text::cut(&data, Text::LONG)),
     }))
 }
 
 /// The first of these that says anything.
 fn first<'a, const N: usize>(candidates: [Option<&'a RawValue>; N]) -> Option<Cow<'a, str>> {
-    candidates.into_iter().flatten().find_map(|raw| scalar(raw).filter(|text| !text.is_empty()))
+    candidates
+        .into_iter()
+        .flatten()
+        .find_map(|raw| scalar(raw).filter(|text| !text.is_empty()))
 }
 
 struct LockoutError {
@@ -138,9 +154,10 @@ struct LockoutError {
 fn lockout_error(errors: &RawValue) -> Result<Option<LockoutError>, &'static str> {
     let mut unreadable = None;
     for error in elements(errors).ok_or("`errors` is not a list")? {
-        let Some([code, title, message, data, old_details]) =
-            fields(error.get(), ["code", "title", "message", "error_data", "details"])
-        else {
+        let Some([code, title, message, data, old_details]) = fields(
+            error.get(),
+            ["code", "title", "message", "error_data", "details"],
+        ) else {
             unreadable = Some("an error is not an object");
             continue;
         };
@@ -152,7 +169,8 @@ fn lockout_error(errors: &RawValue) -> Result<Option<LockoutError>, &'static str
                 continue;
             }
         }
-        let long = |raw: Option<&RawValue>| raw.and_then(text).map(|text| Text::cut(&text, Text::LONG));
+        let long =
+            |raw: Option<&RawValue>| raw.and_then(text).map(|text| Text::cut(&text, Text::LONG));
         let details = data.and_then(|data| match fields(data.get(), ["details"]) {
             Some([details]) => details,
             None => Some(data),

@@ -47,9 +47,11 @@ impl Answer {
     pub fn entities(&self) -> Option<&[Entity]> {
         match self {
             Self::Health(entities) => Some(entities),
-            Self::NoHealth | Self::NotAsked(_) | Self::Refused(_) | Self::Throttled { .. } | Self::Unreachable(_) => {
-                None
-            }
+            Self::NoHealth
+            | Self::NotAsked(_)
+            | Self::Refused(_)
+            | Self::Throttled { .. }
+            | Self::Unreachable(_) => None,
         }
     }
 
@@ -58,7 +60,9 @@ impl Answer {
     pub fn trouble(&self) -> Option<String> {
         match self {
             Self::Health(_) => None,
-            Self::NoHealth => Some("Meta answered without health_status; the token may not read it".to_owned()),
+            Self::NoHealth => {
+                Some("Meta answered without health_status; the token may not read it".to_owned())
+            }
             Self::Refused(error) | Self::Throttled { error, .. } => Some(error.to_string()),
             Self::NotAsked(reason) | Self::Unreachable(reason) => Some(reason.clone()),
         }
@@ -170,7 +174,9 @@ impl GraphError {
 pub fn read(http_status: u16, usage: Option<&str>, body: &[u8]) -> Answer {
     let body = readable(body);
     let Some([error, health]) = fields(&body, ["error", "health_status"]) else {
-        return Answer::Unreachable(format!("HTTP {http_status}, and the body is not a JSON object"));
+        return Answer::Unreachable(format!(
+            "HTTP {http_status}, and the body is not a JSON object"
+        ));
     };
     // A 200 may carry an error; so the body is asked before the status.
     if let Some(error) = error {
@@ -179,20 +185,36 @@ pub fn read(http_status: u16, usage: Option<&str>, body: &[u8]) -> Answer {
     if http_status != 200 {
         return Answer::Unreachable(format!("HTTP {http_status} without an error in the body"));
     }
-    let entities = health.and_then(|health| fields(health.get(), ["entities"])).and_then(|[list]| elements(list?));
-    let entities: Vec<Entity> = entities.into_iter().flatten().take(MAX_ENTITIES).filter_map(entity).collect();
-    if entities.is_empty() { Answer::NoHealth } else { Answer::Health(entities) }
+    let entities = health
+        .and_then(|health| fields(health.get(), ["entities"]))
+        .and_then(|[list]| elements(list?));
+    let entities: Vec<Entity> = entities
+        .into_iter()
+        .flatten()
+        .take(MAX_ENTITIES)
+        .filter_map(entity)
+        .collect();
+    if entities.is_empty() {
+        Answer::NoHealth
+    } else {
+        Answer::Health(entities)
+    }
 }
 
 fn refusal(http_status: u16, usage: Option<&str>, error: &RawValue) -> Answer {
     let [code, message] = fields(error.get(), ["code", "message"]).unwrap_or_default();
     let message = message.and_then(long).unwrap_or_default();
     let Some(code) = code.and_then(integer) else {
-        return Answer::Unreachable(format!("HTTP {http_status}, an error without a code: {message}"));
+        return Answer::Unreachable(format!(
+            "HTTP {http_status}, an error without a code: {message}"
+        ));
     };
     let error = GraphError { code, message };
     match code {
-        4 | 17 | 32 | 613 | 80007 | 80008 | 130_429 => Answer::Throttled { error, rest: usage.and_then(rest) },
+        4 | 17 | 32 | 613 | 80007 | 80008 | 130_429 => Answer::Throttled {
+            error,
+            rest: usage.and_then(rest),
+        },
         0 | 3 | 10 | 100 | 190 | 200..=299 | 368 => Answer::Refused(error),
         _ => Answer::Unreachable(format!("HTTP {http_status}: {error}")),
     }
@@ -213,28 +235,49 @@ fn rest(usage: &str) -> Option<Duration> {
 }
 
 fn entity(raw: &RawValue) -> Option<Entity> {
-    let [entity_type, id, can_send, info, errors] =
-        fields(raw.get(), ["entity_type", "id", "can_send_message", "additional_info", "errors"])?;
+    let [entity_type, id, can_send, info, errors] = fields(
+        raw.get(),
+        [
+            "entity_type",
+            "id",
+            "can_send_message",
+            "additional_info",
+            "errors",
+        ],
+    )?;
     let short = |raw: Option<&RawValue>| {
-        raw.and_then(scalar).map(|text| Text::cut(&text, Text::SHORT).into_string()).unwrap_or_default()
+        raw.and_then(scalar)
+            .map(|text| Text::cut(&text, Text::SHORT).into_string())
+            .unwrap_or_default()
     };
     let errors: Vec<EntityError> = notes(errors).filter_map(entity_error).collect();
     // An entity that says nothing about messages is no evidence; with a reason on it, it is.
     (can_send.is_some() || !errors.is_empty()).then(|| Entity {
         entity_type: short(entity_type),
         id: short(id),
-        can_send_message: if can_send.is_some() { short(can_send) } else { "UNSTATED".to_owned() }.into(),
+        can_send_message: if can_send.is_some() {
+            short(can_send)
+        } else {
+            "UNSTATED".to_owned()
+        }
+        .into(),
         additional_info: notes(info).filter_map(long).collect(),
         errors,
     })
 }
 
 fn notes(list: Option<&RawValue>) -> impl Iterator<Item = &RawValue> {
-    list.and_then(elements).into_iter().flatten().take(MAX_NOTES)
+    list.and_then(elements)
+        .into_iter()
+        .flatten()
+        .take(MAX_NOTES)
 }
 
 fn entity_error(raw: &RawValue) -> Option<EntityError> {
-    let [code, description, solution] = fields(raw.get(), ["error_code", "error_description", "possible_solution"])?;
+    let [code, description, solution] = fields(
+        raw.get(),
+        ["error_code", "error_description", "possible_solution"],
+    )?;
     Some(EntityError {
         error_code: code.and_then(integer),
         error_description: description.and_then(long).unwrap_or_default(),
@@ -267,19 +310,33 @@ mod tests {
             {"entity_type": "BUSINESS", "id": "3", "can_send_message": "LIMITED",
              "errors": [{"error_code": 141010, "error_description": "d", "possible_solution": "s"}]},
         ]}, "id": "1"});
-        let Answer::Health(entities) = answer(200, &body) else { panic!("no health") };
+        let Answer::Health(entities) = answer(200, &body) else {
+            panic!("no health")
+        };
         assert_eq!(entities[0].additional_info, ["name"]);
-        assert_eq!((entities[1].id.as_str(), &entities[1].can_send_message), ("2", &CanSend::Other("SLEEPING".into())));
+        assert_eq!(
+            (entities[1].id.as_str(), &entities[1].can_send_message),
+            ("2", &CanSend::Other("SLEEPING".into()))
+        );
         assert_eq!(entities[2].errors[0].error_code, Some(141_010));
-        assert_eq!(entities[2].errors[0].possible_solution.as_deref(), Some("s"));
+        assert_eq!(
+            entities[2].errors[0].possible_solution.as_deref(),
+            Some("s")
+        );
         assert_eq!(verdict(&entities), Some(&CanSend::Limited));
         let stored = serde_json::to_string(&entities).unwrap();
-        assert_eq!(serde_json::from_str::<Vec<Entity>>(&stored).unwrap(), entities);
+        assert_eq!(
+            serde_json::from_str::<Vec<Entity>>(&stored).unwrap(),
+            entities
+        );
     }
 
     #[test]
     fn an_answer_without_entities_tells_no_health() {
-        for body in [json!({"id": "1"}), json!({"health_status": {"can_send_message": "BLOCKED", "entities": []}})] {
+        for body in [
+            json!({"id": "1"}),
+            json!({"health_status": {"can_send_message": "BLOCKED", "entities": []}}),
+        ] {
             assert_eq!(answer(200, &body), Answer::NoHealth);
         }
     }
@@ -288,36 +345,65 @@ mod tests {
     fn an_entity_that_says_nothing_about_messages_is_no_evidence() {
         let flow = json!({"entity_type": "FLOW", "id": "9"});
         let blamed = json!({"entity_type": "WABA", "id": "2", "errors": [{"error_code": 141006}]});
-        let Answer::Health(entities) = answer(200, &json!({"health_status": {"entities": [flow, blamed]}})) else {
+        let Answer::Health(entities) =
+            answer(200, &json!({"health_status": {"entities": [flow, blamed]}}))
+        else {
             panic!("no health")
         };
         assert_eq!(entities.len(), 1);
-        assert_eq!(entities[0].can_send_message, CanSend::Other("UNSTATED".into()));
+        assert_eq!(
+            entities[0].can_send_message,
+            CanSend::Other("UNSTATED".into())
+        );
     }
 
     #[test]
     fn every_error_code_has_its_class() {
         for code in [0, 3, 10, 100, 190, 200, 250, 299, 368] {
-            assert!(matches!(answer(400, &error(code)), Answer::Refused(e) if e.code == code), "{code}");
+            assert!(
+                matches!(answer(400, &error(code)), Answer::Refused(e) if e.code == code),
+                "{code}"
+            );
         }
         for code in [4, 17, 32, 613, 80007, 80008, 130_429] {
-            assert!(matches!(answer(400, &error(code)), Answer::Throttled { rest: None, .. }), "{code}");
+            assert!(
+                matches!(
+                    answer(400, &error(code)),
+                    Answer::Throttled { rest: None, .. }
+                ),
+                "{code}"
+            );
         }
         for code in [1, 2, 33, 300, 131_042, -1] {
-            assert!(matches!(answer(500, &error(code)), Answer::Unreachable(_)), "{code}");
+            assert!(
+                matches!(answer(500, &error(code)), Answer::Unreachable(_)),
+                "{code}"
+            );
         }
     }
 
     #[test]
     fn an_error_in_a_200_is_an_error() {
         assert!(matches!(answer(200, &error(190)), Answer::Refused(_)));
-        assert!(matches!(answer(200, &json!({"error": "odd"})), Answer::Unreachable(_)));
+        assert!(matches!(
+            answer(200, &json!({"error": "odd"})),
+            Answer::Unreachable(_)
+        ));
     }
 
     #[test]
     fn what_is_no_answer_is_tried_again() {
-        for (status, body) in [(200, "<html>"), (502, ""), (302, "{}"), (200, "[]"), (500, "{\"health_status\":{}}")] {
-            assert!(matches!(read(status, None, body.as_bytes()), Answer::Unreachable(_)), "{status} {body}");
+        for (status, body) in [
+            (200, "<html>"),
+            (502, ""),
+            (302, "{}"),
+            (200, "[]"),
+            (500, "{\"health_status\":{}}"),
+        ] {
+            assert!(
+                matches!(read(status, None, body.as_bytes()), Answer::Unreachable(_)),
+                "{status} {body}"
+            );
         }
     }
 
@@ -325,20 +411,37 @@ mod tests {
     fn the_usage_header_says_how_many_minutes_to_rest() {
         let usage = json!({"102290129340398": [{"type": "whatsapp", "estimated_time_to_regain_access": 19}],
                            "7": [{"estimated_time_to_regain_access": 3}], "8": "odd"});
-        let throttled = read(400, Some(&usage.to_string()), error(80008).to_string().as_bytes());
+        let throttled = read(
+            400,
+            Some(&usage.to_string()),
+            error(80008).to_string().as_bytes(),
+        );
         assert!(
             matches!(throttled, Answer::Throttled { rest: Some(rest), .. } if rest == Duration::from_secs(19 * 60))
         );
-        for odd in ["", "{}", "[1]", "{\"1\":[{\"estimated_time_to_regain_access\":0}]}"] {
+        for odd in [
+            "",
+            "{}",
+            "[1]",
+            "{\"1\":[{\"estimated_time_to_regain_access\":0}]}",
+        ] {
             let throttled = read(400, Some(odd), error(80008).to_string().as_bytes());
-            assert!(matches!(throttled, Answer::Throttled { rest: None, .. }), "{odd}");
+            assert!(
+                matches!(throttled, Answer::Throttled { rest: None, .. }),
+                "{odd}"
+            );
         }
     }
 
     #[test]
     fn a_rejected_proof_is_told_apart() {
-        let error = |code, message: &str| GraphError { code, message: message.into() };
-        assert!(error(100, "Invalid appsecret_proof provided in the API argument").is_about_the_proof());
+        let error = |code, message: &str| GraphError {
+            code,
+            message: message.into(),
+        };
+        assert!(
+            error(100, "Invalid appsecret_proof provided in the API argument").is_about_the_proof()
+        );
         assert!(!error(100, "Unsupported get request").is_about_the_proof());
     }
 }

@@ -12,7 +12,10 @@ use serde_json::value::RawValue;
 
 /// Picks the named fields out of a JSON object; of a repeated field the last one counts.
 /// A field that is absent or `null` is `None`; anything but an object is `None` as a whole.
-pub(super) fn fields<'a, const N: usize>(json: &'a str, names: [&str; N]) -> Option<[Option<&'a RawValue>; N]> {
+pub(super) fn fields<'a, const N: usize>(
+    json: &'a str,
+    names: [&str; N],
+) -> Option<[Option<&'a RawValue>; N]> {
     let mut reader = serde_json::Deserializer::from_str(json);
     let picked = reader.deserialize_map(Pick { names }).ok()?;
     reader.end().ok()?;
@@ -42,7 +45,9 @@ pub(super) fn text(json: &RawValue) -> Option<Cow<'_, str>> {
     if !json.get().starts_with('"') {
         return None;
     }
-    serde_json::Deserializer::from_str(json.get()).deserialize_bytes(Lossy).ok()
+    serde_json::Deserializer::from_str(json.get())
+        .deserialize_bytes(Lossy)
+        .ok()
 }
 
 /// A JSON string, or the digits of a JSON number: ids come as either.
@@ -63,7 +68,11 @@ pub(super) fn integer(json: &RawValue) -> Option<i64> {
     // 2^53: above it a float no longer tells neighbours apart.
     const EXACT: f64 = 9_007_199_254_740_992.0;
     match written.parse::<f64>() {
-        Ok(float) if !json.get().starts_with('"') && float.fract() == 0.0 && float.abs() <= EXACT => Some(float as i64),
+        Ok(float)
+            if !json.get().starts_with('"') && float.fract() == 0.0 && float.abs() <= EXACT =>
+        {
+            Some(float as i64)
+        }
         _ => None,
     }
 }
@@ -123,7 +132,11 @@ pub(super) fn readable(bytes: &[u8]) -> Cow<'_, str> {
     if serde_json::from_str::<&RawValue>(&text).is_ok() {
         return text;
     }
-    Cow::Owned(text.chars().map(|c| if c < ' ' { ' ' } else { c }).collect())
+    Cow::Owned(
+        text.chars()
+            .map(|c| if c < ' ' { ' ' } else { c })
+            .collect(),
+    )
 }
 
 #[cfg(test)]
@@ -156,17 +169,34 @@ mod tests {
 
     #[test]
     fn integers_come_as_integers_integral_floats_or_decimal_strings() {
-        for json in ["131031", "131031.0", "\"131031\"", "1.31031e5", "\" 131031 \""] {
+        for json in [
+            "131031",
+            "131031.0",
+            "\"131031\"",
+            "1.31031e5",
+            "\" 131031 \"",
+        ] {
             assert_eq!(integer(raw(json)), Some(131_031), "{json}");
         }
-        for json in ["131031.5", "\"131031.0\"", "\"x\"", "1e999999", "true", "[131031]", "99999999999999999999"] {
+        for json in [
+            "131031.5",
+            "\"131031.0\"",
+            "\"x\"",
+            "1e999999",
+            "true",
+            "[131031]",
+            "99999999999999999999",
+        ] {
             assert_eq!(integer(raw(json)), None, "{json}");
         }
     }
 
     #[test]
     fn lone_surrogates_in_text_are_replaced() {
-        assert_eq!(text(raw(r#""a\ud83dz""#)).unwrap(), "a\u{fffd}\u{fffd}\u{fffd}z");
+        assert_eq!(
+            text(raw(r#""a\ud83dz""#)).unwrap(),
+            "a\u{fffd}\u{fffd}\u{fffd}z"
+        );
         assert_eq!(text(raw(r#""\ud83d\udc4d \u00e9 \/""#)).unwrap(), "👍 é /");
         assert_eq!(text(raw("[1]")), None);
     }

@@ -53,13 +53,23 @@ impl Verifier {
     /// Prepares the keys, in the order in which they are tried.
     #[must_use]
     pub fn new(app_secrets: &[SecretString]) -> Self {
-        Self { keys: app_secrets.iter().map(|secret| keyed(secret.expose_secret())).collect() }
+        Self {
+            keys: app_secrets
+                .iter()
+                .map(|secret| keyed(secret.expose_secret()))
+                .collect(),
+        }
     }
 
     /// The position of the secret that signed these bytes, or `None`. Each comparison takes constant time.
     #[must_use]
     pub fn verify(&self, body: &[u8], signature: &Signature) -> Option<usize> {
-        self.keys.iter().position(|key| key.clone().chain_update(body).verify_slice(&signature.0).is_ok())
+        self.keys.iter().position(|key| {
+            key.clone()
+                .chain_update(body)
+                .verify_slice(&signature.0)
+                .is_ok()
+        })
     }
 }
 
@@ -100,7 +110,12 @@ mod tests {
     const SPACED: &[u8] = br#"{"object": "whatsapp_business_account", "entry": []}"#;
 
     fn verifier(secrets: &[&str]) -> Verifier {
-        Verifier::new(&secrets.iter().map(|s| SecretString::from(*s)).collect::<Vec<_>>())
+        Verifier::new(
+            &secrets
+                .iter()
+                .map(|s| SecretString::from(*s))
+                .collect::<Vec<_>>(),
+        )
     }
 
     #[test]
@@ -110,15 +125,27 @@ mod tests {
             "sha256=56cbbaf4961c6cfdae48b7f116c047e5eb513d2c931baae63a2bc1afd26f803a"
         );
         let signature = Signature::parse(sign("test_app_secret", COMPACT).as_bytes()).unwrap();
-        assert_eq!(verifier(&["test_app_secret"]).verify(COMPACT, &signature), Some(0));
-        assert_eq!(verifier(&["test_app_secret"]).verify(SPACED, &signature), None);
+        assert_eq!(
+            verifier(&["test_app_secret"]).verify(COMPACT, &signature),
+            Some(0)
+        );
+        assert_eq!(
+            verifier(&["test_app_secret"]).verify(SPACED, &signature),
+            None
+        );
     }
 
     #[test]
     fn the_position_tells_which_secret_signed() {
         let signature = Signature::parse(sign("second", COMPACT).as_bytes()).unwrap();
-        assert_eq!(verifier(&["first", "second"]).verify(COMPACT, &signature), Some(1));
-        assert_eq!(verifier(&["first", "third"]).verify(COMPACT, &signature), None);
+        assert_eq!(
+            verifier(&["first", "second"]).verify(COMPACT, &signature),
+            Some(1)
+        );
+        assert_eq!(
+            verifier(&["first", "third"]).verify(COMPACT, &signature),
+            None
+        );
     }
 
     #[test]
@@ -137,7 +164,11 @@ mod tests {
             format!("sha256={}é", &hex64[2..]),
             format!("sha256={}", "g".repeat(64)),
         ] {
-            assert_eq!(Signature::parse(header.as_bytes()).err(), Some(MalformedSignature), "{header}");
+            assert_eq!(
+                Signature::parse(header.as_bytes()).err(),
+                Some(MalformedSignature),
+                "{header}"
+            );
         }
         assert!(Signature::parse(format!("sha256={}", "A".repeat(64)).as_bytes()).is_ok());
     }

@@ -37,26 +37,52 @@ pub fn appeal(
     for number in listed {
         let number = &number.number;
         let failed = count(number.failure_count, "message failed", "messages failed");
-        let display = number.display_phone_number.as_ref().map(|display| format!("{display}, ")).unwrap_or_default();
-        line("Phone number", format!("{display}ID {} ({failed})", number.phone_number_id));
+        let display = number
+            .display_phone_number
+            .as_ref()
+            .map(|display| format!("{display}, "))
+            .unwrap_or_default();
+        line(
+            "Phone number",
+            format!("{display}ID {} ({failed})", number.phone_number_id),
+        );
     }
     let more = report.affected_number_count - i64::try_from(listed.len()).unwrap_or(i64::MAX);
     if more > 0 {
         line("Phone numbers not listed", more.to_string());
     }
-    let said = examples.first().and_then(|delivery| delivery.error_title.clone().or(delivery.error_message.clone()));
-    line("Error", format!("131031 {}", said.unwrap_or_else(|| "Business Account locked".to_owned())));
+    let said = examples.first().and_then(|delivery| {
+        delivery
+            .error_title
+            .clone()
+            .or(delivery.error_message.clone())
+    });
+    line(
+        "Error",
+        format!(
+            "131031 {}",
+            said.unwrap_or_else(|| "Business Account locked".to_owned())
+        ),
+    );
     line("First failed message", moment(incident.opened_at));
     line("Latest failed message", moment(incident.last_failure_at));
     line("Failed messages", incident.failure_count.to_string());
     // That we could not look is nothing to tell Meta.
-    let is_metas_answer = report.cause().is_none_or(|cause| cause.is_found() || cause == LockoutCause::Unreported);
+    let is_metas_answer = report
+        .cause()
+        .is_none_or(|cause| cause.is_found() || cause == LockoutCause::Unreported);
     if let Some(summary) = incident.cause_summary.as_ref().filter(|_| is_metas_answer) {
-        let at = report.evidence.as_ref().map(|check| format!(" at {}", moment(check.checked_at))).unwrap_or_default();
+        let at = report
+            .evidence
+            .as_ref()
+            .map(|check| format!(" at {}", moment(check.checked_at)))
+            .unwrap_or_default();
         line(&format!("health_status{at}"), summary.clone());
     }
     if recipients == Recipients::Revealed {
-        examples.iter().for_each(|delivery| line("Example message ID", delivery.message_id.clone()));
+        examples
+            .iter()
+            .for_each(|delivery| line("Example message ID", delivery.message_id.clone()));
     }
     line("Written", moment(now));
     text

@@ -91,11 +91,15 @@ pub fn header<T: Row>() -> String {
 /// The other lines.
 #[must_use]
 pub fn lines<T: Row>(rows: &[T]) -> String {
-    let mut writer = csv::WriterBuilder::new().terminator(csv::Terminator::CRLF).from_writer(Vec::new());
+    let mut writer = csv::WriterBuilder::new()
+        .terminator(csv::Terminator::CRLF)
+        .from_writer(Vec::new());
     let in_memory = "a vector takes every byte";
     for row in rows {
         let object = serde_json::to_value(row).expect("our objects have text for keys");
-        let cells = T::COLUMNS.iter().map(|column| cell(object.get(column).unwrap_or(&Value::Null)));
+        let cells = T::COLUMNS
+            .iter()
+            .map(|column| cell(object.get(column).unwrap_or(&Value::Null)));
         writer.write_record(cells).expect(in_memory);
     }
     let bytes = writer.into_inner().expect(in_memory);
@@ -150,6 +154,9 @@ mod tests {
         assert_eq!(cell(&Value::from("a=b")), "a=b");
         assert_eq!(cell(&Value::from(-5)), "-5", "a number of ours is a number");
         assert_eq!(cell(&serde_json::json!(["=a.", "b."])), "'=a. | b.");
-        assert_eq!(cell(&serde_json::json!([{"a": "x;=1"}])), "[{\"a\":\"x;'=1\"}]");
+        assert_eq!(
+            cell(&serde_json::json!([{"a": "x;=1"}])),
+            "[{\"a\":\"x;'=1\"}]"
+        );
     }
 }

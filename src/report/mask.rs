@@ -17,10 +17,17 @@ const SHOWN: usize = 4;
 /// numbers in many ways and a text may name somebody else.
 #[must_use]
 pub fn delivery(delivery: Delivery) -> Delivery {
-    let people: Vec<String> =
-        [&delivery.recipient_id, &delivery.participant_id].into_iter().flatten().flat_map(|name| names(name)).collect();
+    let people: Vec<String> = [&delivery.recipient_id, &delivery.participant_id]
+        .into_iter()
+        .flatten()
+        .flat_map(|name| names(name))
+        .collect();
     let text = |text: Option<String>| {
-        text.map(|text| hide(&text, |bytes| [written_numbers(bytes), occurrences(bytes, &people)].concat()))
+        text.map(|text| {
+            hide(&text, |bytes| {
+                [written_numbers(bytes), occurrences(bytes, &people)].concat()
+            })
+        })
     };
     Delivery {
         message_id: message_id(&delivery.message_id, &people),
@@ -37,13 +44,22 @@ pub fn delivery(delivery: Delivery) -> Delivery {
 /// All but the end of whoever is named: `*******1234`.
 fn person(name: &str) -> String {
     let length = name.chars().count();
-    let hidden = if length < 2 * SHOWN { length } else { length - SHOWN };
-    name.chars().enumerate().map(|(position, c)| if position < hidden { '*' } else { c }).collect()
+    let hidden = if length < 2 * SHOWN {
+        length
+    } else {
+        length - SHOWN
+    };
+    name.chars()
+        .enumerate()
+        .map(|(position, c)| if position < hidden { '*' } else { c })
+        .collect()
 }
 
 /// The message's own part of its id stays; whatever may be a number in it does not.
 fn message_id(id: &str, people: &[String]) -> String {
-    hide(id, |bytes| [numbers(bytes), occurrences(bytes, people)].concat())
+    hide(id, |bytes| {
+        [numbers(bytes), occurrences(bytes, people)].concat()
+    })
 }
 
 /// How somebody may be written: as it stands, and the digits alone.
@@ -67,7 +83,9 @@ fn hide(text: &str, find: impl Fn(&[u8]) -> Vec<Range<usize>>) -> String {
             .with_decode_padding_mode(DecodePaddingMode::Indifferent)
             .with_decode_allow_trailing_bits(true);
         let engine = GeneralPurpose::new(alphabet, config);
-        for run in runs(text.as_bytes(), |byte| byte.is_ascii_alphanumeric() || symbols.contains(&byte)) {
+        for run in runs(text.as_bytes(), |byte| {
+            byte.is_ascii_alphanumeric() || symbols.contains(&byte)
+        }) {
             // Shorter ones can hide no number.
             if run.len() < SHORTEST_NUMBER * 4 / 3 {
                 continue;
@@ -83,18 +101,24 @@ fn hide(text: &str, find: impl Fn(&[u8]) -> Vec<Range<usize>>) -> String {
             }
         }
     }
-    text.char_indices().map(|(position, c)| if hidden[position] { '*' } else { c }).collect()
+    text.char_indices()
+        .map(|(position, c)| if hidden[position] { '*' } else { c })
+        .collect()
 }
 
 /// Where so many digits stand in a row that they may be a number.
 fn numbers(bytes: &[u8]) -> Vec<Range<usize>> {
-    runs(bytes, |byte| byte.is_ascii_digit()).filter(|run| run.len() >= SHORTEST_NUMBER).collect()
+    runs(bytes, |byte| byte.is_ascii_digit())
+        .filter(|run| run.len() >= SHORTEST_NUMBER)
+        .collect()
 }
 
 /// The same as people write them: with blanks, brackets, dots and dashes in between, also in a URL.
 fn written_numbers(bytes: &[u8]) -> Vec<Range<usize>> {
     let mut found = Vec::new();
-    for mut run in runs(bytes, |byte| byte.is_ascii_digit() || b" +()-./%".contains(&byte)) {
+    for mut run in runs(bytes, |byte| {
+        byte.is_ascii_digit() || b" +()-./%".contains(&byte)
+    }) {
         let is_digit = |at: &usize| bytes[*at].is_ascii_digit();
         if run.clone().filter(is_digit).count() >= SHORTEST_NUMBER {
             let first = run.find(is_digit).unwrap_or(run.start);
@@ -108,7 +132,9 @@ fn written_numbers(bytes: &[u8]) -> Vec<Range<usize>> {
 fn occurrences(bytes: &[u8], names: &[String]) -> Vec<Range<usize>> {
     let of = |name: &String| {
         let length = name.len();
-        memchr::memmem::find_iter(bytes, name).map(|start| start..start + length).collect::<Vec<_>>()
+        memchr::memmem::find_iter(bytes, name)
+            .map(|start| start..start + length)
+            .collect::<Vec<_>>()
     };
     names.iter().flat_map(of).collect()
 }
@@ -116,10 +142,12 @@ fn occurrences(bytes: &[u8], names: &[String]) -> Vec<Range<usize>> {
 /// The stretches of such bytes.
 fn runs(bytes: &[u8], is_part: impl Fn(u8) -> bool + Copy) -> impl Iterator<Item = Range<usize>> {
     let mut end = 0;
-    let all = bytes.chunk_by(move |a, b| is_part(*a) == is_part(*b)).map(move |run| {
-        end += run.len();
-        end - run.len()..end
-    });
+    let all = bytes
+        .chunk_by(move |a, b| is_part(*a) == is_part(*b))
+        .map(move |run| {
+            end += run.len();
+            end - run.len()..end
+        });
     all.filter(move |run| is_part(bytes[run.start]))
 }
 
@@ -139,10 +167,13 @@ mod tests {
     /// Whether the recipient can be read, or decoded from any place.
     fn tells(text: &str) -> bool {
         let decodes = |start: usize, end: usize| {
-            let bytes = BASE64_STANDARD_NO_PAD.decode(&text.as_bytes()[start..end]).unwrap_or_default();
+            let bytes = BASE64_STANDARD_NO_PAD
+                .decode(&text.as_bytes()[start..end])
+                .unwrap_or_default();
             memchr::memmem::find(&bytes, RECIPIENT.as_bytes()).is_some()
         };
-        text.contains(RECIPIENT) || (0..text.len()).any(|start| (start..text.len()).any(|end| decodes(start, end)))
+        text.contains(RECIPIENT)
+            || (0..text.len()).any(|start| (start..text.len()).any(|end| decodes(start, end)))
     }
 
     #[test]
@@ -152,8 +183,14 @@ mod tests {
         let masked = mask(&id);
         assert!(!tells(&masked), "{masked}");
         assert_eq!(masked.len(), id.len());
-        assert!(masked.starts_with("wamid.") && masked.contains("****"), "{masked}");
-        assert_ne!(mask(&wamid(RECIPIENT, "3EB0C431C26A1916E07E")), mask(&wamid(RECIPIENT, "3EB0C431C26A1916E07F")));
+        assert!(
+            masked.starts_with("wamid.") && masked.contains("****"),
+            "{masked}"
+        );
+        assert_ne!(
+            mask(&wamid(RECIPIENT, "3EB0C431C26A1916E07E")),
+            mask(&wamid(RECIPIENT, "3EB0C431C26A1916E07F"))
+        );
     }
 
     #[test]
@@ -178,25 +215,33 @@ mod tests {
 
     #[test]
     fn however_a_text_writes_a_number_it_is_hidden() {
-        let texts =
-            "+1 650-555-1234|(650) 555-1234|650.555.1234|https://x/?to=%2B1%20650%20555%201234|16505551234@g.us";
+        let texts = "+1 650-555-1234|(650) 555-1234|650.555.1234|https://x/?to=%2B1%20650%20555%201234|16505551234@g.us";
         for text in texts.split('|') {
             let masked = hide(text, written_numbers);
             let digits = masked.bytes().filter(u8::is_ascii_digit).count();
             assert!(digits < 2, "{masked}");
         }
-        assert_eq!(hide("error 131031 (code 4711)", written_numbers), "error 131031 (code 4711)");
+        assert_eq!(
+            hide("error 131031 (code 4711)", written_numbers),
+            "error 131031 (code 4711)"
+        );
     }
 
     #[test]
     fn an_id_that_is_the_number_itself_and_texts_that_name_it_are_masked() {
         assert_eq!(mask("16505551234"), "***********");
-        assert_eq!(mask("1650555123499999999"), "*******************", "another number in front of it or behind");
+        assert_eq!(
+            mask("1650555123499999999"),
+            "*******************",
+            "another number in front of it or behind"
+        );
         assert_eq!(mask("wamid.1"), "wamid.1");
         assert_eq!(mask("ж16505551234ж"), "ж***********ж");
         let people = names("+1 650 555 1234");
         assert_eq!(
-            hide("for 16505551234, order 99887766", |b| occurrences(b, &people)),
+            hide("for 16505551234, order 99887766", |b| occurrences(
+                b, &people
+            )),
             "for ***********, order 99887766"
         );
     }

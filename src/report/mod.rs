@@ -74,11 +74,17 @@ impl<T> Page<T> {
         let limit = usize::try_from(limit).unwrap_or_default();
         let has_more = data.len() > limit;
         data.truncate(limit);
-        Self { next: data.last().filter(|_| has_more).map(id), data }
+        Self {
+            next: data.last().filter(|_| has_more).map(id),
+            data,
+        }
     }
 
     fn map<U>(self, change: impl Fn(T) -> U) -> Page<U> {
-        Page { data: self.data.into_iter().map(change).collect(), next: self.next }
+        Page {
+            data: self.data.into_iter().map(change).collect(),
+            next: self.next,
+        }
     }
 }
 
@@ -101,8 +107,13 @@ impl Note {
     /// It is too long.
     pub fn parse(text: Option<&str>) -> Result<Self, NoteTooLong> {
         // Postgres has no NUL.
-        let note = text.map(|text| text.trim().replace('\0', "\u{fffd}")).filter(|text| !text.is_empty());
-        match note.as_ref().is_some_and(|note| note.chars().count() > Self::LONGEST) {
+        let note = text
+            .map(|text| text.trim().replace('\0', "\u{fffd}"))
+            .filter(|text| !text.is_empty());
+        match note
+            .as_ref()
+            .is_some_and(|note| note.chars().count() > Self::LONGEST)
+        {
             true => Err(NoteTooLong),
             false => Ok(Self(note)),
         }
@@ -128,10 +139,21 @@ pub enum Recipients {
 ///
 /// # Errors
 /// The database does not answer.
-pub async fn incidents(db: &Pool, filter: &Filter, limit: i64) -> Result<Page<IncidentReport>, StoreError> {
+pub async fn incidents(
+    db: &Pool,
+    filter: &Filter,
+    limit: i64,
+) -> Result<Page<IncidentReport>, StoreError> {
     bounded(async {
-        let page = Page::of(incidents::list(db, filter, limit + 1).await?, limit, |incident| incident.id);
-        Ok(Page { data: report(db, page.data, NUMBERS_IN_LIST).await?, next: page.next })
+        let page = Page::of(
+            incidents::list(db, filter, limit + 1).await?,
+            limit,
+            |incident| incident.id,
+        );
+        Ok(Page {
+            data: report(db, page.data, NUMBERS_IN_LIST).await?,
+            next: page.next,
+        })
     })
     .await
 }
@@ -143,7 +165,9 @@ pub async fn incidents(db: &Pool, filter: &Filter, limit: i64) -> Result<Page<In
 pub async fn incident(db: &Pool, id: i64) -> Result<Option<IncidentReport>, StoreError> {
     bounded(async {
         let found = incidents::find(db, id).await?;
-        Ok(report(db, found.into_iter().collect(), NUMBERS).await?.pop())
+        Ok(report(db, found.into_iter().collect(), NUMBERS)
+            .await?
+            .pop())
     })
     .await
 }
@@ -164,10 +188,12 @@ pub async fn deliveries(
             return Ok(None);
         }
         let deliveries = details::deliveries(db, incident_id, before, limit + 1).await?;
-        Ok(Some(Page::of(deliveries, limit, |delivery| delivery.id).map(|delivery| match recipients {
-            Recipients::Masked => mask::delivery(delivery),
-            Recipients::Revealed => delivery,
-        })))
+        Ok(Some(
+            Page::of(deliveries, limit, |delivery| delivery.id).map(|delivery| match recipients {
+                Recipients::Masked => mask::delivery(delivery),
+                Recipients::Revealed => delivery,
+            }),
+        ))
     })
     .await
 }
@@ -192,20 +218,36 @@ pub async fn checks(
     .await
 }
 
-async fn report(db: &Pool, incidents: Vec<Incident>, numbers: i64) -> Result<Vec<IncidentReport>, StoreError> {
+async fn report(
+    db: &Pool,
+    incidents: Vec<Incident>,
+    numbers: i64,
+) -> Result<Vec<IncidentReport>, StoreError> {
     let ids: Vec<i64> = incidents.iter().map(|incident| incident.id).collect();
     let mut numbers = incidents::numbers(db, &ids, numbers).await?;
     let of_numbers: Vec<(i64, &str)> = numbers
         .iter()
-        .flat_map(|(id, numbers)| numbers.top.iter().map(|number| (*id, number.phone_number_id.as_str())))
+        .flat_map(|(id, numbers)| {
+            numbers
+                .top
+                .iter()
+                .map(|number| (*id, number.phone_number_id.as_str()))
+        })
         .collect();
     let latest = details::latest_checks(db, &of_numbers).await?;
-    let mut latest: BTreeMap<(i64, String), HealthCheck> =
-        latest.into_iter().map(|check| ((check.incident_id, check.phone_number_id.clone()), check)).collect();
-    let causes: Vec<(i64, &str)> =
-        incidents.iter().filter_map(|incident| Some((incident.cause_check_id?, incident.waba_id.as_str()))).collect();
-    let mut evidence: BTreeMap<i64, HealthCheck> =
-        details::checks_by_id(db, &causes).await?.into_iter().map(|check| (check.id, check)).collect();
+    let mut latest: BTreeMap<(i64, String), HealthCheck> = latest
+        .into_iter()
+        .map(|check| ((check.incident_id, check.phone_number_id.clone()), check))
+        .collect();
+    let causes: Vec<(i64, &str)> = incidents
+        .iter()
+        .filter_map(|incident| Some((incident.cause_check_id?, incident.waba_id.as_str())))
+        .collect();
+    let mut evidence: BTreeMap<i64, HealthCheck> = details::checks_by_id(db, &causes)
+        .await?
+        .into_iter()
+        .map(|check| (check.id, check))
+        .collect();
 
     let report = incidents.into_iter().map(|incident| {
         let Numbers { top, count } = numbers.remove(&incident.id).unwrap_or_default();

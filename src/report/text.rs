@@ -11,16 +11,19 @@ use crate::store::incidents::Incident;
 /// Received text that cannot move the cursor, change colours or turn the line around.
 #[must_use]
 pub fn printable(text: &str) -> String {
-    let turns =
-        |c| matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    text.chars().map(|c| if c.is_control() || turns(c) { ' ' } else { c }).collect()
+    let turns = |c| matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    text.chars()
+        .map(|c| if c.is_control() || turns(c) { ' ' } else { c })
+        .collect()
 }
 
 /// A moment as `2026-11-22 18:24:05 UTC`.
 #[must_use]
 pub fn moment(at: OffsetDateTime) -> String {
     at.to_offset(UtcOffset::UTC)
-        .format(format_description!("[year]-[month]-[day] [hour]:[minute]:[second] UTC"))
+        .format(format_description!(
+            "[year]-[month]-[day] [hour]:[minute]:[second] UTC"
+        ))
         .unwrap_or_default()
 }
 
@@ -30,24 +33,39 @@ pub fn moment(at: OffsetDateTime) -> String {
 /// It is none of these: a sentence that shows some.
 pub fn parse_moment(text: &str) -> Result<OffsetDateTime, String> {
     let ago = |unit: char| text.strip_suffix(unit)?.parse::<u32>().ok().map(i64::from);
-    let ago = ago('d').map(Duration::days).or(ago('h').map(Duration::hours)).or(ago('m').map(Duration::minutes));
+    let ago = ago('d')
+        .map(Duration::days)
+        .or(ago('h').map(Duration::hours))
+        .or(ago('m').map(Duration::minutes));
     let ago = ago.and_then(|ago| OffsetDateTime::now_utc().checked_sub(ago));
     let shown = format_description!("[year]-[month]-[day] [hour]:[minute]:[second] UTC");
     let day = format_description!("[year]-[month]-[day]");
     let moment = ago
         .or_else(|| OffsetDateTime::parse(text, &Rfc3339).ok())
-        .or_else(|| PrimitiveDateTime::parse(text, shown).map(PrimitiveDateTime::assume_utc).ok())
-        .or_else(|| Date::parse(text, day).map(|date| date.midnight().assume_utc()).ok());
+        .or_else(|| {
+            PrimitiveDateTime::parse(text, shown)
+                .map(PrimitiveDateTime::assume_utc)
+                .ok()
+        })
+        .or_else(|| {
+            Date::parse(text, day)
+                .map(|date| date.midnight().assume_utc())
+                .ok()
+        });
     // Postgres does not know every year that can be written; before 1970 there was nothing to record.
     let moment = moment.map(|moment| moment.max(OffsetDateTime::UNIX_EPOCH));
-    moment.ok_or_else(|| "not a time: 2026-11-22, 2026-11-22T18:00:00Z, or 36h for so long ago".to_owned())
+    moment.ok_or_else(|| {
+        "not a time: 2026-11-22, 2026-11-22T18:00:00Z, or 36h for so long ago".to_owned()
+    })
 }
 
 /// A moment as `22 Nov 18:24`, for an axis that names its zone.
 #[must_use]
 pub fn short_moment(at: OffsetDateTime) -> String {
     at.to_offset(UtcOffset::UTC)
-        .format(format_description!("[day padding:none] [month repr:short] [hour]:[minute]"))
+        .format(format_description!(
+            "[day padding:none] [month repr:short] [hour]:[minute]"
+        ))
         .unwrap_or_default()
 }
 
@@ -121,7 +139,12 @@ mod tests {
         ] {
             assert_eq!(duration(Duration::seconds(seconds)), text);
         }
-        for (n, text) in [(0, "0"), (999, "999"), (1000, "1,000"), (-1_234_567, "-1,234,567")] {
+        for (n, text) in [
+            (0, "0"),
+            (999, "999"),
+            (1000, "1,000"),
+            (-1_234_567, "-1,234,567"),
+        ] {
             assert_eq!(grouped(n), text);
         }
         assert_eq!(count(1, "failure", "failures"), "1 failure");
@@ -129,7 +152,10 @@ mod tests {
 
     #[test]
     fn text_that_turns_the_line_around_is_taken_out() {
-        assert_eq!(printable("a\u{202e}b\u{1b}[31m\u{2066}c\nd"), "a b [31m c d");
+        assert_eq!(
+            printable("a\u{202e}b\u{1b}[31m\u{2066}c\nd"),
+            "a b [31m c d"
+        );
         assert_eq!(printable("Grüße 👍 مرحبا"), "Grüße 👍 مرحبا");
     }
 }

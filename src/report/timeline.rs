@@ -38,13 +38,23 @@ pub enum Health {
 
 impl Health {
     /// All of them, the best first.
-    pub const ALL: [Self; 7] =
-        [Self::Available, Self::Limited, Self::Blocked, Self::Other, Self::Refused, Self::NotAsked, Self::Unreachable];
+    pub const ALL: [Self; 7] = [
+        Self::Available,
+        Self::Limited,
+        Self::Blocked,
+        Self::Other,
+        Self::Refused,
+        Self::NotAsked,
+        Self::Unreachable,
+    ];
 
     /// What a look-up says, by its outcome and verdict.
     #[must_use]
     pub fn of(outcome: &str, can_send_message: Option<&str>) -> Self {
-        match (outcome, can_send_message.map(|word| CanSend::from(word.to_owned()))) {
+        match (
+            outcome,
+            can_send_message.map(|word| CanSend::from(word.to_owned())),
+        ) {
             ("answered", Some(CanSend::Available)) => Self::Available,
             ("answered", Some(CanSend::Limited)) => Self::Limited,
             ("answered", Some(CanSend::Blocked)) => Self::Blocked,
@@ -108,7 +118,9 @@ impl Lane {
     /// The number as people know it.
     #[must_use]
     pub fn name(&self) -> &str {
-        self.display_phone_number.as_deref().unwrap_or(&self.phone_number_id)
+        self.display_phone_number
+            .as_deref()
+            .unwrap_or(&self.phone_number_id)
     }
 
     /// Stretches of the same health: first bin, number of bins, health.
@@ -117,7 +129,9 @@ impl Lane {
         let mut stretches: Vec<(usize, usize, Health)> = Vec::new();
         for (bin, health) in self.health.iter().enumerate() {
             match (stretches.last_mut(), health) {
-                (Some((start, length, same)), Some(health)) if same == health && *start + *length == bin => {
+                (Some((start, length, same)), Some(health))
+                    if same == health && *start + *length == bin =>
+                {
                     *length += 1;
                 }
                 (_, Some(health)) => stretches.push((bin, 1, *health)),
@@ -137,7 +151,11 @@ impl Timeline {
 
     /// What the lanes show, the worst last.
     pub fn healths(&self) -> impl Iterator<Item = Health> {
-        Health::ALL.into_iter().filter(|health| self.lanes.iter().any(|lane| lane.health.contains(&Some(*health))))
+        Health::ALL.into_iter().filter(|health| {
+            self.lanes
+                .iter()
+                .any(|lane| lane.health.contains(&Some(*health)))
+        })
     }
 
     /// Where a moment lies, from 0 at the start to 1 at the end.
@@ -159,11 +177,18 @@ pub async fn timeline(
     at_most: usize,
 ) -> Result<Timeline, StoreError> {
     let bins = bins_of(&report.incident, now, at_most);
-    let numbers: Vec<&str> =
-        report.affected_numbers.iter().take(LANES).map(|n| n.number.phone_number_id.as_str()).collect();
+    let numbers: Vec<&str> = report
+        .affected_numbers
+        .iter()
+        .take(LANES)
+        .map(|n| n.number.phone_number_id.as_str())
+        .collect();
     let (failures, health) = bounded(async {
         let failures = details::failures_over_time(db, &[(report.incident.id, bins)]).await?;
-        Ok((failures, details::health_over_time(db, report.incident.id, &numbers, bins).await?))
+        Ok((
+            failures,
+            details::health_over_time(db, report.incident.id, &numbers, bins).await?,
+        ))
     })
     .await?;
 
@@ -182,7 +207,9 @@ pub async fn timeline(
     // as it is over.
     let (within, before): (Vec<_>, Vec<_>) = health.into_iter().partition(|at| at.is_within);
     for at in within.into_iter().chain(before) {
-        let lane = lanes.iter_mut().find(|lane| lane.phone_number_id == at.phone_number_id);
+        let lane = lanes
+            .iter_mut()
+            .find(|lane| lane.phone_number_id == at.phone_number_id);
         if let Some(bin) = lane.and_then(|lane| lane.health.get_mut(at.bin)) {
             let health = Health::of(&at.outcome, at.can_send_message.as_deref());
             if at.is_within || bin.is_none() {
@@ -208,8 +235,15 @@ pub async fn sparklines(
     incidents: &[IncidentReport],
     now: OffsetDateTime,
 ) -> Result<BTreeMap<i64, Vec<u64>>, StoreError> {
-    let of: Vec<(i64, Bins)> =
-        incidents.iter().map(|report| (report.incident.id, bins_of(&report.incident, now, SPARKLINE))).collect();
+    let of: Vec<(i64, Bins)> = incidents
+        .iter()
+        .map(|report| {
+            (
+                report.incident.id,
+                bins_of(&report.incident, now, SPARKLINE),
+            )
+        })
+        .collect();
     bounded(details::failures_over_time(db, &of)).await
 }
 
@@ -217,12 +251,18 @@ fn bins_of(incident: &Incident, now: OffsetDateTime, at_most: usize) -> Bins {
     /// A single bar as wide as the picture would say nothing.
     const SHORTEST: Duration = Duration::minutes(15);
     let until = incident.resolved_at.unwrap_or(now).max(incident.opened_at);
-    bins(incident.opened_at.min(until.saturating_sub(SHORTEST)), until, at_most)
+    bins(
+        incident.opened_at.min(until.saturating_sub(SHORTEST)),
+        until,
+        at_most,
+    )
 }
 
 /// Divides a stretch of time into at most so many bins of a width that people can read off an axis.
 fn bins(from: OffsetDateTime, to: OffsetDateTime, at_most: usize) -> Bins {
-    const MINUTES: [i64; 14] = [1, 2, 5, 10, 15, 30, 60, 120, 180, 360, 720, 1440, 2880, 10_080];
+    const MINUTES: [i64; 14] = [
+        1, 2, 5, 10, 15, 30, 60, 120, 180, 360, 720, 1440, 2880, 10_080,
+    ];
     const WEEK: i64 = 10_080;
     let at_most = i64::try_from(at_most.max(1)).unwrap_or(i64::MAX);
     let divided = |minutes: i64| {
@@ -232,7 +272,11 @@ fn bins(from: OffsetDateTime, to: OffsetDateTime, at_most: usize) -> Bins {
         (start * seconds, seconds, end - start + 1)
     };
     let wide = (1..).map(|n| n * WEEK);
-    let fitting = MINUTES.into_iter().chain(wide).map(divided).find(|(_, _, count)| *count <= at_most);
+    let fitting = MINUTES
+        .into_iter()
+        .chain(wide)
+        .map(divided)
+        .find(|(_, _, count)| *count <= at_most);
     let (start, seconds, count) = fitting.expect("some width is wide enough");
     Bins {
         start: OffsetDateTime::from_unix_timestamp(start).unwrap_or(from),
@@ -264,19 +308,32 @@ mod tests {
             assert!(bins.start <= from && bins.start_of(count) > from + length);
             assert_eq!(bins.start.second(), 0);
         }
-        assert_eq!(bins(from, from - Duration::days(1), 60).count, 1, "a clock that went back");
+        assert_eq!(
+            bins(from, from - Duration::days(1), 60).count,
+            1,
+            "a clock that went back"
+        );
     }
 
     #[test]
     fn a_lane_falls_into_stretches_of_the_same_health() {
         let (a, b) = (Some(Health::Available), Some(Health::Blocked));
         let lane = |health: &[Option<Health>]| {
-            Lane { phone_number_id: String::new(), display_phone_number: None, latest: None, health: health.to_vec() }
-                .stretches()
+            Lane {
+                phone_number_id: String::new(),
+                display_phone_number: None,
+                latest: None,
+                health: health.to_vec(),
+            }
+            .stretches()
         };
         assert_eq!(
             lane(&[None, b, b, a, b]),
-            [(1, 2, Health::Blocked), (3, 1, Health::Available), (4, 1, Health::Blocked)]
+            [
+                (1, 2, Health::Blocked),
+                (3, 1, Health::Available),
+                (4, 1, Health::Blocked)
+            ]
         );
         assert_eq!(lane(&[None, None]), []);
         assert_eq!(lane(&[a, None, a]).len(), 2);

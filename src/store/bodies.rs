@@ -81,7 +81,14 @@ impl<'b> Bodies<'b> {
         let place = capture.map(|capture| {
             let at = capture.received_at;
             let place = *self.places.entry(&capture.digest).or_insert_with(|| {
-                self.bodies.push(Body { capture, first: at, last: at, times: 0, id: None, counted: false });
+                self.bodies.push(Body {
+                    capture,
+                    first: at,
+                    last: at,
+                    times: 0,
+                    id: None,
+                    counted: false,
+                });
                 self.bodies.len() - 1
             });
             let body = &mut self.bodies[place];
@@ -125,7 +132,9 @@ pub async fn recall(
     bodies: &mut Bodies<'_>,
 ) -> Result<(), StoreError> {
     let unknown = items.iter().filter_map(|item| {
-        let place = bodies.place(item.callback).filter(|place| bodies.at(*place).id.is_none())?;
+        let place = bodies
+            .place(item.callback)
+            .filter(|place| bodies.at(*place).id.is_none())?;
         Some((place, item.failure, bodies.at(place).capture))
     });
     let unknown: Vec<_> = unknown.collect();
@@ -180,12 +189,19 @@ pub async fn keep(
     insert(&mut transaction, bodies).await?;
     let quarantined = quarantine(&mut transaction, quarantined, bodies).await?;
     transaction.commit().await?;
-    Ok(Recorded { quarantined, ..Recorded::default() })
+    Ok(Recorded {
+        quarantined,
+        ..Recorded::default()
+    })
 }
 
 /// Counts those that were kept by an earlier batch.
 async fn count(db: &mut PgConnection, bodies: &mut Bodies<'_>) -> Result<(), StoreError> {
-    let known: Vec<&mut Body<'_>> = bodies.bodies.iter_mut().filter(|b| b.id.is_some() && !b.counted).collect();
+    let known: Vec<&mut Body<'_>> = bodies
+        .bodies
+        .iter_mut()
+        .filter(|b| b.id.is_some() && !b.counted)
+        .collect();
     if known.is_empty() {
         return Ok(());
     }

@@ -97,7 +97,10 @@ pub async fn find(
     after: Option<Position>,
     limit: i64,
 ) -> Result<Vec<Position>, StoreError> {
-    let after = after.unwrap_or(Position { received_at: OffsetDateTime::UNIX_EPOCH, id: 0 });
+    let after = after.unwrap_or(Position {
+        received_at: OffsetDateTime::UNIX_EPOCH,
+        id: 0,
+    });
     let found = sqlx::query_as!(
         Position,
         "select c.received_at, c.id
@@ -131,7 +134,10 @@ pub async fn find(
 ///
 /// # Errors
 /// The database does not answer.
-pub async fn read(db: &PgPool, positions: &[Position]) -> Result<Vec<(Position, Capture)>, StoreError> {
+pub async fn read(
+    db: &PgPool,
+    positions: &[Position],
+) -> Result<Vec<(Position, Capture)>, StoreError> {
     let positions = &positions[..positions.len().min(PAGE_ROWS)];
     let (Some(first), Some(last)) = (positions.first(), positions.last()) else {
         return Ok(Vec::new());
@@ -152,9 +158,21 @@ pub async fn read(db: &PgPool, positions: &[Position]) -> Result<Vec<(Position, 
     .fetch_all(db)
     .await?;
     let captures = rows.into_iter().map(|row| {
-        let mut capture = Capture { received_at: Some(row.received_at), ..Capture::from_body(row.body) };
-        capture.headers.extend(row.signature.map(|signature| (signature::HEADER.to_owned(), signature)));
-        (Position { received_at: row.received_at, id: row.id }, capture)
+        let mut capture = Capture {
+            received_at: Some(row.received_at),
+            ..Capture::from_body(row.body)
+        };
+        capture.headers.extend(
+            row.signature
+                .map(|signature| (signature::HEADER.to_owned(), signature)),
+        );
+        (
+            Position {
+                received_at: row.received_at,
+                id: row.id,
+            },
+            capture,
+        )
     });
     Ok(captures.collect())
 }
@@ -164,5 +182,7 @@ pub async fn read(db: &PgPool, positions: &[Position]) -> Result<Vec<(Position, 
 /// # Errors
 /// The database does not answer, or somebody removed the key.
 pub async fn pseudonym_key(db: &PgPool) -> Result<Vec<u8>, StoreError> {
-    Ok(sqlx::query_scalar!("select key from pseudonym_key").fetch_one(db).await?)
+    Ok(sqlx::query_scalar!("select key from pseudonym_key")
+        .fetch_one(db)
+        .await?)
 }

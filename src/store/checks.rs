@@ -45,8 +45,14 @@ pub enum Outcome {
 
 impl Outcome {
     /// Every outcome, in the order of the declaration.
-    pub const ALL: [Self; 6] =
-        [Self::Answered, Self::NoHealth, Self::NotAsked, Self::Refused, Self::Throttled, Self::Unreachable];
+    pub const ALL: [Self; 6] = [
+        Self::Answered,
+        Self::NoHealth,
+        Self::NotAsked,
+        Self::Refused,
+        Self::Throttled,
+        Self::Unreachable,
+    ];
 
     /// The outcome of this answer.
     #[must_use]
@@ -95,7 +101,12 @@ pub enum Saved {
 ///
 /// # Errors
 /// Nothing is saved; the claim runs out with its lease, and the number is looked up again.
-pub async fn save(db: &PgPool, claim: &Claim, check: &Check, chance: f64) -> Result<Saved, StoreError> {
+pub async fn save(
+    db: &PgPool,
+    claim: &Claim,
+    check: &Check,
+    chance: f64,
+) -> Result<Saved, StoreError> {
     let mut transaction = db.begin().await?;
     lock_account(&mut transaction, &claim.waba_id).await?;
     let kept = keep(&mut transaction, claim, check).await?;
@@ -115,8 +126,13 @@ pub async fn save(db: &PgPool, claim: &Claim, check: &Check, chance: f64) -> Res
             Saved::Late
         }
         Some(incident) => {
-            let answered = reschedule(&mut transaction, claim, check, &kept, &incident, chance).await?;
-            if answered { conclude(&mut transaction, claim, &incident).await? } else { Saved::Kept }
+            let answered =
+                reschedule(&mut transaction, claim, check, &kept, &incident, chance).await?;
+            if answered {
+                conclude(&mut transaction, claim, &incident).await?
+            } else {
+                Saved::Kept
+            }
         }
     };
     transaction.commit().await?;
@@ -162,7 +178,10 @@ struct OpenIncident {
 }
 
 /// `None` where the incident was resolved meanwhile, or another has taken the claim.
-async fn open_incident(db: &mut PgConnection, claim: &Claim) -> Result<Option<OpenIncident>, StoreError> {
+async fn open_incident(
+    db: &mut PgConnection,
+    claim: &Claim,
+) -> Result<Option<OpenIncident>, StoreError> {
     let row = sqlx::query!(
         r#"select i.last_failure_at, i.cause, i.cause_severity, n.clear_since
              from affected_numbers n
@@ -194,14 +213,29 @@ async fn reschedule(
     incident: &OpenIncident,
     chance: f64,
 ) -> Result<bool, StoreError> {
-    let answered = !matches!(check.answer, Answer::Throttled { .. } | Answer::Unreachable(_));
+    let answered = !matches!(
+        check.answer,
+        Answer::Throttled { .. } | Answer::Unreachable(_)
+    );
     let clear = incident.cause.is_found()
-        && check.answer.entities().is_some_and(|e| cause::is_clear(e, incident.cause, incident.severity.as_ref()));
+        && check
+            .answer
+            .entities()
+            .is_some_and(|e| cause::is_clear(e, incident.cause, incident.severity.as_ref()));
     let clear_since = match answered {
-        true => clear_run(incident.clear_since, clear, kept.checked_at, incident.last_failure_at),
+        true => clear_run(
+            incident.clear_since,
+            clear,
+            kept.checked_at,
+            incident.last_failure_at,
+        ),
         false => incident.clear_since,
     };
-    let progress = Progress { answers: claim.answers, failures: claim.failures }.after(&check.answer);
+    let progress = Progress {
+        answers: claim.answers,
+        failures: claim.failures,
+    }
+    .after(&check.answer);
     let confirming = clear_since == Some(kept.checked_at);
     let pause = schedule::pause(&check.answer, progress, confirming, chance);
     sqlx::query!(
@@ -229,7 +263,11 @@ async fn reschedule(
 }
 
 /// Derives the cause from every number's evidence, and sees whether the incident is over.
-async fn conclude(db: &mut PgConnection, claim: &Claim, incident: &OpenIncident) -> Result<Saved, StoreError> {
+async fn conclude(
+    db: &mut PgConnection,
+    claim: &Claim,
+    incident: &OpenIncident,
+) -> Result<Saved, StoreError> {
     let numbers = sqlx::query!(
         r#"select n.latest_answer_at, n.clear_since, c.id as "check_id?", c.error,
                   c.entities as "entities: Json<Vec<Entity>>"
@@ -244,7 +282,12 @@ async fn conclude(db: &mut PgConnection, claim: &Claim, incident: &OpenIncident)
     let mut evidence = Vec::new();
     let mut runs = Vec::new();
     for number in numbers {
-        runs.push(number.clear_since.zip(number.latest_answer_at).map(|(since, until)| ClearRun { since, until }));
+        runs.push(
+            number
+                .clear_since
+                .zip(number.latest_answer_at)
+                .map(|(since, until)| ClearRun { since, until }),
+        );
         if let Some(check_id) = number.check_id {
             let finding = match number.entities {
                 Some(Json(entities)) => Finding::Health(entities),
@@ -255,7 +298,8 @@ async fn conclude(db: &mut PgConnection, claim: &Claim, incident: &OpenIncident)
     }
 
     let mut saved = Saved::Kept;
-    let supersedes = |cause: &Cause| cause::supersedes(cause, incident.cause, incident.severity.as_ref());
+    let supersedes =
+        |cause: &Cause| cause::supersedes(cause, incident.cause, incident.severity.as_ref());
     if let Some(cause) = cause::derive(&evidence).filter(supersedes) {
         set_cause(db, claim, &cause).await?;
         if cause.kind != incident.cause {
@@ -263,7 +307,14 @@ async fn conclude(db: &mut PgConnection, claim: &Claim, incident: &OpenIncident)
         }
     }
     if incident.cause.is_found() && recovered(&runs, incident.last_failure_at) {
-        super::incidents::close(db, claim.incident_id, &claim.waba_id, Resolution::Recovered, None).await?;
+        super::incidents::close(
+            db,
+            claim.incident_id,
+            &claim.waba_id,
+            Resolution::Recovered,
+            None,
+        )
+        .await?;
         saved = Saved::Recovered;
     }
     Ok(saved)

@@ -26,7 +26,11 @@ pub struct Claim {
 ///
 /// # Errors
 /// Nothing is claimed.
-pub async fn claim_due(db: &PgPool, limit: usize, under_way: &[String]) -> Result<Vec<Claim>, StoreError> {
+pub async fn claim_due(
+    db: &PgPool,
+    limit: usize,
+    under_way: &[String],
+) -> Result<Vec<Claim>, StoreError> {
     // Another replica may be taking the same: so twice as many are looked at as are wanted.
     let enough = 2 * limit;
     let mut candidates = unheard(db, enough, under_way).await?;
@@ -53,7 +57,11 @@ struct Candidate {
 
 /// One number of each incident that has no answer yet and that the caller is not at, the oldest incident
 /// first.
-async fn unheard(db: &PgPool, limit: usize, under_way: &[String]) -> Result<Vec<Candidate>, StoreError> {
+async fn unheard(
+    db: &PgPool,
+    limit: usize,
+    under_way: &[String],
+) -> Result<Vec<Candidate>, StoreError> {
     let candidates = sqlx::query_as!(
         Candidate,
         "select n.incident_id, n.waba_id, n.phone_number_id
@@ -79,7 +87,11 @@ async fn unheard(db: &PgPool, limit: usize, under_way: &[String]) -> Result<Vec<
 }
 
 /// Whatever is due: first look-ups before repeats, and of each account no more than its share.
-async fn in_turn(db: &PgPool, limit: usize, under_way: &[String]) -> Result<Vec<Candidate>, StoreError> {
+async fn in_turn(
+    db: &PgPool,
+    limit: usize,
+    under_way: &[String],
+) -> Result<Vec<Candidate>, StoreError> {
     // An account with its share under way is passed over, however much of it is due. Of the others the first
     // few hundred numbers are enough to choose from: as they are taken, the next come into sight.
     let candidates = sqlx::query_as!(
@@ -114,7 +126,11 @@ async fn in_turn(db: &PgPool, limit: usize, under_way: &[String]) -> Result<Vec<
 
 /// Claims the first of these that are still to be had. A number is left alone while a look-up of it is under
 /// way for an incident that was resolved meanwhile.
-async fn take(db: &PgPool, limit: usize, candidates: &[Candidate]) -> Result<Vec<Claim>, StoreError> {
+async fn take(
+    db: &PgPool,
+    limit: usize,
+    candidates: &[Candidate],
+) -> Result<Vec<Claim>, StoreError> {
     let claims = sqlx::query_as!(
         Claim,
         "with due as materialized (

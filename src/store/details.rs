@@ -138,7 +138,10 @@ pub async fn checks(
 ///
 /// # Errors
 /// The database does not answer.
-pub async fn latest_checks(db: &PgPool, numbers: &[(i64, &str)]) -> Result<Vec<HealthCheck>, StoreError> {
+pub async fn latest_checks(
+    db: &PgPool,
+    numbers: &[(i64, &str)],
+) -> Result<Vec<HealthCheck>, StoreError> {
     let (incidents, numbers): (Vec<i64>, Vec<&str>) = numbers.iter().copied().unzip();
     let checks = sqlx::query_as!(
         HealthCheck,
@@ -163,7 +166,10 @@ pub async fn latest_checks(db: &PgPool, numbers: &[(i64, &str)]) -> Result<Vec<H
 ///
 /// # Errors
 /// The database does not answer.
-pub async fn checks_by_id(db: &PgPool, checks: &[(i64, &str)]) -> Result<Vec<HealthCheck>, StoreError> {
+pub async fn checks_by_id(
+    db: &PgPool,
+    checks: &[(i64, &str)],
+) -> Result<Vec<HealthCheck>, StoreError> {
     let (ids, accounts): (Vec<i64>, Vec<&str>) = checks.iter().copied().unzip();
     let checks = sqlx::query_as!(
         HealthCheck,
@@ -194,7 +200,10 @@ impl Bins {
     /// When a bin starts; the one after the last starts at the end.
     #[must_use]
     pub fn start_of(&self, bin: usize) -> OffsetDateTime {
-        let seconds = self.width.whole_seconds().saturating_mul(i64::try_from(bin).unwrap_or(i64::MAX));
+        let seconds = self
+            .width
+            .whole_seconds()
+            .saturating_mul(i64::try_from(bin).unwrap_or(i64::MAX));
         self.start.saturating_add(Duration::seconds(seconds))
     }
 }
@@ -204,7 +213,10 @@ impl Bins {
 ///
 /// # Errors
 /// The database does not answer.
-pub async fn failures_over_time(db: &PgPool, of: &[(i64, Bins)]) -> Result<BTreeMap<i64, Vec<u64>>, StoreError> {
+pub async fn failures_over_time(
+    db: &PgPool,
+    of: &[(i64, Bins)],
+) -> Result<BTreeMap<i64, Vec<u64>>, StoreError> {
     let rows = sqlx::query!(
         r#"select b.incident_id as "incident_id!",
                   least(greatest(extract(epoch from f.at - b.start)::bigint / b.seconds, 0), b.count - 1) as "bin!",
@@ -225,9 +237,14 @@ pub async fn failures_over_time(db: &PgPool, of: &[(i64, Bins)]) -> Result<BTree
     )
     .fetch_all(db)
     .await?;
-    let mut failures: BTreeMap<i64, Vec<u64>> = of.iter().map(|(id, bins)| (*id, vec![0; bins.count])).collect();
+    let mut failures: BTreeMap<i64, Vec<u64>> = of
+        .iter()
+        .map(|(id, bins)| (*id, vec![0; bins.count]))
+        .collect();
     for row in rows {
-        let bin = failures.get_mut(&row.incident_id).and_then(|bins| bins.get_mut(usize::try_from(row.bin).ok()?));
+        let bin = failures
+            .get_mut(&row.incident_id)
+            .and_then(|bins| bins.get_mut(usize::try_from(row.bin).ok()?));
         if let Some(bin) = bin {
             *bin += u64::try_from(row.failures).unwrap_or_default();
         }

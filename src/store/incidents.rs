@@ -138,7 +138,12 @@ pub async fn find(db: &PgPool, id: i64) -> Result<Option<Incident>, StoreError> 
     Ok(select(db, Some(id), &Filter::default(), 1).await?.pop())
 }
 
-async fn select(db: &PgPool, id: Option<i64>, filter: &Filter, limit: i64) -> Result<Vec<Incident>, StoreError> {
+async fn select(
+    db: &PgPool,
+    id: Option<i64>,
+    filter: &Filter,
+    limit: i64,
+) -> Result<Vec<Incident>, StoreError> {
     let resolved = match filter.state {
         State::Open => Some(false),
         State::Resolved => Some(true),
@@ -182,8 +187,13 @@ async fn select(db: &PgPool, id: Option<i64>, filter: &Filter, limit: i64) -> Re
 /// The database does not answer.
 pub async fn search(db: &PgPool, text: &str) -> Result<Vec<i64>, StoreError> {
     // A number may be written in many ways; what has letters is none.
-    let is_number = text.chars().all(|c| c.is_ascii_digit() || " +()-./".contains(c));
-    let digits: String = text.chars().filter(|c| is_number && c.is_ascii_digit()).collect();
+    let is_number = text
+        .chars()
+        .all(|c| c.is_ascii_digit() || " +()-./".contains(c));
+    let digits: String = text
+        .chars()
+        .filter(|c| is_number && c.is_ascii_digit())
+        .collect();
     let found = sqlx::query_scalar!(
         r#"select id
              from incidents
@@ -205,7 +215,9 @@ pub async fn search(db: &PgPool, text: &str) -> Result<Vec<i64>, StoreError> {
 /// # Errors
 /// The database does not answer.
 pub async fn count_open(db: &PgPool) -> Result<i64, StoreError> {
-    let count = sqlx::query_scalar!(r#"select count(*) as "count!" from incidents where resolved_at is null"#);
+    let count = sqlx::query_scalar!(
+        r#"select count(*) as "count!" from incidents where resolved_at is null"#
+    );
     Ok(count.fetch_one(db).await?)
 }
 
@@ -213,7 +225,11 @@ pub async fn count_open(db: &PgPool) -> Result<i64, StoreError> {
 ///
 /// # Errors
 /// The database does not answer.
-pub async fn numbers(db: &PgPool, ids: &[i64], limit: i64) -> Result<BTreeMap<i64, Numbers>, StoreError> {
+pub async fn numbers(
+    db: &PgPool,
+    ids: &[i64],
+    limit: i64,
+) -> Result<BTreeMap<i64, Numbers>, StoreError> {
     let rows = sqlx::query!(
         r#"select n.incident_id, n.phone_number_id, n.display_phone_number, n.first_failure_at, n.last_failure_at,
                   n.failure_count, n.check_due_at, n.count as "count!"
@@ -265,9 +281,20 @@ pub async fn resolve(db: &PgPool, id: i64, note: Option<&str>) -> Result<Resolve
     };
     let mut transaction = db.begin().await?;
     lock_account(&mut transaction, &incident.waba_id).await?;
-    let closed = close(&mut transaction, id, &incident.waba_id, Resolution::Manual, note).await?;
+    let closed = close(
+        &mut transaction,
+        id,
+        &incident.waba_id,
+        Resolution::Manual,
+        note,
+    )
+    .await?;
     transaction.commit().await?;
-    Ok(if closed { Resolved::Now(incident.waba_id) } else { Resolved::Before })
+    Ok(if closed {
+        Resolved::Now(incident.waba_id)
+    } else {
+        Resolved::Before
+    })
 }
 
 /// Resolves some incidents that have been quiet for long enough and have their cause. An account that is
@@ -300,7 +327,14 @@ pub async fn resolve_quiet(db: &PgPool) -> Result<Vec<(i64, String)>, StoreError
     .await?;
     let mut resolved = Vec::new();
     for incident in quiet {
-        close(&mut transaction, incident.id, &incident.waba_id, Resolution::Quiet, None).await?;
+        close(
+            &mut transaction,
+            incident.id,
+            &incident.waba_id,
+            Resolution::Quiet,
+            None,
+        )
+        .await?;
         resolved.push((incident.id, incident.waba_id));
     }
     transaction.commit().await?;

@@ -92,7 +92,9 @@ impl Database {
     /// [`BadDatabaseUrl`], which never repeats the URL: it may hold a password.
     pub fn parse(url: &str) -> Result<Self, BadDatabaseUrl> {
         if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
-            return Err(BadDatabaseUrl("it does not start with postgresql://".to_owned()));
+            return Err(BadDatabaseUrl(
+                "it does not start with postgresql://".to_owned(),
+            ));
         }
         let options = PgConnectOptions::from_str(url)
             .map_err(|error| BadDatabaseUrl(error.to_string()))?
@@ -107,7 +109,12 @@ impl Database {
             Some(socket) => socket.display().to_string(),
             None => format!("{}:{}", self.options.get_host(), self.options.get_port()),
         };
-        format!("{host}, database {}", self.options.get_database().unwrap_or(self.options.get_username()))
+        format!(
+            "{host}, database {}",
+            self.options
+                .get_database()
+                .unwrap_or(self.options.get_username())
+        )
     }
 
     fn options(&self, name: &str, statement: Duration, lock: Duration) -> PgConnectOptions {
@@ -126,7 +133,10 @@ impl Database {
     /// Where no connection comes about.
     pub async fn reach(&self) -> Result<(), StoreError> {
         bounded(async {
-            let connection = self.options("lockwatch", STATEMENT, STATEMENT).connect().await?;
+            let connection = self
+                .options("lockwatch", STATEMENT, STATEMENT)
+                .connect()
+                .await?;
             Ok(connection.close().await?)
         })
         .await
@@ -137,17 +147,27 @@ impl Database {
     /// # Errors
     /// Where no connection comes about; the caller bounds the time.
     pub async fn connect_recorder(&self) -> Result<RecorderConnection, StoreError> {
-        let options = self.options("lockwatch recorder", Duration::from_secs(2), Duration::from_secs(1)).options([
-            // Its statements are planned once: planning takes longer than a small batch. What is planned while
-            // tables are empty must also be right when they no longer are, so all is found by index.
-            ("plan_cache_mode", "force_generic_plan"),
-            ("enable_seqscan", "off"),
-            ("jit", "off"),
-            // What is read behind a lock is what the holder before left.
-            ("default_transaction_isolation", "read committed"),
-        ]);
+        let options = self
+            .options(
+                "lockwatch recorder",
+                Duration::from_secs(2),
+                Duration::from_secs(1),
+            )
+            .options([
+                // Its statements are planned once: planning takes longer than a small batch. What is planned while
+                // tables are empty must also be right when they no longer are, so all is found by index.
+                ("plan_cache_mode", "force_generic_plan"),
+                ("enable_seqscan", "off"),
+                ("jit", "off"),
+                // What is read behind a lock is what the holder before left.
+                ("default_transaction_isolation", "read committed"),
+            ]);
         let connection = options.connect().await?;
-        Ok(RecorderConnection { connection, used: Instant::now(), histories: Histories::default() })
+        Ok(RecorderConnection {
+            connection,
+            used: Instant::now(),
+            histories: Histories::default(),
+        })
     }
 
     /// The pool for everything else. It connects when it is first used.
@@ -250,8 +270,13 @@ pub enum MigrateError {
 }
 
 /// Bounds what the pool's hooks do; in time or an error, which closes the connection.
-async fn within<T>(limit: Duration, work: impl Future<Output = sqlx::Result<T>>) -> sqlx::Result<T> {
-    timeout(limit, work).await.unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut).into()))
+async fn within<T>(
+    limit: Duration,
+    work: impl Future<Output = sqlx::Result<T>>,
+) -> sqlx::Result<T> {
+    timeout(limit, work)
+        .await
+        .unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut).into()))
 }
 
 /// Bounds some work on the pool. What is cut off is rolled back when its connection comes back, or the
@@ -259,8 +284,12 @@ async fn within<T>(limit: Duration, work: impl Future<Output = sqlx::Result<T>>)
 ///
 /// # Errors
 /// [`StoreError::TimedOut`], or the work's own.
-pub async fn bounded<T>(work: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
-    timeout(SILENCE, work).await.unwrap_or(Err(StoreError::TimedOut))
+pub async fn bounded<T>(
+    work: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, StoreError> {
+    timeout(SILENCE, work)
+        .await
+        .unwrap_or(Err(StoreError::TimedOut))
 }
 
 /// How far the database is of use.
@@ -280,25 +309,41 @@ pub enum Readiness {
 /// It does not answer.
 pub async fn readiness(db: &PgPool) -> Result<Readiness, StoreError> {
     let mut connection = db.acquire().await?;
-    let newest = MIGRATOR.iter().map(|migration| migration.version).max().unwrap_or_default();
+    let newest = MIGRATOR
+        .iter()
+        .map(|migration| migration.version)
+        .max()
+        .unwrap_or_default();
     // Not `query!`: the table is sqlx's own and comes with the first migration.
-    let migrated = sqlx::query_scalar("select exists (select from _sqlx_migrations where version = $1 and success)")
-        .bind(newest)
-        .fetch_one(&mut *connection)
-        .await;
+    let migrated = sqlx::query_scalar(
+        "select exists (select from _sqlx_migrations where version = $1 and success)",
+    )
+    .bind(newest)
+    .fetch_one(&mut *connection)
+    .await;
     match migrated {
-        Err(error) if error.as_database_error().is_some_and(|e| e.code().as_deref() == Some("42P01")) => {
+        Err(error)
+            if error
+                .as_database_error()
+                .is_some_and(|e| e.code().as_deref() == Some("42P01")) =>
+        {
             return Ok(Readiness::Unmigrated);
         }
         Ok(false) => return Ok(Readiness::Unmigrated),
         migrated => migrated?,
     };
     let read_only = is_read_only(&mut connection).await?;
-    Ok(if read_only { Readiness::ReadOnly } else { Readiness::Ready })
+    Ok(if read_only {
+        Readiness::ReadOnly
+    } else {
+        Readiness::Ready
+    })
 }
 
 async fn is_read_only(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
-    sqlx::query_scalar("select current_setting('transaction_read_only')::boolean").fetch_one(connection).await
+    sqlx::query_scalar("select current_setting('transaction_read_only')::boolean")
+        .fetch_one(connection)
+        .await
 }
 
 /// Whether the server syncs its log to disk. Without, a crash of its machine loses what was acknowledged.
@@ -306,18 +351,29 @@ async fn is_read_only(connection: &mut PgConnection) -> Result<bool, sqlx::Error
 /// # Errors
 /// The database does not answer.
 pub async fn is_durable(db: &PgPool) -> Result<bool, StoreError> {
-    let fsync: String = sqlx::query_scalar("select current_setting('fsync')").fetch_one(db).await?;
+    let fsync: String = sqlx::query_scalar("select current_setting('fsync')")
+        .fetch_one(db)
+        .await?;
     Ok(fsync == "on")
 }
 
 /// Locks an account until the end of the transaction: the one lock that orders all changes to its
 /// incidents. What is read after it, in later statements, is what the holder before it left.
 async fn lock_account(transaction: &mut PgConnection, waba_id: &str) -> Result<(), StoreError> {
-    sqlx::query!("select from accounts where waba_id = $1 for update", waba_id).execute(transaction).await?;
+    sqlx::query!(
+        "select from accounts where waba_id = $1 for update",
+        waba_id
+    )
+    .execute(transaction)
+    .await?;
     Ok(())
 }
 
 fn interval(duration: Duration) -> PgInterval {
     let microseconds = i64::try_from(duration.as_micros()).unwrap_or(i64::MAX);
-    PgInterval { months: 0, days: 0, microseconds }
+    PgInterval {
+        months: 0,
+        days: 0,
+        microseconds,
+    }
 }

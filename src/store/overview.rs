@@ -33,7 +33,9 @@ pub async fn read(db: &PgPool) -> Result<Overview, StoreError> {
     for row in rows {
         // As everywhere: a cause of a later version is some other restriction to this one.
         let cause = LockoutCause::parse(&row.cause).unwrap_or(LockoutCause::OtherRestriction);
-        open.iter_mut().filter(|(known, _)| *known == cause).for_each(|(_, n)| *n += row.open);
+        open.iter_mut()
+            .filter(|(known, _)| *known == cause)
+            .for_each(|(_, n)| *n += row.open);
     }
     // A lease is no excuse: one that runs out again and again is what should be seen. That an account rests is one.
     let checks_overdue = sqlx::query_scalar!(
@@ -46,7 +48,10 @@ pub async fn read(db: &PgPool) -> Result<Overview, StoreError> {
     )
     .fetch_one(&mut *connection)
     .await?;
-    Ok(Overview { open, checks_overdue })
+    Ok(Overview {
+        open,
+        checks_overdue,
+    })
 }
 
 /// How many of the pool's connections are in use.
@@ -64,5 +69,9 @@ pub struct PoolUse {
 #[must_use]
 pub fn pool_use(db: &PgPool) -> PoolUse {
     let idle = u32::try_from(db.num_idle()).unwrap_or(u32::MAX);
-    PoolUse { idle, busy: db.size().saturating_sub(idle), max: db.options().get_max_connections() }
+    PoolUse {
+        idle,
+        busy: db.size().saturating_sub(idle),
+        max: db.options().get_max_connections(),
+    }
 }

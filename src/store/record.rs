@@ -63,7 +63,11 @@ pub async fn failures(
     items: &[Item<'_>],
     bodies: &mut Bodies<'_>,
 ) -> Result<Recorded, StoreError> {
-    let RecorderConnection { connection: db, histories, .. } = connection;
+    let RecorderConnection {
+        connection: db,
+        histories,
+        ..
+    } = connection;
     let (mut recorded, kept) = match histories.write(db, items, bodies).await? {
         Some(written) => written,
         None => histories.learn_and_write(db, items, bodies).await?,
@@ -94,11 +98,22 @@ impl Histories {
         items: &[Item<'_>],
         bodies: &Bodies<'_>,
     ) -> Result<Option<Written>, StoreError> {
-        let of = |failure: &FailedDelivery| self.0.get(&failure.waba_id)?.incident_of(failure.failed_at);
-        let placed: Option<Vec<_>> =
-            items.iter().map(|item| Some(Placed { incident: of(item.failure)?, item })).collect();
+        let of =
+            |failure: &FailedDelivery| self.0.get(&failure.waba_id)?.incident_of(failure.failed_at);
+        let placed: Option<Vec<_>> = items
+            .iter()
+            .map(|item| {
+                Some(Placed {
+                    incident: of(item.failure)?,
+                    item,
+                })
+            })
+            .collect();
         let accounts: BTreeSet<&WabaId> = items.iter().map(|item| &item.failure.waba_id).collect();
-        let open: Option<Vec<_>> = accounts.iter().map(|id| Some((*id, self.0.get(*id)?.open()?))).collect();
+        let open: Option<Vec<_>> = accounts
+            .iter()
+            .map(|id| Some((*id, self.0.get(*id)?.open()?)))
+            .collect();
         let (Some(placed), Some(open)) = (placed, open) else {
             return Ok(None);
         };
@@ -116,7 +131,10 @@ impl Histories {
         items: &[Item<'_>],
         bodies: &Bodies<'_>,
     ) -> Result<Written, StoreError> {
-        let accounts: BTreeSet<&str> = items.iter().map(|item| item.failure.waba_id.as_str()).collect();
+        let accounts: BTreeSet<&str> = items
+            .iter()
+            .map(|item| item.failure.waba_id.as_str())
+            .collect();
         let accounts: Vec<&str> = accounts.into_iter().collect();
         loop {
             let mut transaction = db.begin().await?;
@@ -148,7 +166,11 @@ impl Histories {
         if self.0.len() + histories.len() > Self::MOST {
             self.0.clear();
         }
-        self.0.extend(histories.into_iter().filter(|(_, history)| history.open().is_some()));
+        self.0.extend(
+            histories
+                .into_iter()
+                .filter(|(_, history)| history.open().is_some()),
+        );
     }
 }
 
@@ -162,11 +184,24 @@ async fn write(
     let homeless: Vec<&FailedDelivery> = items
         .iter()
         .map(|item| item.failure)
-        .filter(|failure| histories[&failure.waba_id].incident_of(failure.failed_at).is_none())
+        .filter(|failure| {
+            histories[&failure.waba_id]
+                .incident_of(failure.failed_at)
+                .is_none()
+        })
         .collect();
-    let opened = if homeless.is_empty() { Vec::new() } else { open(db, &homeless).await? };
+    let opened = if homeless.is_empty() {
+        Vec::new()
+    } else {
+        open(db, &homeless).await?
+    };
     for (id, waba_id) in &opened {
-        histories.entry(waba_id.clone()).and_modify(|history| history.spans.push(Span { id: *id, resolved_at: None }));
+        histories.entry(waba_id.clone()).and_modify(|history| {
+            history.spans.push(Span {
+                id: *id,
+                resolved_at: None,
+            })
+        });
     }
     let placed: Vec<Placed<'_>> = items
         .iter()
@@ -175,19 +210,30 @@ async fn write(
             Some(Placed { incident, item })
         })
         .collect();
-    let (recorded, kept) = insert(db, &placed, bodies, &[]).await?.expect("nothing has to be open");
+    let (recorded, kept) = insert(db, &placed, bodies, &[])
+        .await?
+        .expect("nothing has to be open");
     Ok(((Recorded { opened, ..recorded }, kept), histories))
 }
 
 /// The incidents that these failures may belong to, by account.
-async fn read(db: &mut PgConnection, items: &[Item<'_>]) -> Result<BTreeMap<WabaId, History>, StoreError> {
+async fn read(
+    db: &mut PgConnection,
+    items: &[Item<'_>],
+) -> Result<BTreeMap<WabaId, History>, StoreError> {
     let mut histories: BTreeMap<WabaId, History> = BTreeMap::new();
     for Item { failure, .. } in items {
         let since = failure.failed_at - REDELIVERED;
         match histories.get_mut(&failure.waba_id) {
             Some(history) => history.since = history.since.min(since),
             None => {
-                histories.insert(failure.waba_id.clone(), History { since, spans: Vec::new() });
+                histories.insert(
+                    failure.waba_id.clone(),
+                    History {
+                        since,
+                        spans: Vec::new(),
+                    },
+                );
             }
         }
     }
@@ -200,22 +246,37 @@ async fn read(db: &mut PgConnection, items: &[Item<'_>]) -> Result<BTreeMap<Waba
     )
     .fetch_all(db)
     .await?;
-    let mut spans: Vec<&mut Vec<Span>> = histories.values_mut().map(|history| &mut history.spans).collect();
+    let mut spans: Vec<&mut Vec<Span>> = histories
+        .values_mut()
+        .map(|history| &mut history.spans)
+        .collect();
     for row in rows {
         let position = usize::try_from(row.position - 1).expect("ordinality counts from one");
-        spans[position].push(Span { id: row.id, resolved_at: row.resolved_at });
+        spans[position].push(Span {
+            id: row.id,
+            resolved_at: row.resolved_at,
+        });
     }
     Ok(histories)
 }
 
 /// Opens incidents for failures that belong to none. One that is already recorded opens nothing.
-async fn open(db: &mut PgConnection, failures: &[&FailedDelivery]) -> Result<Vec<(i64, WabaId)>, StoreError> {
+async fn open(
+    db: &mut PgConnection,
+    failures: &[&FailedDelivery],
+) -> Result<Vec<(i64, WabaId)>, StoreError> {
     let known: HashSet<Vec<u8>> = sqlx::query_scalar!(
         "select d.digest
            from unnest($1::text[], $2::bytea[]) as f(waba_id, digest)
            join failed_deliveries d on d.waba_id = f.waba_id and d.digest = f.digest",
-        &failures.iter().map(|f| f.waba_id.as_str()).collect::<Vec<_>>() as &[&str],
-        &failures.iter().map(|f| f.digest.as_slice()).collect::<Vec<_>>() as &[&[u8]],
+        &failures
+            .iter()
+            .map(|f| f.waba_id.as_str())
+            .collect::<Vec<_>>() as &[&str],
+        &failures
+            .iter()
+            .map(|f| f.digest.as_slice())
+            .collect::<Vec<_>>() as &[&[u8]],
     )
     .fetch_all(&mut *db)
     .await?
@@ -223,8 +284,13 @@ async fn open(db: &mut PgConnection, failures: &[&FailedDelivery]) -> Result<Vec
     .collect();
 
     let mut spans: BTreeMap<&WabaId, (OffsetDateTime, OffsetDateTime)> = BTreeMap::new();
-    for failure in failures.iter().filter(|f| !known.contains(f.digest.as_slice())) {
-        let (first, last) = spans.entry(&failure.waba_id).or_insert((failure.failed_at, failure.failed_at));
+    for failure in failures
+        .iter()
+        .filter(|f| !known.contains(f.digest.as_slice()))
+    {
+        let (first, last) = spans
+            .entry(&failure.waba_id)
+            .or_insert((failure.failed_at, failure.failed_at));
         *first = failure.failed_at.min(*first);
         *last = failure.failed_at.max(*last);
     }
@@ -241,7 +307,10 @@ async fn open(db: &mut PgConnection, failures: &[&FailedDelivery]) -> Result<Vec
     .fetch_all(db)
     .await?;
     let ids: BTreeMap<String, i64> = rows.into_iter().map(|row| (row.waba_id, row.id)).collect();
-    Ok(spans.into_keys().filter_map(|waba_id| Some((*ids.get(waba_id.as_str())?, waba_id.clone()))).collect())
+    Ok(spans
+        .into_keys()
+        .filter_map(|waba_id| Some((*ids.get(waba_id.as_str())?, waba_id.clone())))
+        .collect())
 }
 
 /// A failure in its incident.
@@ -264,20 +333,38 @@ async fn insert(
     open: &[(&WabaId, i64)],
 ) -> Result<Option<Written>, StoreError> {
     fn column<'f, T>(placed: &[Placed<'f>], value: impl Fn(&'f FailedDelivery) -> T) -> Vec<T> {
-        placed.iter().map(|placed| value(placed.item.failure)).collect()
+        placed
+            .iter()
+            .map(|placed| value(placed.item.failure))
+            .collect()
     }
     fn optional(text: &Option<Text>) -> Option<&str> {
         text.as_ref().map(Text::as_str)
     }
     let mut numbers: BTreeMap<(Span, &PhoneNumberId), &Option<Text>> = BTreeMap::new();
-    for Placed { incident, item: Item { failure, .. } } in placed {
-        let display = numbers.entry((*incident, &failure.phone_number_id)).or_insert(&None);
+    for Placed {
+        incident,
+        item: Item { failure, .. },
+    } in placed
+    {
+        let display = numbers
+            .entry((*incident, &failure.phone_number_id))
+            .or_insert(&None);
         if failure.display_phone_number.is_some() {
             *display = &failure.display_phone_number;
         }
     }
-    let body_of: Vec<Option<usize>> = placed.iter().map(|placed| bodies.place(placed.item.callback)).collect();
-    let wanted: Vec<usize> = body_of.iter().copied().flatten().collect::<BTreeSet<_>>().into_iter().collect();
+    let body_of: Vec<Option<usize>> = placed
+        .iter()
+        .map(|placed| bodies.place(placed.item.callback))
+        .collect();
+    let wanted: Vec<usize> = body_of
+        .iter()
+        .copied()
+        .flatten()
+        .collect::<BTreeSet<_>>()
+        .into_iter()
+        .collect();
     let position = |place: &Option<usize>| {
         let position = wanted.binary_search(&(*place)?).ok()?;
         Some(i64::try_from(position).expect("a batch is small") + 1)
@@ -413,6 +500,17 @@ async fn insert(
         return Ok(None);
     }
     let new = u64::try_from(row.new).expect("a count is not negative");
-    let kept = wanted.into_iter().zip(row.kept).filter_map(|(place, id)| Some((place, id?))).collect();
-    Ok(Some((Recorded { new, check_due: row.check_due, ..Recorded::default() }, kept)))
+    let kept = wanted
+        .into_iter()
+        .zip(row.kept)
+        .filter_map(|(place, id)| Some((place, id?)))
+        .collect();
+    Ok(Some((
+        Recorded {
+            new,
+            check_due: row.check_due,
+            ..Recorded::default()
+        },
+        kept,
+    )))
 }

@@ -27,7 +27,12 @@ pub enum Kind {
 
 impl Kind {
     /// All of them, in order.
-    pub const ALL: [Self; 4] = [Self::Deliveries, Self::Checks, Self::Quarantine, Self::Captures];
+    pub const ALL: [Self; 4] = [
+        Self::Deliveries,
+        Self::Checks,
+        Self::Quarantine,
+        Self::Captures,
+    ];
 }
 
 /// Deletes some rows that were received longer ago than `age`, the oldest first, and says how many. None:

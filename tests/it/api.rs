@@ -21,48 +21,84 @@ const RECIPIENT: &str = "16505551234";
 async fn accounts(app: &TestApp, names: impl IntoIterator<Item = u32>) {
     for n in names {
         let now = OffsetDateTime::now_utc();
-        let callback = StatusCallback::new().at(now).failed(&format!("77{n}"), NUMBER, &format!("wamid.{n}"));
+        let callback =
+            StatusCallback::new()
+                .at(now)
+                .failed(&format!("77{n}"), NUMBER, &format!("wamid.{n}"));
         app.deliver(&callback.into_body()).await;
     }
 }
 
 fn ids(list: &Value) -> Vec<i64> {
-    list["data"].as_array().unwrap().iter().map(|item| item["id"].as_i64().unwrap()).collect()
+    list["data"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|item| item["id"].as_i64().unwrap())
+        .collect()
 }
 
 #[tokio::test]
 async fn an_incident_tells_its_cause_the_evidence_the_next_steps_and_each_numbers_latest_check() {
     let app = TestApp::start().await;
     app.simulator.script(NUMBER, [Scenario::Payment]);
-    let body = StatusCallback::new().failed(WABA, NUMBER, "a").failed(WABA, OTHER_NUMBER, "b").into_body();
+    let body = StatusCallback::new()
+        .failed(WABA, NUMBER, "a")
+        .failed(WABA, OTHER_NUMBER, "b")
+        .into_body();
     app.deliver(&body).await;
     let id = app.caused("payment").await.id;
-    app.eventually("both are looked up", async || app.checks().await.len() == 2).await;
+    app.eventually("both are looked up", async || app.checks().await.len() == 2)
+        .await;
 
     let incident = app.api(&format!("/incidents/{id}")).await;
-    assert_eq!((&incident["waba_id"], &incident["cause"]), (&json!(WABA), &json!("payment")));
+    assert_eq!(
+        (&incident["waba_id"], &incident["cause"]),
+        (&json!(WABA), &json!("payment"))
+    );
     assert_eq!(incident["cause_error_code"], 141_006);
     assert_eq!(incident["evidence"]["id"], incident["cause_check_id"]);
     assert_eq!(incident["evidence"]["phone_number_id"], NUMBER);
-    assert!(incident["next_steps"][1].as_str().unwrap().contains("payment method"), "{incident:#}");
-    assert_eq!((&incident["affected_number_count"], &incident["failure_count"]), (&json!(2), &json!(2)));
+    assert!(
+        incident["next_steps"][1]
+            .as_str()
+            .unwrap()
+            .contains("payment method"),
+        "{incident:#}"
+    );
+    assert_eq!(
+        (
+            &incident["affected_number_count"],
+            &incident["failure_count"]
+        ),
+        (&json!(2), &json!(2))
+    );
     let verdicts: BTreeSet<(&str, &str)> = incident["affected_numbers"]
         .as_array()
         .unwrap()
         .iter()
         .map(|number| {
             let check = &number["latest_check"];
-            (number["phone_number_id"].as_str().unwrap(), check["can_send_message"].as_str().unwrap())
+            (
+                number["phone_number_id"].as_str().unwrap(),
+                check["can_send_message"].as_str().unwrap(),
+            )
         })
         .collect();
-    assert_eq!(verdicts, BTreeSet::from([(NUMBER, "BLOCKED"), (OTHER_NUMBER, "AVAILABLE")]));
+    assert_eq!(
+        verdicts,
+        BTreeSet::from([(NUMBER, "BLOCKED"), (OTHER_NUMBER, "AVAILABLE")])
+    );
 
     let listed = app.api("/incidents").await;
     assert_eq!(listed["data"][0], incident, "the same object in a list");
     assert_eq!(listed["next_cursor"], Value::Null);
     let checks = app.api(&format!("/incidents/{id}/checks")).await;
     let response = checks["data"][0]["response"].as_str().unwrap();
-    assert!(response.contains("health_status") && !response.contains(ACCESS_TOKEN), "{response}");
+    assert!(
+        response.contains("health_status") && !response.contains(ACCESS_TOKEN),
+        "{response}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -70,12 +106,21 @@ async fn the_command_line_prints_the_same_objects() {
     let app = TestApp::start().await;
     accounts(&app, 1..=3).await;
     app.eventually("all have their cause", async || {
-        app.count("select count(*) from incidents where cause = 'unreported'").await == 3
+        app.count("select count(*) from incidents where cause = 'unreported'")
+            .await
+            == 3
     })
     .await;
     let run = |arguments: &[&str]| {
-        let output = lockwatch(arguments).env("DATABASE_URL", &app.database.url).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let output = lockwatch(arguments)
+            .env("DATABASE_URL", &app.database.url)
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         String::from_utf8(output.stdout).unwrap()
     };
     let listed: Value = serde_json::from_str(&run(&["incidents", "list", "--json"])).unwrap();
@@ -83,11 +128,26 @@ async fn the_command_line_prints_the_same_objects() {
     let id = listed[0]["id"].to_string();
     let shown: Value = serde_json::from_str(&run(&["incidents", "show", &id, "--json"])).unwrap();
     assert_eq!(shown, app.api(&format!("/incidents/{id}")).await);
-    let csv = app.client.get(app.admin("/api/v1/incidents?format=csv&waba_id=772")).send().await.unwrap();
-    assert_eq!(run(&["incidents", "list", "--csv", "--waba-id", "772"]), csv.text().await.unwrap());
+    let csv = app
+        .client
+        .get(app.admin("/api/v1/incidents?format=csv&waba_id=772"))
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(
+        run(&["incidents", "list", "--csv", "--waba-id", "772"]),
+        csv.text().await.unwrap()
+    );
     assert_eq!(
         run(&["openapi"]),
-        app.client.get(app.admin("/openapi.json")).send().await.unwrap().text().await.unwrap()
+        app.client
+            .get(app.admin("/openapi.json"))
+            .send()
+            .await
+            .unwrap()
+            .text()
+            .await
+            .unwrap()
     );
 }
 
@@ -101,10 +161,19 @@ async fn pages_follow_each_other_without_gap_or_repetition_while_incidents_arriv
         let page = app.api(&path).await;
         seen.extend(ids(&page));
         accounts(&app, [more]).await;
-        let Some(cursor) = page["next_cursor"].as_str() else { break };
+        let Some(cursor) = page["next_cursor"].as_str() else {
+            break;
+        };
         path = format!("/incidents?limit=3&cursor={cursor}");
     }
-    let all: Vec<i64> = app.incidents().await.iter().take(7).map(|incident| incident.id).rev().collect();
+    let all: Vec<i64> = app
+        .incidents()
+        .await
+        .iter()
+        .take(7)
+        .map(|incident| incident.id)
+        .rev()
+        .collect();
     assert_eq!(seen, all);
 
     let id = all[6];
@@ -112,13 +181,30 @@ async fn pages_follow_each_other_without_gap_or_repetition_while_incidents_arriv
         let callback = StatusCallback::new().failed("771", NUMBER, &format!("more {n}"));
         app.deliver(&callback.into_body()).await;
     }
-    let first = app.api(&format!("/incidents/{id}/deliveries?limit=4")).await;
+    let first = app
+        .api(&format!("/incidents/{id}/deliveries?limit=4"))
+        .await;
     let cursor = first["next_cursor"].as_str().unwrap();
-    let second = app.api(&format!("/incidents/{id}/deliveries?limit=4&cursor={cursor}")).await;
-    assert_eq!((ids(&first).len(), ids(&second).len(), &second["next_cursor"]), (4, 2, &Value::Null));
+    let second = app
+        .api(&format!(
+            "/incidents/{id}/deliveries?limit=4&cursor={cursor}"
+        ))
+        .await;
+    assert_eq!(
+        (
+            ids(&first).len(),
+            ids(&second).len(),
+            &second["next_cursor"]
+        ),
+        (4, 2, &Value::Null)
+    );
     assert!(ids(&first).iter().min() > ids(&second).iter().max());
-    let of_another_list =
-        app.client.get(app.admin(&format!("/api/v1/incidents?cursor={cursor}"))).send().await.unwrap();
+    let of_another_list = app
+        .client
+        .get(app.admin(&format!("/api/v1/incidents?cursor={cursor}")))
+        .send()
+        .await
+        .unwrap();
     assert_eq!(of_another_list.status(), StatusCode::BAD_REQUEST);
 }
 
@@ -128,14 +214,27 @@ async fn filters_find_what_they_say() {
     app.simulator.script(NUMBER, [Scenario::Available]);
     app.simulator.script(OTHER_NUMBER, [Scenario::Payment]);
     accounts(&app, 1..=2).await;
-    app.deliver(&StatusCallback::new().at(OffsetDateTime::now_utc()).failed("773", OTHER_NUMBER, "p").into_body())
-        .await;
+    app.deliver(
+        &StatusCallback::new()
+            .at(OffsetDateTime::now_utc())
+            .failed("773", OTHER_NUMBER, "p")
+            .into_body(),
+    )
+    .await;
     app.eventually("all have their cause", async || {
-        app.count("select count(*) from incidents where cause = 'pending'").await == 0
+        app.count("select count(*) from incidents where cause = 'pending'")
+            .await
+            == 0
     })
     .await;
-    app.execute("update incidents set opened_at = opened_at - interval '2 days' where waba_id = '771'").await;
-    app.execute("update incidents set resolved_at = now(), resolution = 'quiet' where waba_id = '772'").await;
+    app.execute(
+        "update incidents set opened_at = opened_at - interval '2 days' where waba_id = '771'",
+    )
+    .await;
+    app.execute(
+        "update incidents set resolved_at = now(), resolution = 'quiet' where waba_id = '772'",
+    )
+    .await;
     for (query, expected) in [
         ("", &["773", "772", "771"][..]),
         ("state=all", &["773", "772", "771"]),
@@ -155,8 +254,12 @@ async fn filters_find_what_they_say() {
         ("since=2600000d", &["773", "772", "771"]),
     ] {
         let list = app.api(&format!("/incidents?{query}")).await;
-        let accounts: Vec<&str> =
-            list["data"].as_array().unwrap().iter().map(|item| item["waba_id"].as_str().unwrap()).collect();
+        let accounts: Vec<&str> = list["data"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|item| item["waba_id"].as_str().unwrap())
+            .collect();
         assert_eq!(accounts, expected, "{query}");
     }
 }
@@ -169,32 +272,60 @@ async fn a_bad_parameter_is_named_with_the_reason() {
     for (path, parameter, reason) in [
         ("?state=closed", "state", "not one of open, resolved, all"),
         ("?state=", "state", "not one of"),
-        ("?cause=rain", "cause", "not one of policy_violation, payment"),
+        (
+            "?cause=rain",
+            "cause",
+            "not one of policy_violation, payment",
+        ),
         ("?limit=0", "limit", "from 1 to 200"),
         ("?limit=201", "limit", "from 1 to 200"),
         ("?limit=ten", "limit", "from 1 to 200"),
         ("?limit=5&limit=6", "limit", "given twice"),
         ("?cursor=xx", "cursor", "not a cursor of this list"),
-        ("?cursor=d0000000000000001", "cursor", "not a cursor of this list"),
+        (
+            "?cursor=d0000000000000001",
+            "cursor",
+            "not a cursor of this list",
+        ),
         ("?since=yesterday", "since", "not a time"),
         ("?since=2026-13-01", "since", "not a time"),
         ("?waba_id=", "waba_id", "is empty"),
         ("?waba_id=a%00b", "waba_id", "control character"),
         ("?format=xml", "format", "not one of json, csv"),
         ("?stat=open", "stat", "not a parameter of this request"),
-        ("?reveal=recipients", "reveal", "not a parameter of this request"),
-        ("/1/deliveries?reveal=all", "reveal", "not one of recipients"),
+        (
+            "?reveal=recipients",
+            "reveal",
+            "not a parameter of this request",
+        ),
+        (
+            "/1/deliveries?reveal=all",
+            "reveal",
+            "not one of recipients",
+        ),
         ("/1/deliveries?state=open", "state", "not a parameter"),
         ("/1/checks?limit=-1", "limit", "from 1 to 200"),
         ("/1?x=1", "x", "not a parameter"),
     ] {
         let path = path.replace("/1", &format!("/{id}"));
-        let response = app.client.get(app.admin(&format!("/api/v1/incidents{path}"))).send().await.unwrap();
+        let response = app
+            .client
+            .get(app.admin(&format!("/api/v1/incidents{path}")))
+            .send()
+            .await
+            .unwrap();
         assert_eq!(response.status(), StatusCode::BAD_REQUEST, "{path}");
         assert_eq!(response.headers()[CONTENT_TYPE], "application/problem+json");
         let problem: Value = serde_json::from_str(&response.text().await.unwrap()).unwrap();
-        assert_eq!((&problem["status"], &problem["parameter"]), (&json!(400), &json!(parameter)), "{path}");
-        assert!(problem["detail"].as_str().unwrap().contains(reason), "{path}: {problem}");
+        assert_eq!(
+            (&problem["status"], &problem["parameter"]),
+            (&json!(400), &json!(parameter)),
+            "{path}"
+        );
+        assert!(
+            problem["detail"].as_str().unwrap().contains(reason),
+            "{path}: {problem}"
+        );
     }
 }
 
@@ -215,37 +346,83 @@ async fn what_is_not_there_is_a_problem_too() {
         (Method::GET, "/api/v1/incidents/1/resolve", 405),
         (Method::PUT, "/", 405),
     ] {
-        let response = app.client.request(method.clone(), app.admin(path)).send().await.unwrap();
+        let response = app
+            .client
+            .request(method.clone(), app.admin(path))
+            .send()
+            .await
+            .unwrap();
         assert_eq!(response.status(), status, "{method} {path}");
-        assert_eq!(response.headers()[CONTENT_TYPE], "application/problem+json", "{method} {path}");
-        assert!(status != 405 || response.headers().contains_key("allow"), "{method} {path}");
+        assert_eq!(
+            response.headers()[CONTENT_TYPE],
+            "application/problem+json",
+            "{method} {path}"
+        );
+        assert!(
+            status != 405 || response.headers().contains_key("allow"),
+            "{method} {path}"
+        );
         let problem: Value = serde_json::from_str(&response.text().await.unwrap()).unwrap();
         assert_eq!(problem["status"], status);
     }
-    let page = app.client.get(app.admin("/incidents/999")).header(ACCEPT, "text/html").send().await.unwrap();
+    let page = app
+        .client
+        .get(app.admin("/incidents/999"))
+        .header(ACCEPT, "text/html")
+        .send()
+        .await
+        .unwrap();
     assert_eq!(
-        (page.status(), page.headers()[CONTENT_TYPE].to_str().unwrap()),
+        (
+            page.status(),
+            page.headers()[CONTENT_TYPE].to_str().unwrap()
+        ),
         (StatusCode::NOT_FOUND, "text/html; charset=utf-8")
     );
-    assert!(page.text().await.unwrap().contains("there is no incident 999"));
+    assert!(
+        page.text()
+            .await
+            .unwrap()
+            .contains("there is no incident 999")
+    );
 }
 
 #[tokio::test]
 async fn recipients_are_masked_inside_message_ids_too_until_they_are_asked_for() {
     let app = TestApp::start().await;
     let id = message_id(RECIPIENT, "3EB0C431C26A1916E07E");
-    app.deliver(&StatusCallback::new().to(RECIPIENT).failed(WABA, NUMBER, &id).into_body()).await;
+    app.deliver(
+        &StatusCallback::new()
+            .to(RECIPIENT)
+            .failed(WABA, NUMBER, &id)
+            .into_body(),
+    )
+    .await;
     let path = format!("/incidents/{}/deliveries", app.incident().await.id);
     let masked = &app.api(&path).await["data"][0];
     assert_eq!(masked["recipient_id"], "*******1234");
     let shown = masked["message_id"].as_str().unwrap();
     assert!(shown.contains("****") && shown.len() == id.len(), "{shown}");
     let revealed = &app.api(&format!("{path}?reveal=recipients")).await["data"][0];
-    assert_eq!((&revealed["recipient_id"], &revealed["message_id"]), (&json!(RECIPIENT), &json!(id)));
+    assert_eq!(
+        (&revealed["recipient_id"], &revealed["message_id"]),
+        (&json!(RECIPIENT), &json!(id))
+    );
     for format in ["json", "csv"] {
         let url = app.admin(&format!("/api/v1{path}?format={format}"));
-        let text = app.client.get(url).send().await.unwrap().text().await.unwrap();
-        assert!(text.contains("*******1234") && !text.contains(RECIPIENT) && !text.contains(&id), "{text}");
+        let text = app
+            .client
+            .get(url)
+            .send()
+            .await
+            .unwrap()
+            .text()
+            .await
+            .unwrap();
+        assert!(
+            text.contains("*******1234") && !text.contains(RECIPIENT) && !text.contains(&id),
+            "{text}"
+        );
     }
 }
 
@@ -256,26 +433,74 @@ async fn lists_come_as_csv_in_which_nothing_is_a_formula() {
         "id": "=cmd|' /C calc'!A0", "status": "failed", "recipient_id": "@SUM(1+1)", "timestamp": "1760000000",
         "errors": [{"code": 131031, "title": "+1+cmd", "message": "-2+3", "error_data": {"details": "\t=1, \"quoted\"\nline"}}],
     });
-    app.deliver(&StatusCallback::new().status(WABA, NUMBER, status).into_body()).await;
+    app.deliver(
+        &StatusCallback::new()
+            .status(WABA, NUMBER, status)
+            .into_body(),
+    )
+    .await;
     let id = app.incident().await.id;
     let get = async |path: &str, accept: &str| {
-        let response = app.client.get(app.admin(path)).header(ACCEPT, accept).send().await.unwrap();
+        let response = app
+            .client
+            .get(app.admin(path))
+            .header(ACCEPT, accept)
+            .send()
+            .await
+            .unwrap();
         (response.headers().clone(), response.text().await.unwrap())
     };
-    let (headers, text) = get(&format!("/api/v1/incidents/{id}/deliveries?reveal=recipients"), "text/csv").await;
-    assert_eq!(headers[CONTENT_TYPE], "text/csv; charset=utf-8; header=present");
+    let (headers, text) = get(
+        &format!("/api/v1/incidents/{id}/deliveries?reveal=recipients"),
+        "text/csv",
+    )
+    .await;
+    assert_eq!(
+        headers[CONTENT_TYPE],
+        "text/csv; charset=utf-8; header=present"
+    );
     let mut lines = text.split("\r\n");
-    assert!(lines.next().unwrap().starts_with("id,incident_id,waba_id,phone_number_id,message_id,recipient_id"));
+    assert!(
+        lines
+            .next()
+            .unwrap()
+            .starts_with("id,incident_id,waba_id,phone_number_id,message_id,recipient_id")
+    );
     let row = lines.next().unwrap();
-    for cell in ["'=cmd|' /C calc'!A0", "'@SUM(1+1)", "'+1+cmd", "'-2+3", "=1, \"\"quoted\"\""] {
+    for cell in [
+        "'=cmd|' /C calc'!A0",
+        "'@SUM(1+1)",
+        "'+1+cmd",
+        "'-2+3",
+        "=1, \"\"quoted\"\"",
+    ] {
         assert!(row.contains(cell), "{cell}: {row}");
     }
     for accept in ["application/json, text/csv;q=0.5", "*/*", "text/html, */*"] {
-        assert_eq!(get("/api/v1/incidents", accept).await.0[CONTENT_TYPE], "application/json", "{accept}");
+        assert_eq!(
+            get("/api/v1/incidents", accept).await.0[CONTENT_TYPE],
+            "application/json",
+            "{accept}"
+        );
     }
-    assert!(get("/api/v1/incidents?format=json", "text/csv").await.1.starts_with('{'));
-    assert!(get("/api/v1/incidents", "text/csv").await.1.starts_with("id,waba_id,opened_at,"));
-    assert!(get(&format!("/api/v1/incidents/{id}/checks"), "text/csv").await.1.starts_with("id,incident_id,"));
+    assert!(
+        get("/api/v1/incidents?format=json", "text/csv")
+            .await
+            .1
+            .starts_with('{')
+    );
+    assert!(
+        get("/api/v1/incidents", "text/csv")
+            .await
+            .1
+            .starts_with("id,waba_id,opened_at,")
+    );
+    assert!(
+        get(&format!("/api/v1/incidents/{id}/checks"), "text/csv")
+            .await
+            .1
+            .starts_with("id,incident_id,")
+    );
 
     let mut many = StatusCallback::new();
     for n in 0..450 {
@@ -283,13 +508,24 @@ async fn lists_come_as_csv_in_which_nothing_is_a_formula() {
     }
     app.deliver(&many.into_body()).await;
     let (headers, text) = get(&format!("/api/v1/incidents/{id}/deliveries?format=csv"), "").await;
-    assert_eq!((text.matches("\r\n").count(), headers.contains_key("link")), (452, false), "all of them");
+    assert_eq!(
+        (text.matches("\r\n").count(), headers.contains_key("link")),
+        (452, false),
+        "all of them"
+    );
 
     accounts(&app, 1..=2).await;
     let (headers, _) = get("/api/v1/incidents?format=csv&limit=1&state=open", "").await;
     let link = headers["link"].to_str().unwrap();
-    let next = link.strip_prefix('<').unwrap().strip_suffix(">; rel=\"next\"").unwrap();
-    assert!(next.contains("state=open") && next.contains("limit=1"), "{next}");
+    let next = link
+        .strip_prefix('<')
+        .unwrap()
+        .strip_suffix(">; rel=\"next\"")
+        .unwrap();
+    assert!(
+        next.contains("state=open") && next.contains("limit=1"),
+        "{next}"
+    );
     assert!(get(next, "").await.1.contains(",771,"));
 }
 
@@ -300,24 +536,62 @@ async fn an_incident_is_resolved_once_and_the_note_is_kept() {
     let id = app.incident().await.id;
     let url = app.admin(&format!("/api/v1/incidents/{id}/resolve"));
     let post = async |kind: &str, body: String| {
-        let response = app.client.post(&url).header(CONTENT_TYPE, kind).body(body).send().await.unwrap();
+        let response = app
+            .client
+            .post(&url)
+            .header(CONTENT_TYPE, kind)
+            .body(body)
+            .send()
+            .await
+            .unwrap();
         let status = response.status().as_u16();
-        (status, serde_json::from_str::<Value>(&response.text().await.unwrap()).unwrap())
+        (
+            status,
+            serde_json::from_str::<Value>(&response.text().await.unwrap()).unwrap(),
+        )
     };
     let json_type = "application/json; charset=utf-8";
     for (kind, body, status, says) in [
         ("text/plain", "{}".to_owned(), 415, "application/json"),
-        ("application/x-www-form-urlencoded", "note=x".to_owned(), 415, "application/json"),
+        (
+            "application/x-www-form-urlencoded",
+            "note=x".to_owned(),
+            415,
+            "application/json",
+        ),
         (json_type, "[\"x\"]".to_owned(), 400, "not an object"),
         (json_type, "{\"note\":".to_owned(), 400, "EOF"),
-        (json_type, "{\"note\": 5}".to_owned(), 400, "expected a string"),
-        (json_type, "{\"reason\": \"x\"}".to_owned(), 400, "unknown field `reason`"),
-        (json_type, json!({"note": "x".repeat(2001)}).to_string(), 400, "2000 characters"),
-        (json_type, json!({"note": "x".repeat(70_000)}).to_string(), 413, "64 KiB"),
+        (
+            json_type,
+            "{\"note\": 5}".to_owned(),
+            400,
+            "expected a string",
+        ),
+        (
+            json_type,
+            "{\"reason\": \"x\"}".to_owned(),
+            400,
+            "unknown field `reason`",
+        ),
+        (
+            json_type,
+            json!({"note": "x".repeat(2001)}).to_string(),
+            400,
+            "2000 characters",
+        ),
+        (
+            json_type,
+            json!({"note": "x".repeat(70_000)}).to_string(),
+            413,
+            "64 KiB",
+        ),
     ] {
         let (code, problem) = post(kind, body).await;
         assert_eq!(code, status, "{problem}");
-        assert!(problem["detail"].as_str().unwrap().contains(says), "{problem}");
+        assert!(
+            problem["detail"].as_str().unwrap().contains(says),
+            "{problem}"
+        );
     }
     assert!(app.incident().await.resolved_at.is_none());
     let (code, incident) = post(json_type, json!({"note": " Meta gave\0in 🎉 "}).to_string()).await;
@@ -327,11 +601,19 @@ async fn an_incident_is_resolved_once_and_the_note_is_kept() {
     );
     let (code, problem) = post(json_type, String::new()).await;
     assert_eq!(code, 409, "{problem}");
-    assert_eq!(app.incident().await.resolution_note.as_deref(), Some("Meta gave\u{fffd}in 🎉"));
+    assert_eq!(
+        app.incident().await.resolution_note.as_deref(),
+        Some("Meta gave\u{fffd}in 🎉")
+    );
 
     accounts(&app, [1]).await;
     let other = app.incidents().await[1].id;
-    let empty = app.client.post(app.admin(&format!("/api/v1/incidents/{other}/resolve"))).send().await.unwrap();
+    let empty = app
+        .client
+        .post(app.admin(&format!("/api/v1/incidents/{other}/resolve")))
+        .send()
+        .await
+        .unwrap();
     assert_eq!(empty.status(), StatusCode::OK, "a note is not needed");
 }
 
@@ -349,9 +631,18 @@ async fn nothing_of_the_admin_listener_is_on_the_public_one() {
         "/assets/style.css",
         &format!("/incidents/{id}"),
     ] {
-        assert_eq!(app.client.get(app.url(path)).send().await.unwrap().status(), StatusCode::NOT_FOUND, "{path}");
+        assert_eq!(
+            app.client.get(app.url(path)).send().await.unwrap().status(),
+            StatusCode::NOT_FOUND,
+            "{path}"
+        );
     }
-    let resolve = app.client.post(app.url(&format!("/api/v1/incidents/{id}/resolve"))).send().await.unwrap();
+    let resolve = app
+        .client
+        .post(app.url(&format!("/api/v1/incidents/{id}/resolve")))
+        .send()
+        .await
+        .unwrap();
     assert_eq!(resolve.status(), StatusCode::NOT_FOUND);
 }
 
@@ -359,7 +650,10 @@ async fn nothing_of_the_admin_listener_is_on_the_public_one() {
 async fn with_a_token_only_readiness_is_open() {
     let app = TestApp::guarded("an-admin-token").await;
     let get = async |path: &str, authorization: Option<&str>| {
-        let mut request = app.client.get(app.admin(path)).header(HOST, "lockwatch.example");
+        let mut request = app
+            .client
+            .get(app.admin(path))
+            .header(HOST, "lockwatch.example");
         if let Some(authorization) = authorization {
             request = request.header(AUTHORIZATION, authorization);
         }
@@ -368,20 +662,53 @@ async fn with_a_token_only_readiness_is_open() {
     assert_eq!(get("/readyz", None).await.status(), StatusCode::OK);
     // "any:an-admin-token" and "any:wrong"
     let (right, wrong) = ("Basic YW55OmFuLWFkbWluLXRva2Vu", "Basic YW55Ondyb25n");
-    for path in ["/", "/api/v1/incidents", "/metrics", "/openapi.json", "/assets/style.css", "/nothing"] {
-        for bad in [None, Some("Bearer wrong"), Some("Bearer an-admin-token2"), Some(wrong), Some("Bearer ")] {
+    for path in [
+        "/",
+        "/api/v1/incidents",
+        "/metrics",
+        "/openapi.json",
+        "/assets/style.css",
+        "/nothing",
+    ] {
+        for bad in [
+            None,
+            Some("Bearer wrong"),
+            Some("Bearer an-admin-token2"),
+            Some(wrong),
+            Some("Bearer "),
+        ] {
             let refused = get(path, bad).await;
             assert_eq!(refused.status(), StatusCode::UNAUTHORIZED, "{path} {bad:?}");
-            let challenges: Vec<_> = refused.headers().get_all("www-authenticate").iter().collect();
-            assert!(challenges.len() == 2 && challenges[0].to_str().unwrap().starts_with("Basic "), "{challenges:?}");
+            let challenges: Vec<_> = refused
+                .headers()
+                .get_all("www-authenticate")
+                .iter()
+                .collect();
+            assert!(
+                challenges.len() == 2 && challenges[0].to_str().unwrap().starts_with("Basic "),
+                "{challenges:?}"
+            );
             assert!(!refused.text().await.unwrap().contains("an-admin-token"));
         }
         for good in ["Bearer an-admin-token", right] {
-            let expected = if path == "/nothing" { StatusCode::NOT_FOUND } else { StatusCode::OK };
-            assert_eq!(get(path, Some(good)).await.status(), expected, "{path} {good}");
+            let expected = if path == "/nothing" {
+                StatusCode::NOT_FOUND
+            } else {
+                StatusCode::OK
+            };
+            assert_eq!(
+                get(path, Some(good)).await.status(),
+                expected,
+                "{path} {good}"
+            );
         }
     }
-    let resolve = app.client.post(app.admin("/api/v1/incidents/1/resolve")).send().await.unwrap();
+    let resolve = app
+        .client
+        .post(app.admin("/api/v1/incidents/1/resolve"))
+        .send()
+        .await
+        .unwrap();
     assert_eq!(resolve.status(), StatusCode::UNAUTHORIZED);
 }
 
@@ -390,8 +717,11 @@ async fn without_a_token_another_host_name_is_refused() {
     let app = TestApp::start().await;
     for host in ["evil.example", "localhost.evil.example:80", "0.0.0.0", ""] {
         for path in ["/", "/api/v1/incidents", "/metrics"] {
-            let response =
-                raw(&app, &format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")).await;
+            let response = raw(
+                &app,
+                &format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"),
+            )
+            .await;
             assert!(
                 response.starts_with("HTTP/1.1 403") || response.starts_with("HTTP/1.1 400"),
                 "{host} {path}: {response}"
@@ -399,11 +729,25 @@ async fn without_a_token_another_host_name_is_refused() {
         }
     }
     let without = raw(&app, "GET / HTTP/1.0\r\n\r\n").await;
-    assert!(without.starts_with("HTTP/1.0 403") || without.starts_with("HTTP/1.1 403"), "{without}");
-    let ready = raw(&app, "GET /readyz HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n").await;
-    assert!(ready.starts_with("HTTP/1.1 200"), "a probe may use any name: {ready}");
+    assert!(
+        without.starts_with("HTTP/1.0 403") || without.starts_with("HTTP/1.1 403"),
+        "{without}"
+    );
+    let ready = raw(
+        &app,
+        "GET /readyz HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n",
+    )
+    .await;
+    assert!(
+        ready.starts_with("HTTP/1.1 200"),
+        "a probe may use any name: {ready}"
+    );
     for host in ["localhost", "127.0.0.1:1", "[::1]:65535"] {
-        let response = raw(&app, &format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")).await;
+        let response = raw(
+            &app,
+            &format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"),
+        )
+        .await;
         assert!(response.starts_with("HTTP/1.1 200"), "{host}");
     }
 }
@@ -425,13 +769,25 @@ async fn another_sites_page_changes_nothing() {
     let own = format!("http://localhost:{port}");
     let other_port = format!("http://localhost:{}", port.wrapping_add(1));
     let post = async |path: &str, headers: &[(&str, &str)]| {
-        let mut request = app.client.post(app.admin(path)).header(CONTENT_TYPE, "application/x-www-form-urlencoded");
+        let mut request = app
+            .client
+            .post(app.admin(path))
+            .header(CONTENT_TYPE, "application/x-www-form-urlencoded");
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        request.body("note=x").send().await.unwrap().status().as_u16()
+        request
+            .body("note=x")
+            .send()
+            .await
+            .unwrap()
+            .status()
+            .as_u16()
     };
-    let (api, form) = (format!("/api/v1/incidents/{id}/resolve"), format!("/incidents/{id}/resolve"));
+    let (api, form) = (
+        format!("/api/v1/incidents/{id}/resolve"),
+        format!("/incidents/{id}/resolve"),
+    );
     for path in [&api, &form] {
         for headers in [
             &[("sec-fetch-site", "cross-site")][..],
@@ -446,12 +802,19 @@ async fn another_sites_page_changes_nothing() {
     }
     assert!(app.incident().await.resolved_at.is_none());
     // A form is no JSON, which is told after it was let in.
-    for headers in
-        [&[][..], &[("sec-fetch-site", "same-origin")], &[("sec-fetch-site", "none")], &[("origin", own.as_str())]]
-    {
+    for headers in [
+        &[][..],
+        &[("sec-fetch-site", "same-origin")],
+        &[("sec-fetch-site", "none")],
+        &[("origin", own.as_str())],
+    ] {
         assert_eq!(post(&api, headers).await, 415, "{headers:?}");
     }
-    assert_eq!(post(&form, &[("origin", own.as_str())]).await, 200, "sent on to the incident's page");
+    assert_eq!(
+        post(&form, &[("origin", own.as_str())]).await,
+        200,
+        "sent on to the incident's page"
+    );
     assert!(app.incident().await.resolved_at.is_some());
 }
 
@@ -462,14 +825,24 @@ async fn every_answer_is_safe_to_show() {
     let id = app.incident().await.id;
     let is_safe = |path: &str, headers: &HeaderMap| {
         let csp = headers["content-security-policy"].to_str().unwrap();
-        assert!(csp.starts_with("default-src 'none'") && csp.contains("frame-ancestors 'none'"), "{path}: {csp}");
-        assert!(!csp.contains("unsafe") && !csp.contains('*'), "{path}: {csp}");
+        assert!(
+            csp.starts_with("default-src 'none'") && csp.contains("frame-ancestors 'none'"),
+            "{path}: {csp}"
+        );
+        assert!(
+            !csp.contains("unsafe") && !csp.contains('*'),
+            "{path}: {csp}"
+        );
         assert_eq!(headers["x-content-type-options"], "nosniff", "{path}");
         assert_eq!(headers["referrer-policy"], "no-referrer", "{path}");
         let kept = headers["cache-control"].to_str().unwrap();
         assert_eq!(
             kept,
-            if path.starts_with("/assets/") { "private, max-age=31536000, immutable" } else { "no-store" }
+            if path.starts_with("/assets/") {
+                "private, max-age=31536000, immutable"
+            } else {
+                "no-store"
+            }
         );
     };
     for path in [
@@ -490,7 +863,13 @@ async fn every_answer_is_safe_to_show() {
         is_safe(path, response.headers());
         assert!(response.headers().contains_key(CONTENT_TYPE), "{path}");
     }
-    let refused = app.client.get(app.admin("/")).header(HOST, "evil.example").send().await.unwrap();
+    let refused = app
+        .client
+        .get(app.admin("/"))
+        .header(HOST, "evil.example")
+        .send()
+        .await
+        .unwrap();
     is_safe("refused", refused.headers());
 }
 
@@ -506,11 +885,24 @@ async fn without_a_database_the_api_says_so() {
         assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE, "{path}");
         assert_eq!(response.headers()["retry-after"], "5");
         let text = response.text().await.unwrap();
-        assert!(text.contains("the database did not") && !text.contains("127.0.0.1:1"), "{text}");
+        assert!(
+            text.contains("the database did not") && !text.contains("127.0.0.1:1"),
+            "{text}"
+        );
     }
-    let page = client.get(url("/")).header(ACCEPT, "text/html").send().await.unwrap();
+    let page = client
+        .get(url("/"))
+        .header(ACCEPT, "text/html")
+        .send()
+        .await
+        .unwrap();
     assert_eq!(page.status(), StatusCode::SERVICE_UNAVAILABLE);
-    assert!(page.text().await.unwrap().contains("<h1>Service Unavailable</h1>"));
+    assert!(
+        page.text()
+            .await
+            .unwrap()
+            .contains("<h1>Service Unavailable</h1>")
+    );
     service.stop().await;
 }
 
@@ -523,16 +915,29 @@ async fn the_description_of_the_api_is_as_reviewed() {
         let place = reference.split('"').next().unwrap();
         assert!(parsed.pointer(place).is_some(), "{place} is described");
     }
-    insta::assert_snapshot!("openapi", document.replace(env!("CARGO_PKG_VERSION"), "VERSION"));
+    insta::assert_snapshot!(
+        "openapi",
+        document.replace(env!("CARGO_PKG_VERSION"), "VERSION")
+    );
 }
 
 #[tokio::test]
 async fn an_admin_token_is_taken_to_the_letter() {
     // Bytes beyond ASCII, and spaces within.
     let app = TestApp::guarded("pässword with spaces").await;
-    let bearer = reqwest::header::HeaderValue::from_bytes("Bearer pässword with spaces".as_bytes()).unwrap();
-    let get = async |value| app.client.get(app.admin("/")).header(AUTHORIZATION, value).send().await.unwrap().status();
+    let bearer =
+        reqwest::header::HeaderValue::from_bytes("Bearer pässword with spaces".as_bytes()).unwrap();
+    let get = async |value| {
+        app.client
+            .get(app.admin("/"))
+            .header(AUTHORIZATION, value)
+            .send()
+            .await
+            .unwrap()
+            .status()
+    };
     assert_eq!(get(bearer).await, StatusCode::OK);
-    let latin = reqwest::header::HeaderValue::from_bytes(b"Bearer p\xe4ssword with spaces").unwrap();
+    let latin =
+        reqwest::header::HeaderValue::from_bytes(b"Bearer p\xe4ssword with spaces").unwrap();
     assert_eq!(get(latin).await, StatusCode::UNAUTHORIZED);
 }

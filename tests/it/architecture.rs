@@ -19,17 +19,29 @@ fn users(prefix: &str, word: &str) -> Vec<String> {
     sources(&root, &mut files);
     let uses = |file: &PathBuf| {
         let text = fs::read_to_string(file).unwrap();
-        text.lines().any(|line| !line.trim_start().starts_with("//") && line.contains(word))
+        text.lines()
+            .any(|line| !line.trim_start().starts_with("//") && line.contains(word))
     };
-    let name = |file: &PathBuf| file.strip_prefix(&root).unwrap().to_str().unwrap().to_owned();
-    let found: Vec<PathBuf> = files.into_iter().filter(|file| name(file).starts_with(prefix)).collect();
+    let name = |file: &PathBuf| {
+        file.strip_prefix(&root)
+            .unwrap()
+            .to_str()
+            .unwrap()
+            .to_owned()
+    };
+    let found: Vec<PathBuf> = files
+        .into_iter()
+        .filter(|file| name(file).starts_with(prefix))
+        .collect();
     assert!(!found.is_empty(), "{prefix} is where it was");
     found.iter().filter(|file| uses(file)).map(name).collect()
 }
 
 fn only_in(word: &str, allowed: &[&str]) {
-    let others: Vec<_> =
-        users("", word).into_iter().filter(|name| !allowed.iter().any(|allowed| name.starts_with(allowed))).collect();
+    let others: Vec<_> = users("", word)
+        .into_iter()
+        .filter(|name| !allowed.iter().any(|allowed| name.starts_with(allowed)))
+        .collect();
     assert!(others.is_empty(), "{word} is used in {others:?}");
 }
 
@@ -70,12 +82,24 @@ fn what_prometheus_is_told_is_named_in_one_place() {
 #[test]
 fn what_people_are_shown_knows_neither_pages_nor_terminals() {
     only_in("maud::", &["http/dashboard/"]);
-    absent_in("report/", &["crate::http", "crate::cli", "anstyle", "comfy_table"]);
+    absent_in(
+        "report/",
+        &["crate::http", "crate::cli", "anstyle", "comfy_table"],
+    );
 }
 
 #[test]
 fn the_rules_know_no_io_no_async_and_no_clock() {
-    let words = ["tokio", "async ", "std::fs", "std::net", "now_utc", "SystemTime", "Instant", "fastrand"];
+    let words = [
+        "tokio",
+        "async ",
+        "std::fs",
+        "std::net",
+        "now_utc",
+        "SystemTime",
+        "Instant",
+        "fastrand",
+    ];
     absent_in("meta/", &words);
     absent_in("lockout/", &words);
 }

@@ -31,38 +31,65 @@ async fn seed(app: &TestApp) {
     app.fail_of(PAST, "309", minutes_ago(60)).await;
     app.caused("policy_violation").await;
     app.let_time_pass(Duration::days(3)).await;
-    resolve(&app.db, app.incident().await.id, Some("Meta granted the review")).await.unwrap();
-    app.execute("update incidents set resolved_at = opened_at + interval '20 hours'").await;
+    resolve(
+        &app.db,
+        app.incident().await.id,
+        Some("Meta granted the review"),
+    )
+    .await
+    .unwrap();
+    app.execute("update incidents set resolved_at = opened_at + interval '20 hours'")
+        .await;
 
-    app.simulator.script(NUMBER, [Scenario::ServerError, Scenario::Available, Scenario::Payment]);
-    app.simulator.script(OTHER_NUMBER, [Scenario::ExpiredToken, Scenario::Available]);
+    app.simulator.script(
+        NUMBER,
+        [
+            Scenario::ServerError,
+            Scenario::Available,
+            Scenario::Payment,
+        ],
+    );
+    app.simulator
+        .script(OTHER_NUMBER, [Scenario::ExpiredToken, Scenario::Available]);
     let mut storm = StatusCallback::new();
     for n in 0..24 {
         let at = minutes_ago(n * n / 9);
-        storm = storm.at(at).failed(WABA, NUMBER, &message_id("16505551234", &format!("3EB0C431C26A1916E{n:03}")));
+        storm = storm.at(at).failed(
+            WABA,
+            NUMBER,
+            &message_id("16505551234", &format!("3EB0C431C26A1916E{n:03}")),
+        );
     }
     for n in 0..3 {
-        storm = storm.at(minutes_ago(2)).failed(WABA, OTHER_NUMBER, &format!("wamid.{n}"));
+        storm = storm
+            .at(minutes_ago(2))
+            .failed(WABA, OTHER_NUMBER, &format!("wamid.{n}"));
     }
     app.deliver(&storm.into_body()).await;
     let numbers = "select count(distinct phone_number_id) from health_checks";
-    app.eventually("first answers", async || app.count(numbers).await == 3).await;
+    app.eventually("first answers", async || app.count(numbers).await == 3)
+        .await;
     for _ in 0..3 {
         app.next_check(Duration::minutes(35)).await;
     }
     let payment = "select count(*) from incidents where cause = 'payment'";
-    app.eventually("payment", async || app.count(payment).await == 1).await;
+    app.eventually("payment", async || app.count(payment).await == 1)
+        .await;
 
     app.simulator.script("204", [Scenario::Unverified]);
     app.fail_of(UNVERIFIED, "204", minutes_ago(12)).await;
     let unverified = "select count(*) from incidents where cause = 'business_verification'";
-    app.eventually("another cause", async || app.count(unverified).await == 1).await;
+    app.eventually("another cause", async || app.count(unverified).await == 1)
+        .await;
 }
 
 /// The page of an account's incident.
 async fn page_of(app: &TestApp, waba_id: &str) -> String {
     let incidents = app.incidents().await;
-    let incident = incidents.iter().find(|incident| incident.waba_id == waba_id).unwrap();
+    let incident = incidents
+        .iter()
+        .find(|incident| incident.waba_id == waba_id)
+        .unwrap();
     app.admin(&format!("/incidents/{}", incident.id))
 }
 
@@ -72,7 +99,10 @@ async fn assert_no_complaint_but(browser: &Browser, expected: &[&str]) {
     // Over plain HTTP it does without that header, and says so each time.
     log.retain(|line| !line.contains("The Cross-Origin-Opener-Policy header has been ignored"));
     for expected in expected {
-        assert!(log.iter().any(|line| line.contains(expected)), "no {expected} in {log:#?}");
+        assert!(
+            log.iter().any(|line| line.contains(expected)),
+            "no {expected} in {log:#?}"
+        );
         log.retain(|line| !line.contains(expected));
     }
     assert_eq!(log, [] as [&str; 0]);
@@ -103,14 +133,43 @@ async fn the_list_tells_what_is_locked_and_what_to_do_and_then_what_was() {
     browser.screenshot("list").await;
     assert_eq!(browser.text("h1").await, "2 accounts are locked");
     assert_eq!(browser.texts("h2").await, ["Open", "Resolved"]);
-    assert_eq!(browser.texts("h3").await, [UNVERIFIED, WABA].map(|id| format!("Account {id}")));
+    assert_eq!(
+        browser.texts("h3").await,
+        [UNVERIFIED, WABA].map(|id| format!("Account {id}"))
+    );
     let card = &browser.texts(".card").await[1];
-    assert_has(card, &["open", "Payment problem", "payment method", "Locked since", "UTC (2 h 43 min ago)", "27"]);
-    assert_has(card, &["Numbers", "15550783881", "Next step", "add a new payment method"]);
-    let bars = browser.evaluate("document.querySelectorAll('.card .spark path')[1].getAttribute('d')").await;
-    assert!(bars.as_str().unwrap().matches('z').count() > 3, "a few bars: {bars}");
+    assert_has(
+        card,
+        &[
+            "open",
+            "Payment problem",
+            "payment method",
+            "Locked since",
+            "UTC (2 h 43 min ago)",
+            "27",
+        ],
+    );
+    assert_has(
+        card,
+        &[
+            "Numbers",
+            "15550783881",
+            "Next step",
+            "add a new payment method",
+        ],
+    );
+    let bars = browser
+        .evaluate("document.querySelectorAll('.card .spark path')[1].getAttribute('d')")
+        .await;
+    assert!(
+        bars.as_str().unwrap().matches('z').count() > 3,
+        "a few bars: {bars}"
+    );
     let row = browser.texts("#resolved tbody tr > *").await;
-    assert_eq!((&row[0][..], &row[1][..], &row[3][..], &row[4][..]), (PAST, "Policy violation", "20 h", "1"));
+    assert_eq!(
+        (&row[0][..], &row[1][..], &row[3][..], &row[4][..]),
+        (PAST, "Policy violation", "20 h", "1")
+    );
     assert_no_complaint(&browser).await;
 }
 
@@ -122,15 +181,28 @@ async fn an_empty_list_tells_how_to_connect_meta() {
     browser.screenshot("empty").await;
     assert_eq!(browser.text("h1").await, "No open incident");
     let welcome = browser.text("#welcome").await;
-    assert_has(&welcome, &["App Dashboard", "https://…/webhook", "META_VERIFY_TOKEN", "messages", "subscribed_apps"]);
+    assert_has(
+        &welcome,
+        &[
+            "App Dashboard",
+            "https://…/webhook",
+            "META_VERIFY_TOKEN",
+            "messages",
+            "subscribed_apps",
+        ],
+    );
     assert_eq!(browser.count("form").await, 0, "there is nothing to filter");
 
     // Whoever waits for the first one sees it come.
     app.fail("a").await;
     app.caused("unreported").await;
     refresh(&browser).await;
-    browser.until("document.querySelector('h1').innerText === '1 account is locked'").await;
-    browser.until("document.querySelectorAll('.card').length === 1").await;
+    browser
+        .until("document.querySelector('h1').innerText === '1 account is locked'")
+        .await;
+    browser
+        .until("document.querySelectorAll('.card').length === 1")
+        .await;
     assert_no_complaint(&browser).await;
 }
 
@@ -141,38 +213,102 @@ async fn an_incident_tells_when_what_happened_and_why_we_say_so() {
     seed(&app).await;
     browser.open(&page_of(&app, WABA).await).await;
     browser.screenshot("incident").await;
-    assert_has(&browser.text("#headline").await, &[WABA, "is locked", "open", "Payment problem: "]);
-    assert_has(&browser.text("#facts").await, &["Locked since", "27", "Latest failure", "Numbers affected", "2"]);
-    assert_has(&browser.text("#steps").await, &["Meta's advice: ", "Billing & payments", "Open Business Support Home"]);
+    assert_has(
+        &browser.text("#headline").await,
+        &[WABA, "is locked", "open", "Payment problem: "],
+    );
+    assert_has(
+        &browser.text("#facts").await,
+        &[
+            "Locked since",
+            "27",
+            "Latest failure",
+            "Numbers affected",
+            "2",
+        ],
+    );
+    assert_has(
+        &browser.text("#steps").await,
+        &[
+            "Meta's advice: ",
+            "Billing & payments",
+            "Open Business Support Home",
+        ],
+    );
 
-    for (mark, most) in [(".bar", 60), ("g.blocked rect", 1), ("g.refused rect", 1), ("text.lane", 2)] {
+    for (mark, most) in [
+        (".bar", 60),
+        ("g.blocked rect", 1),
+        ("g.refused rect", 1),
+        ("text.lane", 2),
+    ] {
         let count = browser.count(&format!("svg.timeline {mark}")).await;
         assert!((1..=most).contains(&count), "{count} {mark}");
     }
-    let markers = "[...document.querySelectorAll('svg.timeline text.marker')].map(text => text.textContent)";
+    let markers =
+        "[...document.querySelectorAll('svg.timeline text.marker')].map(text => text.textContent)";
     let markers: Vec<String> = serde_json::from_value(browser.evaluate(markers).await).unwrap();
-    assert!(markers[0].starts_with("first failure ") && markers[1].starts_with("cause recorded "), "{markers:?}");
-    let in_words = browser.evaluate("document.getElementById('timeline-text').textContent").await;
-    assert_has(in_words.as_str().unwrap(), &["27 failures from ", "BLOCKED from ", "refused from "]);
+    assert!(
+        markers[0].starts_with("first failure ") && markers[1].starts_with("cause recorded "),
+        "{markers:?}"
+    );
+    let in_words = browser
+        .evaluate("document.getElementById('timeline-text').textContent")
+        .await;
+    assert_has(
+        in_words.as_str().unwrap(),
+        &["27 failures from ", "BLOCKED from ", "refused from "],
+    );
 
     let why = browser.text("#why").await;
-    assert_has(&why, &["payment", "WABA", "BLOCKED", "141006", "We say so because of health check", "AVAILABLE"]);
-    assert_has(&browser.text("#numbers").await, &[NUMBER, OTHER_NUMBER, "BLOCKED", "24", "3"]);
-    let appeal = browser.evaluate("document.getElementById('appeal-text').value").await;
-    assert_has(appeal.as_str().unwrap(), &[WABA, NUMBER, "24 messages failed", "131031", "[fill in]"]);
+    assert_has(
+        &why,
+        &[
+            "payment",
+            "WABA",
+            "BLOCKED",
+            "141006",
+            "We say so because of health check",
+            "AVAILABLE",
+        ],
+    );
+    assert_has(
+        &browser.text("#numbers").await,
+        &[NUMBER, OTHER_NUMBER, "BLOCKED", "24", "3"],
+    );
+    let appeal = browser
+        .evaluate("document.getElementById('appeal-text').value")
+        .await;
+    assert_has(
+        appeal.as_str().unwrap(),
+        &[WABA, NUMBER, "24 messages failed", "131031", "[fill in]"],
+    );
 
     let checks = browser.count("#checks details").await;
     assert!(checks >= 4, "{checks}");
     assert!(browser.count("#checks pre").await > 0);
     browser.click("#checks details:first-of-type summary").await;
-    assert_has(&browser.text("#checks details[open]").await, &["Meta's answer as it came:", "\"health_status\""]);
+    assert_has(
+        &browser.text("#checks details[open]").await,
+        &["Meta's answer as it came:", "\"health_status\""],
+    );
 
     browser.open(&page_of(&app, PAST).await).await;
     browser.screenshot("incident-resolved").await;
-    assert_has(&browser.text("#headline").await, &["was locked", "resolved by hand", "Policy violation"]);
-    assert_has(&browser.text("#facts").await, &["Resolved", "(after 20 h)", "Meta granted the review"]);
+    assert_has(
+        &browser.text("#headline").await,
+        &["was locked", "resolved by hand", "Policy violation"],
+    );
+    assert_has(
+        &browser.text("#facts").await,
+        &["Resolved", "(after 20 h)", "Meta granted the review"],
+    );
     assert_eq!(browser.count("svg.timeline line.marker.resolved").await, 1);
-    assert_eq!(browser.count("#steps, #resolve").await, 0, "there is nothing left to do");
+    assert_eq!(
+        browser.count("#steps, #resolve").await,
+        0,
+        "there is nothing left to do"
+    );
     assert_no_complaint(&browser).await;
 }
 
@@ -182,7 +318,11 @@ async fn deliveries_come_in_pages_and_recipients_in_full_only_on_request() {
     let (app, browser) = start().await;
     let mut storm = StatusCallback::new().at(OffsetDateTime::now_utc());
     for n in 0..45 {
-        storm = storm.failed(WABA, NUMBER, &message_id("16505551234", &format!("3EB0C431C26A1916E{n:03}")));
+        storm = storm.failed(
+            WABA,
+            NUMBER,
+            &message_id("16505551234", &format!("3EB0C431C26A1916E{n:03}")),
+        );
     }
     app.deliver(&storm.into_body()).await;
     app.caused("unreported").await;
@@ -195,7 +335,11 @@ async fn deliveries_come_in_pages_and_recipients_in_full_only_on_request() {
         assert_eq!(rows().await.len(), more);
         seen.extend(rows().await);
     }
-    assert_eq!(browser.count("#deliveries .older").await, 0, "there are no more");
+    assert_eq!(
+        browser.count("#deliveries .older").await,
+        0,
+        "there are no more"
+    );
     seen.sort();
     seen.dedup();
     assert_eq!(seen.len(), 45, "each once");
@@ -203,13 +347,27 @@ async fn deliveries_come_in_pages_and_recipients_in_full_only_on_request() {
     assert_has(&whole, &["Recipients are masked.", "*******1234"]);
     assert!(!whole.contains("16505551234"), "{whole}");
 
-    browser.follow("#deliveries a[href*='reveal=recipients']").await;
+    browser
+        .follow("#deliveries a[href*='reveal=recipients']")
+        .await;
     browser.screenshot("incident-revealed").await;
     assert_eq!(rows().await.len(), 5, "the same page");
-    assert_has(&browser.text("#deliveries").await, &["that was logged", "16505551234", "wamid.HBgLMTY1MDU1NTEyMzQ"]);
+    assert_has(
+        &browser.text("#deliveries").await,
+        &[
+            "that was logged",
+            "16505551234",
+            "wamid.HBgLMTY1MDU1NTEyMzQ",
+        ],
+    );
     assert_has(&browser.text("#asof").await, &["not refreshed"]);
-    let appeal = browser.evaluate("document.getElementById('appeal-text').value").await;
-    assert_has(appeal.as_str().unwrap(), &["Example message ID: wamid.HBgLMTY1MDU1NTEyMzQ"]);
+    let appeal = browser
+        .evaluate("document.getElementById('appeal-text').value")
+        .await;
+    assert_has(
+        appeal.as_str().unwrap(),
+        &["Example message ID: wamid.HBgLMTY1MDU1NTEyMzQ"],
+    );
     browser.follow("#deliveries p a").await;
     assert!(!browser.text("body").await.contains("16505551234"));
     assert_no_complaint(&browser).await;
@@ -223,20 +381,32 @@ async fn the_filter_finds_by_text_state_and_cause_and_says_when_nothing_fits() {
     browser.open(&app.admin("/")).await;
     let found = async || browser.texts("h3 a, #resolved th a").await;
     let account = |id: &str| format!("Account {id}");
-    let choose = async |field: &str, word: &str| browser.click(&format!("[name={field}] option[value={word}]")).await;
+    let choose = async |field: &str, word: &str| {
+        browser
+            .click(&format!("[name={field}] option[value={word}]"))
+            .await
+    };
     let send = async || browser.follow(".filter button").await;
 
     browser.type_into("[name=q]", &OTHER_NUMBER[3..]).await;
     browser.press(ENTER).await;
     browser.until("location.search.includes('q=')").await;
     assert_eq!(found().await, [account(WABA)], "by a part of a number");
-    assert_eq!(browser.evaluate("document.querySelector('[name=q]').value").await, OTHER_NUMBER[3..]);
+    assert_eq!(
+        browser
+            .evaluate("document.querySelector('[name=q]').value")
+            .await,
+        OTHER_NUMBER[3..]
+    );
     browser.follow(".clear").await;
     assert_eq!(found().await, [&account(UNVERIFIED), &account(WABA), PAST]);
 
     choose("state", "resolved").await;
     send().await;
-    assert_eq!((found().await, browser.texts("h2").await), (vec![PAST.to_owned()], vec!["Resolved".to_owned()]));
+    assert_eq!(
+        (found().await, browser.texts("h2").await),
+        (vec![PAST.to_owned()], vec!["Resolved".to_owned()])
+    );
     choose("state", "all").await;
     choose("cause", "business_verification").await;
     send().await;
@@ -246,7 +416,11 @@ async fn the_filter_finds_by_text_state_and_cause_and_says_when_nothing_fits() {
     browser.screenshot("list-nothing-fits").await;
     assert_eq!(found().await, [] as [&str; 0]);
     assert_eq!(browser.texts(".none").await, ["None that fits."; 2]);
-    assert_eq!(browser.text("h1").await, "2 accounts are locked", "whatever is looked for");
+    assert_eq!(
+        browser.text("h1").await,
+        "2 accounts are locked",
+        "whatever is looked for"
+    );
     assert_no_complaint(&browser).await;
 }
 
@@ -262,18 +436,39 @@ async fn an_incident_is_resolved_with_a_note_and_a_second_tab_is_told() {
     browser.open(&page).await;
     browser.type_into("#note", "me too").await;
     browser.turn_to(&first).await;
-    browser.type_into("#note", "Meta granted <the> review & more").await;
+    browser
+        .type_into("#note", "Meta granted <the> review & more")
+        .await;
     browser.follow("#resolve button").await;
-    assert_eq!(browser.evaluate("location.href").await, page[..], "back on the page");
-    assert_has(&browser.text("main").await, &["was locked", "resolved by hand", "Meta granted <the> review & more"]);
+    assert_eq!(
+        browser.evaluate("location.href").await,
+        page[..],
+        "back on the page"
+    );
+    assert_has(
+        &browser.text("main").await,
+        &[
+            "was locked",
+            "resolved by hand",
+            "Meta granted <the> review & more",
+        ],
+    );
     assert_no_complaint(&browser).await;
 
     browser.turn_to(&second).await;
     browser.follow("#resolve button").await;
     browser.screenshot("problem").await;
     let id = app.incident().await.id;
-    assert_has(&browser.text("main").await, &[&format!("Incident {id} was resolved before; nothing changed")]);
-    assert_eq!(app.incident().await.resolution_note.as_deref(), Some("Meta granted <the> review & more"));
+    assert_has(
+        &browser.text("main").await,
+        &[&format!(
+            "Incident {id} was resolved before; nothing changed"
+        )],
+    );
+    assert_eq!(
+        app.incident().await.resolution_note.as_deref(),
+        Some("Meta granted <the> review & more")
+    );
     browser.follow("main a").await;
     assert_eq!(browser.text("h1").await, "No open incident");
     assert_no_complaint_but(&browser, &["status of 409 (Conflict)"]).await;
@@ -286,19 +481,30 @@ async fn the_text_for_the_appeal_is_copied() {
     app.fail("a").await;
     app.caused("unreported").await;
     let permissions = json!({"permissions": ["clipboardReadWrite", "clipboardSanitizedWrite"]});
-    browser.devtools("Browser.grantPermissions", permissions).await;
+    browser
+        .devtools("Browser.grantPermissions", permissions)
+        .await;
     browser.open(&page_of(&app, WABA).await).await;
     browser.click("[data-copy]").await;
-    browser.until("document.querySelector('[data-copied]').innerText === 'Copied.'").await;
+    browser
+        .until("document.querySelector('[data-copied]').innerText === 'Copied.'")
+        .await;
     let copied = browser.evaluate("navigator.clipboard.readText()").await;
     assert_has(copied.as_str().unwrap(), &[WABA, NUMBER, "131031"]);
-    assert_eq!(copied, browser.evaluate("document.getElementById('appeal-text').value").await);
+    assert_eq!(
+        copied,
+        browser
+            .evaluate("document.getElementById('appeal-text').value")
+            .await
+    );
     assert_no_complaint(&browser).await;
 }
 
 /// Lets the page's script look for news at once: it also does when somebody returns to the page.
 async fn refresh(browser: &Browser) {
-    browser.evaluate("document.dispatchEvent(new Event('visibilitychange'))").await;
+    browser
+        .evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+        .await;
 }
 
 #[tokio::test]
@@ -316,17 +522,40 @@ async fn what_is_new_appears_by_itself_and_takes_nothing_away() {
     app.fail("b").await;
     app.next_check(Duration::hours(2)).await;
     refresh(&browser).await;
-    browser.until("document.querySelector('#facts .big').innerText === '2'").await;
-    browser.until("document.querySelectorAll('#checks details').length === 2").await;
-    browser.until("document.querySelectorAll('#deliveries tbody tr').length === 2").await;
-    assert_has(&browser.text("#checks details[open]").await, &["Meta's answer as it came:"]);
+    browser
+        .until("document.querySelector('#facts .big').innerText === '2'")
+        .await;
+    browser
+        .until("document.querySelectorAll('#checks details').length === 2")
+        .await;
+    browser
+        .until("document.querySelectorAll('#deliveries tbody tr').length === 2")
+        .await;
+    assert_has(
+        &browser.text("#checks details[open]").await,
+        &["Meta's answer as it came:"],
+    );
     assert_eq!(browser.evaluate("document.activeElement.id").await, "note");
     browser.press("tence").await;
-    assert_eq!(browser.evaluate("document.getElementById('note').value").await, "half a sentence");
-    assert_eq!(browser.evaluate("window.isTheSame").await, true, "the page was not loaded again");
+    assert_eq!(
+        browser
+            .evaluate("document.getElementById('note').value")
+            .await,
+        "half a sentence"
+    );
+    assert_eq!(
+        browser.evaluate("window.isTheSame").await,
+        true,
+        "the page was not loaded again"
+    );
     browser.press(ENTER).await;
-    browser.until("document.querySelector('h1').innerText.includes('was locked')").await;
-    assert_eq!(app.incident().await.resolution_note.as_deref(), Some("half a sentence"));
+    browser
+        .until("document.querySelector('h1').innerText.includes('was locked')")
+        .await;
+    assert_eq!(
+        app.incident().await.resolution_note.as_deref(),
+        Some("half a sentence")
+    );
     assert_no_complaint(&browser).await;
 }
 
@@ -342,7 +571,11 @@ async fn a_page_says_that_it_is_old_when_lockwatch_does_not_answer() {
     refresh(&browser).await;
     browser.until("/^Lockwatch does not answer. As of .* UTC$/.test(document.getElementById('asof').innerText)").await;
     browser.screenshot("list-no-answer").await;
-    assert_eq!(browser.text("h1").await, "1 account is locked", "what was known stays");
+    assert_eq!(
+        browser.text("h1").await,
+        "1 account is locked",
+        "what was known stays"
+    );
     assert_no_complaint_but(&browser, &["ERR_CONNECTION_REFUSED"]).await;
 }
 
@@ -352,13 +585,19 @@ async fn a_page_says_that_it_is_old_when_lockwatch_hangs() {
     let (app, browser) = start().await;
     app.fail("a").await;
     let serve = Serve::on_database(&app.database.url, &[]);
-    browser.open(&serve.admin.replace("127.0.0.1", "localhost")).await;
+    browser
+        .open(&serve.admin.replace("127.0.0.1", "localhost"))
+        .await;
     serve.signal(Signal::STOP);
     refresh(&browser).await;
-    browser.until("document.getElementById('asof').classList.contains('stale')").await;
+    browser
+        .until("document.getElementById('asof').classList.contains('stale')")
+        .await;
     serve.signal(Signal::CONT);
     refresh(&browser).await;
-    browser.until("!document.getElementById('asof').classList.contains('stale')").await;
+    browser
+        .until("!document.getElementById('asof').classList.contains('stale')")
+        .await;
     assert_no_complaint(&browser).await;
 }
 
@@ -370,27 +609,59 @@ async fn what_is_over_goes_from_an_open_page_and_what_is_held_says_so() {
     app.caused("unreported").await;
     browser.open(&page_of(&app, WABA).await).await;
     // A table that was scrolled or clicked is not in use; a selection is.
-    browser.evaluate("document.querySelector('#numbers .scroll').focus()").await;
-    browser.evaluate("document.getSelection().selectAllChildren(document.querySelector('#facts'))").await;
+    browser
+        .evaluate("document.querySelector('#numbers .scroll').focus()")
+        .await;
+    browser
+        .evaluate("document.getSelection().selectAllChildren(document.querySelector('#facts'))")
+        .await;
     app.fail("b").await;
     refresh(&browser).await;
-    browser.until("document.querySelector('#numbers td.right').innerText === '2'").await;
-    assert_eq!(browser.evaluate("document.activeElement === document.querySelector('#numbers .scroll')").await, true);
+    browser
+        .until("document.querySelector('#numbers td.right').innerText === '2'")
+        .await;
+    assert_eq!(
+        browser
+            .evaluate("document.activeElement === document.querySelector('#numbers .scroll')")
+            .await,
+        true
+    );
     assert_eq!(browser.count("#facts.held").await, 1);
-    assert!(browser.text("#appeal-text").await.is_empty(), "a text field has no text of its own");
+    assert!(
+        browser.text("#appeal-text").await.is_empty(),
+        "a text field has no text of its own"
+    );
     assert_has(
-        browser.evaluate("document.getElementById('appeal-text').value").await.as_str().unwrap(),
+        browser
+            .evaluate("document.getElementById('appeal-text').value")
+            .await
+            .as_str()
+            .unwrap(),
         &["Failed messages: 2"],
     );
-    browser.evaluate("document.getSelection().removeAllRanges()").await;
+    browser
+        .evaluate("document.getSelection().removeAllRanges()")
+        .await;
     refresh(&browser).await;
-    browser.until("!document.querySelector('#facts.held')").await;
+    browser
+        .until("!document.querySelector('#facts.held')")
+        .await;
 
     browser.type_into("#note", "half a sen").await;
-    resolve(&app.db, app.incident().await.id, None).await.unwrap();
+    resolve(&app.db, app.incident().await.id, None)
+        .await
+        .unwrap();
     refresh(&browser).await;
-    browser.until("document.querySelector('h1').innerText.includes('was locked')").await;
-    assert_eq!((browser.count("#steps").await, browser.count("#resolve.gone").await), (0, 1));
+    browser
+        .until("document.querySelector('h1').innerText.includes('was locked')")
+        .await;
+    assert_eq!(
+        (
+            browser.count("#steps").await,
+            browser.count("#resolve.gone").await
+        ),
+        (0, 1)
+    );
     assert_no_complaint(&browser).await;
 }
 
@@ -399,32 +670,54 @@ async fn what_is_over_goes_from_an_open_page_and_what_is_held_says_so() {
 async fn without_script_everything_is_there_and_the_list_loads_itself_again() {
     let (app, browser) = start().await;
     seed(&app).await;
-    let pages = [app.admin("/"), page_of(&app, WABA).await, page_of(&app, PAST).await];
+    let pages = [
+        app.admin("/"),
+        page_of(&app, WABA).await,
+        page_of(&app, PAST).await,
+    ];
     // Without what tells the time.
     let words = async || -> Vec<String> {
         let text = browser.text("main").await;
-        text.lines().filter(|line| !line.contains("ago") && !line.contains("in ")).map(str::to_owned).collect()
+        text.lines()
+            .filter(|line| !line.contains("ago") && !line.contains("in "))
+            .map(str::to_owned)
+            .collect()
     };
     let mut with_script = Vec::new();
     for page in &pages {
         browser.open(page).await;
-        browser.evaluate("document.documentElement.classList.remove('scripted')").await;
+        browser
+            .evaluate("document.documentElement.classList.remove('scripted')")
+            .await;
         with_script.push(words().await);
     }
-    browser.devtools("Emulation.setScriptExecutionDisabled", json!({"value": true})).await;
+    browser
+        .devtools(
+            "Emulation.setScriptExecutionDisabled",
+            json!({"value": true}),
+        )
+        .await;
     for (page, with_script) in pages.iter().zip(with_script) {
         browser.open(page).await;
         assert_eq!(words().await, with_script, "{page}");
     }
-    assert_eq!(browser.count("noscript meta").await, 0, "what is typed there must stay");
+    assert_eq!(
+        browser.count("noscript meta").await,
+        0,
+        "what is typed there must stay"
+    );
 
     browser.open(&app.admin("/")).await;
     assert_eq!(browser.count("noscript meta").await, 1);
     app.fail_of("555", NUMBER, OffsetDateTime::now_utc()).await;
     // Half a minute passes at once.
     let half_a_minute = json!({"policy": "pauseIfNetworkFetchesPending", "budget": 40_000});
-    browser.devtools("Emulation.setVirtualTimePolicy", half_a_minute).await;
-    browser.until("document.querySelector('h1').innerText === '3 accounts are locked'").await;
+    browser
+        .devtools("Emulation.setVirtualTimePolicy", half_a_minute)
+        .await;
+    browser
+        .until("document.querySelector('h1').innerText === '3 accounts are locked'")
+        .await;
     assert_no_complaint(&browser).await;
 }
 
@@ -441,7 +734,8 @@ async fn every_text_can_be_read_in_the_light_and_in_the_dark() {
         ("problem", app.admin("/incidents/0")),
         ("empty", empty.admin("/")),
     ];
-    let colours = "(style => [style.backgroundColor, style.color])(getComputedStyle(document.body))";
+    let colours =
+        "(style => [style.backgroundColor, style.color])(getComputedStyle(document.body))";
     let mut light = Vec::new();
     for (_, page) in &pages {
         browser.open(page).await;
@@ -476,7 +770,12 @@ async fn everything_fits_a_small_telephone_also_in_large_letters() {
     for letters in ["16px", "32px"] {
         for (name, page) in &pages {
             browser.open(page).await;
-            assert_eq!(browser.evaluate("getComputedStyle(document.body).fontSize").await, letters);
+            assert_eq!(
+                browser
+                    .evaluate("getComputedStyle(document.body).fontSize")
+                    .await,
+                letters
+            );
             assert_nothing_wrong(&browser, OUT_OF_SIGHT, json!([360])).await;
             // A picture of the whole page makes the letters usual again.
             if letters == "16px" {
@@ -485,12 +784,18 @@ async fn everything_fits_a_small_telephone_also_in_large_letters() {
         }
         browser.double_the_text().await;
     }
-    browser.devtools("Page.setFontSizes", json!({"fontSizes": {"standard": 16, "fixed": 13}})).await;
+    browser
+        .devtools(
+            "Page.setFontSizes",
+            json!({"fontSizes": {"standard": 16, "fixed": 13}}),
+        )
+        .await;
     browser.turn_dark().await;
     for (name, page) in &pages[..2] {
         browser.open(page).await;
         browser.screenshot(&format!("{name}-360-dark")).await;
-        let next = "document.querySelector('.next, #steps').getBoundingClientRect().top < 2 * innerHeight";
+        let next =
+            "document.querySelector('.next, #steps').getBoundingClientRect().top < 2 * innerHeight";
         assert_eq!(browser.evaluate(next).await, true, "what to do comes soon");
     }
     assert_no_complaint_but(&browser, &["404 (Not Found)"]).await;
@@ -522,7 +827,17 @@ async fn everything_is_done_by_keyboard_and_the_focus_is_seen() {
     app.caused("unreported").await;
     browser.open(&app.admin("/")).await;
     let passed = tab_to(&browser, &format!("Account {WABA}")).await;
-    assert_eq!(passed[..6], ["Skip to the content", "Lockwatch", "q", "state", "cause", "Filter"]);
+    assert_eq!(
+        passed[..6],
+        [
+            "Skip to the content",
+            "Lockwatch",
+            "q",
+            "state",
+            "cause",
+            "Filter"
+        ]
+    );
 
     browser.open(&app.admin("/")).await;
     browser.press(TAB).await;
@@ -530,18 +845,28 @@ async fn everything_is_done_by_keyboard_and_the_focus_is_seen() {
     browser.press(ENTER).await;
     browser.until("document.activeElement.id === 'main'").await;
     let passed = tab_to(&browser, &format!("Account {WABA}")).await;
-    assert_eq!(passed[0], "q", "what is at the top of each page was skipped");
+    assert_eq!(
+        passed[0], "q",
+        "what is at the top of each page was skipped"
+    );
 
     browser.press(ENTER).await;
-    browser.until("document.getElementById('note') !== null").await;
+    browser
+        .until("document.getElementById('note') !== null")
+        .await;
     let passed = tab_to(&browser, "note").await;
     assert!(passed.contains(&"Copy".to_owned()), "{passed:?}");
     browser.press("by hand").await;
     assert_eq!(tab_to(&browser, "Resolve").await.len(), 1);
     browser.screenshot("incident-focus").await;
     browser.press(ENTER).await;
-    browser.until("document.querySelector('h1').innerText.includes('was locked')").await;
-    assert_eq!(app.incident().await.resolution_note.as_deref(), Some("by hand"));
+    browser
+        .until("document.querySelector('h1').innerText.includes('was locked')")
+        .await;
+    assert_eq!(
+        app.incident().await.resolution_note.as_deref(),
+        Some("by hand")
+    );
     tab_to(&browser, "Readiness").await;
     assert_no_complaint(&browser).await;
 }
@@ -589,11 +914,13 @@ async fn hostile_text_stays_text_and_keeps_its_place() {
                 .into_body(),
         )
         .unwrap();
-        callback["entry"][0]["changes"][0]["value"]["metadata"]["display_phone_number"] = json!(text);
+        callback["entry"][0]["changes"][0]["value"]["metadata"]["display_phone_number"] =
+            json!(text);
         app.deliver(callback.to_string().as_bytes()).await;
     }
     let unchecked = "select count(*) from incidents where cause = 'pending'";
-    app.eventually("answers", async || app.count(unchecked).await == 0).await;
+    app.eventually("answers", async || app.count(unchecked).await == 0)
+        .await;
     // What a Meta gone bad would answer.
     let entity = json!({"entity_type": text, "id": text, "can_send_message": text, "additional_info": [text],
                         "errors": [{"error_code": 1, "error_description": text, "possible_solution": text}]});
@@ -612,14 +939,22 @@ async fn hostile_text_stays_text_and_keeps_its_place() {
     .await
     .unwrap();
 
-    let mut pages = vec![app.admin("/"), app.admin("/?q=%3Cscript%3Epwned%3D1%3C/script%3E")];
+    let mut pages = vec![
+        app.admin("/"),
+        app.admin("/?q=%3Cscript%3Epwned%3D1%3C/script%3E"),
+    ];
     let incidents = app.incidents().await;
     for incident in &incidents {
         pages.push(app.admin(&format!("/incidents/{}?reveal=recipients", incident.id)));
     }
     // And one that is over, for the note.
-    resolve(&app.db, incidents[0].id, Some(&text)).await.unwrap();
-    let problems = ["/incidents/%3Cscript%3Epwned=1%3C/script%3E", "/?%3Cscript%3Epwned=1%3C/script%3E=1"];
+    resolve(&app.db, incidents[0].id, Some(&text))
+        .await
+        .unwrap();
+    let problems = [
+        "/incidents/%3Cscript%3Epwned=1%3C/script%3E",
+        "/?%3Cscript%3Epwned=1%3C/script%3E=1",
+    ];
     pages.extend(problems.map(|path| app.admin(path)));
     for width in [1200, 360] {
         if width < 1200 {
@@ -627,8 +962,14 @@ async fn hostile_text_stays_text_and_keeps_its_place() {
         }
         for (number, page) in pages.iter().enumerate() {
             browser.open(page).await;
-            browser.evaluate("document.querySelectorAll('details').forEach(details => details.open = true)").await;
-            browser.screenshot(&format!("hostile-{width}-{number}")).await;
+            browser
+                .evaluate(
+                    "document.querySelectorAll('details').forEach(details => details.open = true)",
+                )
+                .await;
+            browser
+                .screenshot(&format!("hostile-{width}-{number}"))
+                .await;
             assert_nothing_wrong(&browser, HARM, json!([])).await;
             assert_nothing_wrong(&browser, OUT_OF_SIGHT, json!([width])).await;
         }
@@ -658,7 +999,10 @@ async fn start_far_away() -> (TestApp, Browser) {
 }
 
 fn far(app: &TestApp, path: &str) -> String {
-    format!("http://lockwatch.example:{}{path}", app.service.admin_address.port())
+    format!(
+        "http://lockwatch.example:{}{path}",
+        app.service.admin_address.port()
+    )
 }
 
 #[tokio::test]
@@ -666,11 +1010,15 @@ fn far(app: &TestApp, path: &str) -> String {
 async fn over_plain_http_under_another_name_all_works_but_the_clipboard() {
     let (app, browser) = start_far_away().await;
     let path = format!("/incidents/{}", app.incident().await.id);
-    browser.open(&far(&app, &path).replace("//", &format!("//any:{ADMIN_TOKEN}@"))).await;
+    browser
+        .open(&far(&app, &path).replace("//", &format!("//any:{ADMIN_TOKEN}@")))
+        .await;
     assert_eq!(browser.evaluate("isSecureContext").await, false);
     app.fail("b").await;
     refresh(&browser).await;
-    browser.until("document.querySelector('#facts .big').innerText === '2'").await;
+    browser
+        .until("document.querySelector('#facts .big').innerText === '2'")
+        .await;
 
     browser.click("[data-copy]").await;
     browser.until("document.querySelector('[data-copied]').innerText === 'Selected: copy it with Ctrl+C.'").await;
@@ -682,7 +1030,10 @@ async fn over_plain_http_under_another_name_all_works_but_the_clipboard() {
     browser.type_into("#note", "from afar").await;
     browser.follow("#resolve button").await;
     assert_has(&browser.text("main").await, &["was locked", "from afar"]);
-    assert_eq!(app.incident().await.resolution_note.as_deref(), Some("from afar"));
+    assert_eq!(
+        app.incident().await.resolution_note.as_deref(),
+        Some("from afar")
+    );
     assert_no_complaint(&browser).await;
 }
 
@@ -695,7 +1046,9 @@ async fn a_form_on_another_site_changes_nothing() {
     let local = TestApp::start().await;
     local.fail("a").await;
     local.caused("unreported").await;
-    browser.open(&far(&app, "/").replace("//", &format!("//any:{ADMIN_TOKEN}@"))).await;
+    browser
+        .open(&far(&app, "/").replace("//", &format!("//any:{ADMIN_TOKEN}@")))
+        .await;
     for policy in ["same-origin", "no-referrer", "unsafe-url"] {
         for (victim, url) in [(&app, far(&app, "/")), (&local, local.admin("/"))] {
             let id = victim.incident().await.id;
@@ -704,10 +1057,18 @@ async fn a_form_on_another_site_changes_nothing() {
                  <form method=post action={url}incidents/{id}/resolve><input name=note value=evil><button>Win</button></form>"
             ))
             .await;
-            for site in ["localhost", "127.0.0.1", "evil.example", "lockwatch.example"] {
+            for site in [
+                "localhost",
+                "127.0.0.1",
+                "evil.example",
+                "lockwatch.example",
+            ] {
                 browser.open(&format!("http://{site}:{port}/")).await;
                 browser.follow("button").await;
-                assert_has(&browser.text("main").await, &["Forbidden", "another site's page"]);
+                assert_has(
+                    &browser.text("main").await,
+                    &["Forbidden", "another site's page"],
+                );
                 assert_no_complaint_but(&browser, &["403 (Forbidden)"]).await;
                 assert_eq!(victim.incident().await.resolved_at, None, "{site} {policy}");
             }

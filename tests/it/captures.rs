@@ -34,7 +34,11 @@ pub fn bodies() -> Vec<(String, Vec<u8>)> {
         .filter(|path| path.is_file())
         .map(|path| {
             let text = fs::read(&path).unwrap();
-            let body = if is_capture(&text) { Capture::from_line(&text).unwrap().body.to_vec() } else { text };
+            let body = if is_capture(&text) {
+                Capture::from_line(&text).unwrap().body.to_vec()
+            } else {
+                text
+            };
             (path.file_stem().unwrap().to_str().unwrap().to_owned(), body)
         })
         .collect();
@@ -56,7 +60,10 @@ async fn app() -> TestApp {
 async fn recorded(app: &TestApp) -> String {
     const UNASKED: &str = "select count(*) from affected_numbers n where not exists (select from health_checks h
                             where h.incident_id = n.incident_id and h.phone_number_id = n.phone_number_id)";
-    eventually("every number is looked up", async || app.count(UNASKED).await == 0).await;
+    eventually("every number is looked up", async || {
+        app.count(UNASKED).await == 0
+    })
+    .await;
     let rows: Vec<String> = sqlx::query_scalar(
         "select line from (
            select 1 as part, waba_id as a, '' as b, format(
@@ -92,7 +99,11 @@ async fn recorded(app: &TestApp) -> String {
     .fetch_all(&app.db)
     .await
     .unwrap();
-    if rows.is_empty() { "nothing".to_owned() } else { rows.join("\n") }
+    if rows.is_empty() {
+        "nothing".to_owned()
+    } else {
+        rows.join("\n")
+    }
 }
 
 /// What becomes of one body, which comes three times.
@@ -103,7 +114,11 @@ async fn outcome((name, body): (String, Vec<u8>)) -> (String, String) {
     for _ in 0..2 {
         app.deliver(&body).await;
     }
-    assert_eq!(recorded(&app).await, first, "{name}: a repetition changes nothing");
+    assert_eq!(
+        recorded(&app).await,
+        first,
+        "{name}: a repetition changes nothing"
+    );
     app.service.stop().await;
     (name, first)
 }
@@ -111,8 +126,15 @@ async fn outcome((name, body): (String, Vec<u8>)) -> (String, String) {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_body_becomes_the_rows_of_its_snapshot() {
     let bodies = bodies();
-    let names: BTreeSet<String> = bodies.iter().map(|(name, _)| format!("{name}.snap")).collect();
-    let outcomes: Vec<_> = stream::iter(bodies).map(outcome).buffer_unordered(4).collect().await;
+    let names: BTreeSet<String> = bodies
+        .iter()
+        .map(|(name, _)| format!("{name}.snap"))
+        .collect();
+    let outcomes: Vec<_> = stream::iter(bodies)
+        .map(outcome)
+        .buffer_unordered(4)
+        .collect()
+        .await;
 
     let mut settings = insta::Settings::clone_current();
     settings.set_snapshot_path(folder().join("snapshots"));
@@ -123,7 +145,9 @@ async fn every_body_becomes_the_rows_of_its_snapshot() {
     }
     let snapshots = fs::read_dir(folder().join("snapshots")).unwrap();
     let snapshots = snapshots.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    let orphans: Vec<String> = snapshots.filter(|snapshot| !names.contains(snapshot)).collect();
+    let orphans: Vec<String> = snapshots
+        .filter(|snapshot| !names.contains(snapshot))
+        .collect();
     assert!(orphans.is_empty(), "snapshots without a body: {orphans:?}");
 }
 
@@ -137,7 +161,8 @@ async fn any_order_and_any_repetition_ends_in_the_same_rows() {
             fastrand::Rng::with_seed(seed).shuffle(&mut bodies);
         }
         let app = app().await;
-        let deliveries = stream::iter(&bodies).for_each_concurrent(8, async |(_, body)| app.deliver(body).await);
+        let deliveries =
+            stream::iter(&bodies).for_each_concurrent(8, async |(_, body)| app.deliver(body).await);
         deliveries.await;
         ends.push(recorded(&app).await);
         app.service.stop().await;

@@ -57,7 +57,11 @@ async fn a_second_one_on_the_same_folder_is_told_and_does_no_harm() {
     let first = Embedded::start(folder.path(), None, &CancellationToken::new()).unwrap();
     let second = Embedded::start(folder.path(), None, &CancellationToken::new()).unwrap_err();
     assert!(matches!(second, EmbeddedError::InUse(_)), "{second}");
-    assert!(second.to_string().contains("another lockwatch is running on"));
+    assert!(
+        second
+            .to_string()
+            .contains("another lockwatch is running on")
+    );
     assert!(answers(&first).await);
 }
 
@@ -87,8 +91,10 @@ async fn an_orphan_is_stopped_and_its_data_taken_over() {
     let server = postmaster(folder.path());
     // Nobody is left to stop the server: as if lockwatch and the shell beside it had been killed at once.
     kill_process(parent(server), Signal::KILL).unwrap();
-    eventually("the supervisor takes over", async || is_gone(server) && Embedded::running(folder.path()).is_some())
-        .await;
+    eventually("the supervisor takes over", async || {
+        is_gone(server) && Embedded::running(folder.path()).is_some()
+    })
+    .await;
     assert!(answers(&embedded).await);
 }
 
@@ -97,10 +103,18 @@ async fn a_recycled_process_number_is_nobodys_server() {
     let folder = tempdir().unwrap();
     drop(Embedded::start(folder.path(), None, &CancellationToken::new()).unwrap());
     let data = folder.path().join("data");
-    let stale =
-        format!("{}\n{}\n1\n5432\n{}\n\n\nready\n", std::process::id(), data.display(), folder.path().display());
+    let stale = format!(
+        "{}\n{}\n1\n5432\n{}\n\n\nready\n",
+        std::process::id(),
+        data.display(),
+        folder.path().display()
+    );
     fs::write(data.join("postmaster.pid"), stale).unwrap();
-    fs::write(folder.path().join(".s.PGSQL.5432.lock"), format!("{}\n", std::process::id())).unwrap();
+    fs::write(
+        folder.path().join(".s.PGSQL.5432.lock"),
+        format!("{}\n", std::process::id()),
+    )
+    .unwrap();
     assert_eq!(Embedded::running(folder.path()), None);
     let embedded = Embedded::start(folder.path(), None, &CancellationToken::new()).unwrap();
     assert!(answers(&embedded).await);
@@ -128,7 +142,8 @@ async fn a_path_too_long_for_a_socket_is_no_obstacle() {
 #[tokio::test]
 async fn a_folder_with_a_comma_and_a_space_will_do() {
     let folder = tempdir().unwrap();
-    let embedded = Embedded::start(&folder.path().join("a, b"), None, &CancellationToken::new()).unwrap();
+    let embedded =
+        Embedded::start(&folder.path().join("a, b"), None, &CancellationToken::new()).unwrap();
     assert!(answers(&embedded).await);
 }
 
@@ -159,7 +174,10 @@ fn no_child_gets_a_secret_of_ours() {
         ("initdb", format!("exec {real}/initdb \"$@\"")),
         ("postgres", format!("exec {real}/postgres \"$@\"")),
     ] {
-        write_script(&programs.join(name), &format!("env > {}.$$\n{then}", seen.join(name).display()));
+        write_script(
+            &programs.join(name),
+            &format!("env > {}.$$\n{then}", seen.join(name).display()),
+        );
     }
     let data = folder.path().join("data");
     let path = format!("{}:{}", programs.display(), std::env::var("PATH").unwrap());
@@ -190,7 +208,10 @@ fn no_child_gets_a_secret_of_ours() {
         assert!(environment.contains("LC_ALL=C"), "{name}: {environment}");
     }
     for name in ["postgres", "initdb", "pg_config", "process"] {
-        assert!(seen_names.iter().any(|seen| seen == name), "{name} was not run: {seen_names:?}");
+        assert!(
+            seen_names.iter().any(|seen| seen == name),
+            "{name} was not run: {seen_names:?}"
+        );
     }
 }
 
@@ -199,19 +220,30 @@ fn data_of_another_version_is_left_alone() {
     let folder = tempdir().unwrap();
     fs::create_dir(folder.path().join("data")).unwrap();
     fs::write(folder.path().join("data/PG_VERSION"), "12\n").unwrap();
-    let error = Embedded::start(folder.path(), None, &CancellationToken::new()).unwrap_err().to_string();
+    let error = Embedded::start(folder.path(), None, &CancellationToken::new())
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("is PostgreSQL 12's, and only"), "{error}");
 }
 
 #[test]
 fn without_a_postgresql_it_says_how_to_get_one() {
     let folder = tempdir().unwrap();
-    let error = Embedded::start(folder.path(), Some(Path::new("/nonexistent")), &CancellationToken::new())
-        .unwrap_err()
-        .to_string();
-    for part in
-        ["PG_BIN_DIR=/nonexistent", "apt install", "dnf install", "brew install", "docker compose", "DATABASE_URL"]
-    {
+    let error = Embedded::start(
+        folder.path(),
+        Some(Path::new("/nonexistent")),
+        &CancellationToken::new(),
+    )
+    .unwrap_err()
+    .to_string();
+    for part in [
+        "PG_BIN_DIR=/nonexistent",
+        "apt install",
+        "dnf install",
+        "brew install",
+        "docker compose",
+        "DATABASE_URL",
+    ] {
         assert!(error.contains(part), "{part}: {error}");
     }
     assert_eq!(error.lines().count(), 1);
@@ -224,7 +256,12 @@ fn as_root_a_closed_folder_above_is_named() {
     }
     let closed = tempdir().unwrap();
     fs::set_permissions(closed.path(), fs::Permissions::from_mode(0o700)).unwrap();
-    let error = Embedded::start(&closed.path().join("postgres"), None, &CancellationToken::new()).unwrap_err();
+    let error = Embedded::start(
+        &closed.path().join("postgres"),
+        None,
+        &CancellationToken::new(),
+    )
+    .unwrap_err();
     assert!(matches!(error, EmbeddedError::Closed { .. }), "{error}");
     assert!(error.to_string().contains("LOCKWATCH_DATA_DIR"));
 }

@@ -41,13 +41,26 @@ struct Load {
 impl Load {
     fn new(webhook: String) -> Self {
         let (next, stop) = (AtomicU32::new(0), AtomicBool::new(false));
-        let (acknowledged, refused, slowest) = (Mutex::default(), Mutex::default(), Mutex::default());
-        Self { client: client(), webhook, next, stop, acknowledged, refused, slowest }
+        let (acknowledged, refused, slowest) =
+            (Mutex::default(), Mutex::default(), Mutex::default());
+        Self {
+            client: client(),
+            webhook,
+            next,
+            stop,
+            acknowledged,
+            refused,
+            slowest,
+        }
     }
 
     async fn send(&self, id: &str) -> Option<StatusCode> {
         let body = one_failure(id);
-        let request = self.client.post(&self.webhook).header(HEADER, sign(APP_SECRET, &body)).body(body);
+        let request = self
+            .client
+            .post(&self.webhook)
+            .header(HEADER, sign(APP_SECRET, &body))
+            .body(body);
         let started = Instant::now();
         let status = request.send().await.ok().map(|answer| answer.status());
         let mut slowest = self.slowest.lock().unwrap();
@@ -62,7 +75,10 @@ impl Load {
                 match self.send(&id).await {
                     Some(StatusCode::OK) => self.acknowledged.lock().unwrap().push(id),
                     answer => {
-                        assert!(matches!(answer, None | Some(StatusCode::SERVICE_UNAVAILABLE)), "{answer:?}");
+                        assert!(
+                            matches!(answer, None | Some(StatusCode::SERVICE_UNAVAILABLE)),
+                            "{answer:?}"
+                        );
                         self.refused.lock().unwrap().push(id);
                     }
                 }
@@ -88,7 +104,12 @@ impl Load {
         let acknowledged: HashSet<String> = self.acknowledged.lock().unwrap().drain(..).collect();
         let stored = stored(url).await;
         let lost: Vec<_> = acknowledged.difference(&stored).collect();
-        assert!(lost.is_empty(), "{} of {} acknowledged are lost: {lost:?}", lost.len(), acknowledged.len());
+        assert!(
+            lost.is_empty(),
+            "{} of {} acknowledged are lost: {lost:?}",
+            lost.len(),
+            acknowledged.len()
+        );
 
         let refused: Vec<String> = self.refused.lock().unwrap().drain(..).collect();
         let answers = join_all(refused.iter().map(|id| self.send(id))).await;
@@ -103,16 +124,22 @@ impl Load {
         .unwrap();
         let sent = i64::try_from(acknowledged.len() + refused.len()).unwrap();
         assert_eq!((rows, counted, numbered), (sent, sent, sent));
-        let open: i64 = sqlx::query_scalar("select count(*) from incidents where resolved_at is null")
-            .fetch_one(&mut connection)
-            .await
-            .unwrap();
+        let open: i64 =
+            sqlx::query_scalar("select count(*) from incidents where resolved_at is null")
+                .fetch_one(&mut connection)
+                .await
+                .unwrap();
         assert_eq!(open, 1);
         // Whoever works may be in one for a moment.
         let nobody_is_left = async || {
-            let left = "select count(*) from pg_stat_activity where state like 'idle in transaction%'";
+            let left =
+                "select count(*) from pg_stat_activity where state like 'idle in transaction%'";
             let mut connection = PgConnection::connect(url).await.unwrap();
-            sqlx::query_scalar::<_, i64>(left).fetch_one(&mut connection).await.unwrap() == 0
+            sqlx::query_scalar::<_, i64>(left)
+                .fetch_one(&mut connection)
+                .await
+                .unwrap()
+                == 0
         };
         eventually("no backend is left in a transaction", nobody_is_left).await;
     }
@@ -120,8 +147,10 @@ impl Load {
 
 async fn stored(url: &str) -> HashSet<String> {
     let mut connection = PgConnection::connect(url).await.unwrap();
-    let ids: Vec<String> =
-        sqlx::query_scalar("select message_id from failed_deliveries").fetch_all(&mut connection).await.unwrap();
+    let ids: Vec<String> = sqlx::query_scalar("select message_id from failed_deliveries")
+        .fetch_all(&mut connection)
+        .await
+        .unwrap();
     ids.into_iter().collect()
 }
 
@@ -136,22 +165,39 @@ async fn survives(
     let (service, _simulator) = service_on(&embedded).await;
     let load = Load::new(format!("http://{}/webhook", service.address));
     let fault = async {
-        load.until("acknowledgements", || load.acknowledged() > 200).await;
+        load.until("acknowledgements", || load.acknowledged() > 200)
+            .await;
         break_it(&embedded).await;
         let refused = load.refused();
-        load.until("refusals", || load.refused() >= refused + refusals).await;
+        load.until("refusals", || load.refused() >= refused + refusals)
+            .await;
         // A callback that is not about a lockout is none of the database's business.
         let body = br#"{"entry":[]}"#;
-        let other = load.client.post(&load.webhook).header(HEADER, sign(APP_SECRET, body)).body(&body[..]);
+        let other = load
+            .client
+            .post(&load.webhook)
+            .header(HEADER, sign(APP_SECRET, body))
+            .body(&body[..]);
         assert_eq!(other.send().await.unwrap().status(), StatusCode::OK);
         mend_it(&embedded).await;
         let (mended, acknowledged) = (Instant::now(), load.acknowledged());
-        load.until("acknowledgements again", || load.acknowledged() > acknowledged + 200).await;
-        assert!(mended.elapsed() < BACK_WITHIN, "back only after {:?}", mended.elapsed());
+        load.until("acknowledgements again", || {
+            load.acknowledged() > acknowledged + 200
+        })
+        .await;
+        assert!(
+            mended.elapsed() < BACK_WITHIN,
+            "back only after {:?}",
+            mended.elapsed()
+        );
         load.stop.store(true, Ordering::Relaxed);
     };
     tokio::join!(load.run(), fault);
-    assert!(*load.slowest.lock().unwrap() < SLOWEST, "{:?}", load.slowest);
+    assert!(
+        *load.slowest.lock().unwrap() < SLOWEST,
+        "{:?}",
+        load.slowest
+    );
     load.settle(&embedded.url()).await;
     service.stop().await;
 }
@@ -160,7 +206,10 @@ async fn service_on(embedded: &Embedded) -> (Service, Simulator) {
     let simulator = Simulator::start(ACCESS_TOKEN, APP_SECRET).await.unwrap();
     let database = Database::parse(&embedded.url()).unwrap();
     database.migrate().await.unwrap();
-    (service(database, &simulator, &[APP_SECRET]).await, simulator)
+    (
+        service(database, &simulator, &[APP_SECRET]).await,
+        simulator,
+    )
 }
 
 fn postgres() -> Embedded {
@@ -182,10 +231,24 @@ async fn a_silent_database() {
 async fn a_read_only_database() {
     // As after a failover, when the address still leads to the old primary.
     let lock = async |embedded: &Embedded| {
-        run(embedded, &["alter system set default_transaction_read_only = on", "select pg_reload_conf()"]).await;
+        run(
+            embedded,
+            &[
+                "alter system set default_transaction_read_only = on",
+                "select pg_reload_conf()",
+            ],
+        )
+        .await;
     };
     let unlock = async |embedded: &Embedded| {
-        run(embedded, &["alter system reset default_transaction_read_only", "select pg_reload_conf()"]).await;
+        run(
+            embedded,
+            &[
+                "alter system reset default_transaction_read_only",
+                "select pg_reload_conf()",
+            ],
+        )
+        .await;
     };
     survives(postgres(), 40, lock, unlock).await;
 }
@@ -203,7 +266,10 @@ async fn a_locked_table() {
         *locker.lock().await = Some(connection);
     };
     let release = async |_: &Embedded| {
-        sqlx::raw_sql(unlock).execute(locker.lock().await.as_mut().unwrap()).await.unwrap();
+        sqlx::raw_sql(unlock)
+            .execute(locker.lock().await.as_mut().unwrap())
+            .await
+            .unwrap();
     };
     survives(embedded, 40, lock, release).await;
 }
@@ -220,7 +286,10 @@ async fn a_stopped_database() {
     };
     let start = async |embedded: &Embedded| {
         std::fs::rename(&away, &configuration).unwrap();
-        eventually("the server runs", async || PgConnection::connect(&embedded.url()).await.is_ok()).await;
+        eventually("the server runs", async || {
+            PgConnection::connect(&embedded.url()).await.is_ok()
+        })
+        .await;
     };
     survives(there, 40, stop, start).await;
 }
@@ -232,15 +301,25 @@ async fn one_silent_backend_in_a_transaction() {
     let stop = async |embedded: &Embedded| {
         let mut connection = PgConnection::connect(&embedded.url()).await.unwrap();
         // It comes to the number's row last, when it has locked the account.
-        sqlx::raw_sql("begin; select from affected_numbers for update").execute(&mut connection).await.unwrap();
+        sqlx::raw_sql("begin; select from affected_numbers for update")
+            .execute(&mut connection)
+            .await
+            .unwrap();
         let waiting = "select pid from pg_stat_activity where application_name = 'lockwatch recorder' and wait_event_type = 'Lock'";
         let pid = loop {
-            if let Some(pid) = sqlx::query_scalar::<_, i32>(waiting).fetch_optional(&mut connection).await.unwrap() {
+            if let Some(pid) = sqlx::query_scalar::<_, i32>(waiting)
+                .fetch_optional(&mut connection)
+                .await
+                .unwrap()
+            {
                 break Pid::from_raw(pid).unwrap();
             }
         };
         kill_process(pid, Signal::STOP).unwrap();
-        sqlx::raw_sql("rollback").execute(&mut connection).await.unwrap();
+        sqlx::raw_sql("rollback")
+            .execute(&mut connection)
+            .await
+            .unwrap();
         *stopped.lock().unwrap() = Some(pid);
     };
     let go_on = async |_: &Embedded| {
@@ -259,7 +338,10 @@ async fn a_backend_that_never_speaks_again_costs_no_look_up() {
     let mut connection = PgConnection::connect(&embedded.url()).await.unwrap();
     let pooled = "select pid from pg_stat_activity where application_name = 'lockwatch'";
     let pids: Vec<i32> = loop {
-        let pids: Vec<i32> = sqlx::query_scalar(pooled).fetch_all(&mut connection).await.unwrap();
+        let pids: Vec<i32> = sqlx::query_scalar(pooled)
+            .fetch_all(&mut connection)
+            .await
+            .unwrap();
         if !pids.is_empty() {
             break pids;
         }
@@ -268,8 +350,14 @@ async fn a_backend_that_never_speaks_again_costs_no_look_up() {
         kill_process(Pid::from_raw(*pid).unwrap(), Signal::STOP).unwrap();
     }
     let load = Load::new(format!("http://{}/webhook", service.address));
-    eventually("a callback is recorded", async || load.send("wamid.1").await == Some(StatusCode::OK)).await;
-    eventually("its number is looked up", async || !simulator.requests().is_empty()).await;
+    eventually("a callback is recorded", async || {
+        load.send("wamid.1").await == Some(StatusCode::OK)
+    })
+    .await;
+    eventually("its number is looked up", async || {
+        !simulator.requests().is_empty()
+    })
+    .await;
     for pid in pids {
         let _ = kill_process(Pid::from_raw(pid).unwrap(), Signal::CONT);
     }
@@ -282,7 +370,8 @@ async fn kill_9_under_load_loses_nothing_and_leaves_no_server_behind() {
     serve.logged("the database is ready");
     let load = Load::new(serve.webhook.clone());
     let kill = async {
-        load.until("acknowledgements", || load.acknowledged() > 300).await;
+        load.until("acknowledgements", || load.acknowledged() > 300)
+            .await;
         serve.signal(Signal::KILL);
         load.until("refusals", || load.refused() > 40).await;
         load.stop.store(true, Ordering::Relaxed);
@@ -298,7 +387,10 @@ async fn kill_9_under_load_loses_nothing_and_leaves_no_server_behind() {
     let again = Serve::on_folder(folder.path(), &[]);
     again.logged("the database is ready");
     let url = Embedded::running(&folder.path().join("postgres")).unwrap();
-    let load = Load { webhook: again.webhook.clone(), ..load };
+    let load = Load {
+        webhook: again.webhook.clone(),
+        ..load
+    };
     load.settle(&url).await;
 }
 

@@ -15,7 +15,9 @@ use time::{Duration, OffsetDateTime};
 use tokio::time::Instant;
 
 use crate::support::database::TestDatabase;
-use crate::support::{ACCESS_TOKEN, APP_SECRET, NUMBER, OTHER_NUMBER, TestApp, WABA, eventually, service};
+use crate::support::{
+    ACCESS_TOKEN, APP_SECRET, NUMBER, OTHER_NUMBER, TestApp, WABA, eventually, service,
+};
 
 /// An app whose usual number answers these.
 async fn app_with(script: impl IntoIterator<Item = Scenario>) -> TestApp {
@@ -26,28 +28,60 @@ async fn app_with(script: impl IntoIterator<Item = Scenario>) -> TestApp {
 
 /// The minutes until the only number is looked up again.
 async fn minutes_until_due(app: &TestApp) -> i64 {
-    app.count("select round(extract(epoch from check_due_at - now()) / 60)::bigint from affected_numbers").await
+    app.count(
+        "select round(extract(epoch from check_due_at - now()) / 60)::bigint from affected_numbers",
+    )
+    .await
 }
 
 #[tokio::test]
 async fn the_first_look_up_starts_within_a_second_of_the_first_failure() {
     let app = TestApp::start().await;
     app.fail("warm-up of another account's").await;
-    app.eventually("the first look-up", async || app.simulator.requests().len() == 1).await;
+    app.eventually("the first look-up", async || {
+        app.simulator.requests().len() == 1
+    })
+    .await;
     let started = Instant::now();
-    app.deliver(&StatusCallback::new().failed("2044", OTHER_NUMBER, "x").into_body()).await;
-    app.eventually("the second look-up", async || app.simulator.requests().len() == 2).await;
+    app.deliver(
+        &StatusCallback::new()
+            .failed("2044", OTHER_NUMBER, "x")
+            .into_body(),
+    )
+    .await;
+    app.eventually("the second look-up", async || {
+        app.simulator.requests().len() == 2
+    })
+    .await;
     let took = app.simulator.requests()[1].at - started;
-    assert!(took < StdDuration::from_millis(900), "woken, not only polled: {took:?}");
+    assert!(
+        took < StdDuration::from_millis(900),
+        "woken, not only polled: {took:?}"
+    );
 }
 
 #[tokio::test]
 async fn every_cause_is_found_and_names_its_evidence() {
     for (scenario, cause, entity, code) in [
         (Scenario::Payment, "payment", Some("WABA"), Some(141_006)),
-        (Scenario::Policy, "policy_violation", Some("BUSINESS"), Some(141_005)),
-        (Scenario::Unverified, "business_verification", Some("BUSINESS"), Some(141_010)),
-        (Scenario::DisplayName, "other_restriction", Some("PHONE_NUMBER"), None),
+        (
+            Scenario::Policy,
+            "policy_violation",
+            Some("BUSINESS"),
+            Some(141_005),
+        ),
+        (
+            Scenario::Unverified,
+            "business_verification",
+            Some("BUSINESS"),
+            Some(141_010),
+        ),
+        (
+            Scenario::DisplayName,
+            "other_restriction",
+            Some("PHONE_NUMBER"),
+            None,
+        ),
         (Scenario::Available, "unreported", None, None),
         (Scenario::CallingNoise, "unreported", None, None),
         (Scenario::NoHealth, "lookup_denied", None, None),
@@ -57,7 +91,11 @@ async fn every_cause_is_found_and_names_its_evidence() {
         let app = app_with([scenario.clone()]).await;
         app.fail("a").await;
         let incident = app.caused(cause).await;
-        assert_eq!(incident.cause_entity_type.as_deref(), entity, "{scenario:?}");
+        assert_eq!(
+            incident.cause_entity_type.as_deref(),
+            entity,
+            "{scenario:?}"
+        );
         assert_eq!(incident.cause_error_code, code, "{scenario:?}");
         assert!(incident.cause_recorded_at.is_some() && incident.cause_summary.is_some());
         let evidence = "select count(*) from incidents i join health_checks c on c.id = i.cause_check_id and c.response is not null";
@@ -70,21 +108,38 @@ async fn calling_noise_is_not_taken_for_a_block() {
     let app = app_with([Scenario::CallingNoise]).await;
     app.fail("a").await;
     app.caused("unreported").await;
-    assert_eq!(app.checks().await[0].can_send_message.as_deref(), Some("AVAILABLE"), "the root said BLOCKED");
+    assert_eq!(
+        app.checks().await[0].can_send_message.as_deref(),
+        Some("AVAILABLE"),
+        "the root said BLOCKED"
+    );
 }
 
 #[tokio::test]
 async fn after_two_server_errors_the_third_answer_is_the_cause() {
-    let app = app_with([Scenario::ServerError, Scenario::ServerError, Scenario::Payment]).await;
+    let app = app_with([
+        Scenario::ServerError,
+        Scenario::ServerError,
+        Scenario::Payment,
+    ])
+    .await;
     app.fail("a").await;
-    app.eventually("a first error", async || app.count("select count(*) from health_checks").await == 1).await;
+    app.eventually("a first error", async || {
+        app.count("select count(*) from health_checks").await == 1
+    })
+    .await;
     assert_eq!(app.incident().await.cause, "pending");
     let due = "select count(*) from affected_numbers where check_due_at - now() between interval '3 seconds' and interval '10 seconds'";
     assert_eq!(app.count(due).await, 1, "backoff from five seconds");
     app.next_check(Duration::seconds(10)).await;
     app.next_check(Duration::seconds(30)).await;
     app.caused("payment").await;
-    let outcomes: Vec<_> = app.checks().await.into_iter().map(|check| check.outcome).collect();
+    let outcomes: Vec<_> = app
+        .checks()
+        .await
+        .into_iter()
+        .map(|check| check.outcome)
+        .collect();
     assert_eq!(outcomes, ["unreachable", "unreachable", "answered"]);
 }
 
@@ -92,18 +147,32 @@ async fn after_two_server_errors_the_third_answer_is_the_cause() {
 async fn a_throttled_account_is_asked_again_when_meta_says_and_not_before() {
     let app = app_with([Scenario::Throttled(19), Scenario::Payment]).await;
     app.fail("a").await;
-    app.eventually("a first answer", async || app.count("select count(*) from health_checks").await == 1).await;
+    app.eventually("a first answer", async || {
+        app.count("select count(*) from health_checks").await == 1
+    })
+    .await;
     assert_eq!(app.checks().await[0].outcome, "throttled");
     // Another number of the same account has to wait as well.
-    app.deliver(&StatusCallback::new().failed(WABA, OTHER_NUMBER, "b").into_body()).await;
-    let paused = "select round(extract(epoch from lookups_paused_until - now()) / 60)::bigint from accounts";
+    app.deliver(
+        &StatusCallback::new()
+            .failed(WABA, OTHER_NUMBER, "b")
+            .into_body(),
+    )
+    .await;
+    let paused =
+        "select round(extract(epoch from lookups_paused_until - now()) / 60)::bigint from accounts";
     assert_eq!(app.count(paused).await, 19);
     app.let_time_pass(Duration::minutes(18)).await;
-    assert_eq!(claims::claim_due(&app.db, 10, &[]).await.unwrap().len(), 0, "a minute is left");
+    assert_eq!(
+        claims::claim_due(&app.db, 10, &[]).await.unwrap().len(),
+        0,
+        "a minute is left"
+    );
     assert_eq!(app.simulator.requests().len(), 1);
     app.let_time_pass(Duration::minutes(1)).await;
     app.caused("payment").await;
-    app.eventually("both numbers", async || app.simulator.requests().len() == 3).await;
+    app.eventually("both numbers", async || app.simulator.requests().len() == 3)
+        .await;
 }
 
 #[tokio::test]
@@ -124,8 +193,12 @@ async fn while_open_it_is_asked_after_5_15_30_and_then_every_60_minutes() {
     app.caused("payment").await;
     for pause in [5, 15, 30, 60, 60] {
         let due = minutes_until_due(&app).await;
-        assert!((pause * 9 / 10..=pause * 11 / 10 + 1).contains(&due), "{due} minutes instead of {pause}");
-        app.fail(&format!("a later failure moves nothing {pause}")).await;
+        assert!(
+            (pause * 9 / 10..=pause * 11 / 10 + 1).contains(&due),
+            "{due} minutes instead of {pause}"
+        );
+        app.fail(&format!("a later failure moves nothing {pause}"))
+            .await;
         assert!((minutes_until_due(&app).await - due).abs() <= 1);
         app.next_check(Duration::minutes(due + 1)).await;
     }
@@ -133,13 +206,22 @@ async fn while_open_it_is_asked_after_5_15_30_and_then_every_60_minutes() {
 
 #[tokio::test]
 async fn a_found_cause_stays_when_the_token_expires_or_meta_falls_silent() {
-    let app = app_with([Scenario::Policy, Scenario::ExpiredToken, Scenario::NoHealth, Scenario::Available]).await;
+    let app = app_with([
+        Scenario::Policy,
+        Scenario::ExpiredToken,
+        Scenario::NoHealth,
+        Scenario::Available,
+    ])
+    .await;
     app.fail("a").await;
     app.caused("policy_violation").await;
     for _ in 0..3 {
         app.next_check(Duration::hours(2)).await;
         let incident = app.incident().await;
-        assert_eq!((incident.cause.as_str(), incident.cause_error_code), ("policy_violation", Some(141_005)));
+        assert_eq!(
+            (incident.cause.as_str(), incident.cause_error_code),
+            ("policy_violation", Some(141_005))
+        );
     }
     assert_eq!(app.checks().await.len(), 4, "every answer is kept");
 }
@@ -152,14 +234,26 @@ async fn without_a_token_the_cause_says_so_and_a_token_given_later_is_used_at_on
     let app = TestApp::start_with(database, simulator, None).await;
     app.fail("a").await;
     let incident = app.caused("lookup_denied").await;
-    assert!(incident.cause_summary.unwrap().contains("no token configured"));
+    assert!(
+        incident
+            .cause_summary
+            .unwrap()
+            .contains("no token configured")
+    );
     assert_eq!(app.checks().await[0].outcome, "not_asked");
     assert_eq!(app.simulator.requests().len(), 0);
 
-    let TestApp { service: without, simulator, db, database, .. } = app;
+    let TestApp {
+        service: without,
+        simulator,
+        db,
+        database,
+        ..
+    } = app;
     without.stop().await;
     let _restarted = service(database.database(), &simulator, &[APP_SECRET]).await;
-    let is_found = async || incidents::list(&db, &Filter::default(), 1).await.unwrap()[0].cause == "payment";
+    let is_found =
+        async || incidents::list(&db, &Filter::default(), 1).await.unwrap()[0].cause == "payment";
     eventually("the cause", is_found).await;
 }
 
@@ -183,12 +277,25 @@ async fn an_account_locked_by_somebody_else_holds_up_no_other() {
     .await
     .unwrap();
     let mut somebody = app.db.begin().await.unwrap();
-    sqlx::query("select from accounts where waba_id = 'old' for update").execute(&mut *somebody).await.unwrap();
+    sqlx::query("select from accounts where waba_id = 'old' for update")
+        .execute(&mut *somebody)
+        .await
+        .unwrap();
     let sweeping = service(app.database.database(), &app.simulator, &[APP_SECRET]).await;
     app.service.stop().await;
-    let request = app.client.post(format!("http://{}/webhook", sweeping.address));
-    let body = StatusCallback::new().at(OffsetDateTime::now_utc()).failed(WABA, NUMBER, "a").into_body();
-    request.header(HEADER, sign(APP_SECRET, &body)).body(body).send().await.unwrap();
+    let request = app
+        .client
+        .post(format!("http://{}/webhook", sweeping.address));
+    let body = StatusCallback::new()
+        .at(OffsetDateTime::now_utc())
+        .failed(WABA, NUMBER, "a")
+        .into_body();
+    request
+        .header(HEADER, sign(APP_SECRET, &body))
+        .body(body)
+        .send()
+        .await
+        .unwrap();
     let simulator = &app.simulator;
     eventually("its look-up", async || simulator.requests().len() == 1).await;
     somebody.rollback().await.unwrap();
@@ -201,7 +308,10 @@ async fn a_token_that_meta_repeats_is_stored_nowhere() {
     app.caused("lookup_denied").await;
     let everything = "select (select string_agg(t::text, ' ') from incidents t) || (select string_agg(t::text, ' ') from health_checks t)";
     let stored = app.text(everything).await.unwrap();
-    assert!(stored.contains("Malformed access token [removed]"), "{stored}");
+    assert!(
+        stored.contains("Malformed access token [removed]"),
+        "{stored}"
+    );
     assert!(!stored.contains(ACCESS_TOKEN) && !stored.contains(APP_SECRET));
 }
 
@@ -212,20 +322,34 @@ async fn the_proof_is_made_with_the_secret_that_meta_accepts() {
     let settings = GraphSettings {
         url: simulator.url(),
         version: "v25.0".into(),
-        app_secrets: ["the-first-app-secret", "the-second-app-secret", APP_SECRET].map(SecretString::from).to_vec(),
+        app_secrets: ["the-first-app-secret", "the-second-app-secret", APP_SECRET]
+            .map(SecretString::from)
+            .to_vec(),
         tokens: Tokens::new(Some(ACCESS_TOKEN.into()), None).unwrap(),
     };
     let graph = Graph::new(settings).unwrap();
     for requests in [3, 4] {
-        assert!(matches!(graph.look_up(WABA, NUMBER).await.answer, Answer::Health(_)));
-        assert_eq!(simulator.requests().len(), requests, "tried once, then remembered");
+        assert!(matches!(
+            graph.look_up(WABA, NUMBER).await.answer,
+            Answer::Health(_)
+        ));
+        assert_eq!(
+            simulator.requests().len(),
+            requests,
+            "tried once, then remembered"
+        );
     }
 }
 
 #[tokio::test]
 async fn a_node_that_is_no_number_is_not_asked_for() {
     let app = TestApp::start().await;
-    app.deliver(&StatusCallback::new().failed(WABA, "../me?fields=id", "a").into_body()).await;
+    app.deliver(
+        &StatusCallback::new()
+            .failed(WABA, "../me?fields=id", "a")
+            .into_body(),
+    )
+    .await;
     let incident = app.caused("lookup_denied").await;
     assert!(incident.cause_summary.unwrap().contains("not a number"));
     assert_eq!(app.simulator.requests().len(), 0);
@@ -236,11 +360,23 @@ async fn a_look_up_that_ends_after_the_resolution_is_kept_and_changes_nothing() 
     let slow = Scenario::Slow(StdDuration::from_secs(2), Box::new(Scenario::Payment));
     let app = app_with([slow]).await;
     app.fail("a").await;
-    app.eventually("a look-up under way", async || app.simulator.requests().len() == 1).await;
-    resolve(&app.db, app.incident().await.id, None).await.unwrap();
-    app.eventually("its answer", async || app.count("select count(*) from health_checks").await == 1).await;
+    app.eventually("a look-up under way", async || {
+        app.simulator.requests().len() == 1
+    })
+    .await;
+    resolve(&app.db, app.incident().await.id, None)
+        .await
+        .unwrap();
+    app.eventually("its answer", async || {
+        app.count("select count(*) from health_checks").await == 1
+    })
+    .await;
     assert_eq!(app.incident().await.cause, "pending");
-    assert_eq!(app.count("select count(*) from affected_numbers where check_due_at is not null").await, 0);
+    assert_eq!(
+        app.count("select count(*) from affected_numbers where check_due_at is not null")
+            .await,
+        0
+    );
 }
 
 #[tokio::test]
@@ -248,11 +384,26 @@ async fn a_number_of_two_incidents_is_looked_up_for_one_after_the_other() {
     let slow = Scenario::Slow(StdDuration::from_millis(1500), Box::new(Scenario::Payment));
     let app = app_with([slow]).await;
     app.fail("a").await;
-    app.eventually("a look-up under way", async || app.simulator.requests().len() == 1).await;
-    resolve(&app.db, app.incident().await.id, None).await.unwrap();
-    app.fail_at("b", OffsetDateTime::now_utc() + Duration::minutes(1)).await;
-    app.eventually("a cause", async || app.incidents().await.last().unwrap().cause == "payment").await;
-    assert_eq!((app.simulator.requests().len(), app.simulator.most_under_way()), (2, 1));
+    app.eventually("a look-up under way", async || {
+        app.simulator.requests().len() == 1
+    })
+    .await;
+    resolve(&app.db, app.incident().await.id, None)
+        .await
+        .unwrap();
+    app.fail_at("b", OffsetDateTime::now_utc() + Duration::minutes(1))
+        .await;
+    app.eventually("a cause", async || {
+        app.incidents().await.last().unwrap().cause == "payment"
+    })
+    .await;
+    assert_eq!(
+        (
+            app.simulator.requests().len(),
+            app.simulator.most_under_way()
+        ),
+        (2, 1)
+    );
 }
 
 #[tokio::test]
@@ -269,16 +420,36 @@ async fn what_a_lost_claim_saves_is_kept_and_changes_nothing() {
     .await
     .unwrap();
     let lost = claims::claim_due(&app.db, 10, &[]).await.unwrap().remove(0);
-    assert!(claims::claim_due(&app.db, 10, &[]).await.unwrap().is_empty(), "under a lease");
+    assert!(
+        claims::claim_due(&app.db, 10, &[])
+            .await
+            .unwrap()
+            .is_empty(),
+        "under a lease"
+    );
     sqlx::query("update affected_numbers set check_lease_until = now() - interval '1 second'")
         .execute(&app.db)
         .await
         .unwrap();
     let newer = claims::claim_due(&app.db, 10, &[]).await.unwrap().remove(0);
 
-    let check = Check { answer: Answer::NoHealth, http_status: Some(200), response: None, duration: StdDuration::ZERO };
-    assert_eq!(checks::save(&app.db, &lost, &check, 0.5).await.unwrap(), Saved::Late);
-    assert!(matches!(checks::save(&app.db, &newer, &check, 0.5).await.unwrap(), Saved::Caused(_)));
-    let rows: i64 = sqlx::query_scalar("select count(*) from health_checks").fetch_one(&app.db).await.unwrap();
+    let check = Check {
+        answer: Answer::NoHealth,
+        http_status: Some(200),
+        response: None,
+        duration: StdDuration::ZERO,
+    };
+    assert_eq!(
+        checks::save(&app.db, &lost, &check, 0.5).await.unwrap(),
+        Saved::Late
+    );
+    assert!(matches!(
+        checks::save(&app.db, &newer, &check, 0.5).await.unwrap(),
+        Saved::Caused(_)
+    ));
+    let rows: i64 = sqlx::query_scalar("select count(*) from health_checks")
+        .fetch_one(&app.db)
+        .await
+        .unwrap();
     assert_eq!(rows, 2);
 }

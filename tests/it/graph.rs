@@ -40,7 +40,11 @@ impl LookedUp {
 
     #[track_caller]
     fn is(&self, outcome: &str, cause: &str, next: RangeInclusive<f64>, what: &str) {
-        assert_eq!((self.outcome.as_str(), self.cause.as_str()), (outcome, cause), "{what}: {self:?}");
+        assert_eq!(
+            (self.outcome.as_str(), self.cause.as_str()),
+            (outcome, cause),
+            "{what}: {self:?}"
+        );
         assert!(next.contains(&self.next), "{what}: {self:?}");
     }
 
@@ -60,7 +64,11 @@ fn number(position: usize) -> String {
 }
 
 async fn look_up_each(scripts: impl IntoIterator<Item = Vec<Move>>) -> Round {
-    let scripts: HashMap<_, _> = scripts.into_iter().enumerate().map(|(n, script)| (number(n), script)).collect();
+    let scripts: HashMap<_, _> = scripts
+        .into_iter()
+        .enumerate()
+        .map(|(n, script)| (number(n), script))
+        .collect();
     let numbers = scripts.len();
     let wire = Wire::start(scripts).await;
     let app = TestApp::start_asking(&wire.url).await;
@@ -71,14 +79,24 @@ async fn look_up_each(scripts: impl IntoIterator<Item = Vec<Move>>) -> Round {
     app.deliver(&callback.into_body()).await;
     let all = i64::try_from(numbers).unwrap();
     app.eventually("a look-up of every number", async || {
-        app.count("select count(distinct phone_number_id) from health_checks").await == all
+        app.count("select count(distinct phone_number_id) from health_checks")
+            .await
+            == all
     })
     .await;
     app.service.stop().await;
 
     let everything = "select (select string_agg(t::text, ' ') from incidents t) || (select string_agg(t::text, ' ') from health_checks t)";
-    let stored: String = sqlx::query_scalar(everything).fetch_one(&app.db).await.unwrap();
-    for secret in [ACCESS_TOKEN, APP_SECRET, &appsecret_proof(APP_SECRET, ACCESS_TOKEN), "appsecret_proof="] {
+    let stored: String = sqlx::query_scalar(everything)
+        .fetch_one(&app.db)
+        .await
+        .unwrap();
+    for secret in [
+        ACCESS_TOKEN,
+        APP_SECRET,
+        &appsecret_proof(APP_SECRET, ACCESS_TOKEN),
+        "appsecret_proof=",
+    ] {
         assert!(!stored.contains(secret), "{secret} is in {stored}");
     }
     let looked_up = sqlx::query_as(
@@ -91,5 +109,8 @@ async fn look_up_each(scripts: impl IntoIterator<Item = Vec<Move>>) -> Round {
            join accounts a on a.waba_id = c.waba_id
           order by phone_number_id, c.id desc",
     );
-    Round { looked_up: looked_up.fetch_all(&app.db).await.unwrap(), wire }
+    Round {
+        looked_up: looked_up.fetch_all(&app.db).await.unwrap(),
+        wire,
+    }
 }

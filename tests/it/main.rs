@@ -3,7 +3,11 @@
 //! Without a DATABASE_URL one Postgres is started for the run and gone with it; every test has a
 //! database of its own.
 
-#![allow(unreachable_pub, clippy::unwrap_used, reason = "a test may fail, and is no library")]
+#![allow(
+    unreachable_pub,
+    clippy::unwrap_used,
+    reason = "a test may fail, and is no library"
+)]
 
 mod api;
 mod architecture;

@@ -17,7 +17,8 @@ use tokio::time::{Instant, timeout};
 
 use crate::support::database::TestDatabase;
 use crate::support::{
-    ACCESS_TOKEN, APP_SECRET, NUMBER, OTHER_NUMBER, TestApp, VERIFY_TOKEN, WABA, client, one_failure, service,
+    ACCESS_TOKEN, APP_SECRET, NUMBER, OTHER_NUMBER, TestApp, VERIFY_TOKEN, WABA, client,
+    one_failure, service,
 };
 
 /// One answer, read as strictly as Prometheus reads it.
@@ -29,7 +30,11 @@ struct Scrape {
 
 impl Scrape {
     async fn of(service: &Service) -> Self {
-        let response = client().get(format!("http://{}/metrics", service.admin_address)).send().await.unwrap();
+        let response = client()
+            .get(format!("http://{}/metrics", service.admin_address))
+            .send()
+            .await
+            .unwrap();
         assert_eq!(response.status(), StatusCode::OK);
         let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
         assert_eq!(response.headers()["content-type"], content_type);
@@ -38,24 +43,42 @@ impl Scrape {
 
     /// Each family is described before its series, each series comes once, and the end is marked.
     fn read(text: String) -> Self {
-        let mut scrape = Self { text: text.clone(), values: BTreeMap::new() };
+        let mut scrape = Self {
+            text: text.clone(),
+            values: BTreeMap::new(),
+        };
         let (mut family, mut families) = ("", BTreeSet::new());
         for line in text.strip_suffix("# EOF\n").expect("a marked end").lines() {
             match line.splitn(4, ' ').collect::<Vec<_>>()[..] {
                 ["#", "HELP", name, help] => {
-                    assert!(name.starts_with("lockwatch_") && families.insert(name), "described twice: {line}");
-                    assert!(help.len() > 10 && help.ends_with('.') && !help.contains('\\'), "{line}");
+                    assert!(
+                        name.starts_with("lockwatch_") && families.insert(name),
+                        "described twice: {line}"
+                    );
+                    assert!(
+                        help.len() > 10 && help.ends_with('.') && !help.contains('\\'),
+                        "{line}"
+                    );
                     family = name;
                 }
                 ["#", "TYPE", name, "counter" | "gauge" | "histogram"] => assert_eq!(name, family),
-                ["#", "UNIT", name, unit] => assert!(name == family && name.ends_with(unit), "{line}"),
+                ["#", "UNIT", name, unit] => {
+                    assert!(name == family && name.ends_with(unit), "{line}")
+                }
                 [series, value] => {
                     let (name, label) = series.split_once('{').unwrap_or((series, "=\"\"}"));
-                    let (_, word) = label.strip_suffix("\"}").unwrap().split_once("=\"").unwrap();
+                    let (_, word) = label
+                        .strip_suffix("\"}")
+                        .unwrap()
+                        .split_once("=\"")
+                        .unwrap();
                     let plain = word.chars().all(|c| c.is_ascii_lowercase() || c == '_');
-                    let bucket = label.starts_with("le=") && (word == "+Inf" || word.parse::<f64>().is_ok());
+                    let bucket =
+                        label.starts_with("le=") && (word == "+Inf" || word.parse::<f64>().is_ok());
                     assert!(name.starts_with(family) && (plain || bucket), "{line}");
-                    let before = scrape.values.insert((name.to_owned(), word.to_owned()), value.parse().unwrap());
+                    let before = scrape
+                        .values
+                        .insert((name.to_owned(), word.to_owned()), value.parse().unwrap());
                     assert!(before.is_none(), "twice: {line}");
                 }
                 _ => panic!("{line:?} is neither a comment nor a series"),
@@ -65,20 +88,25 @@ impl Scrape {
     }
 
     fn value(&self, series: &str) -> f64 {
-        *self.values.get(&(format!("lockwatch_{series}"), String::new())).expect(series)
+        *self
+            .values
+            .get(&(format!("lockwatch_{series}"), String::new()))
+            .expect(series)
     }
 
     /// The words of a label whose series are not zero.
     fn words(&self, series: &str) -> Vec<(&str, f64)> {
-        let of = self
-            .values
-            .iter()
-            .filter(|((name, _), value)| name.strip_prefix("lockwatch_") == Some(series) && **value != 0.0);
-        of.map(|((_, word), value)| (word.as_str(), *value)).collect()
+        let of = self.values.iter().filter(|((name, _), value)| {
+            name.strip_prefix("lockwatch_") == Some(series) && **value != 0.0
+        });
+        of.map(|((_, word), value)| (word.as_str(), *value))
+            .collect()
     }
 
     fn has(&self, series: &str) -> bool {
-        self.values.keys().any(|(name, _)| name.strip_prefix("lockwatch_") == Some(series))
+        self.values
+            .keys()
+            .any(|(name, _)| name.strip_prefix("lockwatch_") == Some(series))
     }
 }
 
@@ -87,7 +115,10 @@ async fn every_series_is_there_from_the_start() {
     let app = TestApp::start().await;
     let scrape = Scrape::of(&app.service).await;
     let words = |series: &str| {
-        let of = scrape.values.keys().filter(|(name, _)| name.strip_prefix("lockwatch_") == Some(series));
+        let of = scrape
+            .values
+            .keys()
+            .filter(|(name, _)| name.strip_prefix("lockwatch_") == Some(series));
         of.map(|(_, word)| word.as_str()).collect::<BTreeSet<_>>()
     };
     for (series, expected) in [
@@ -97,21 +128,42 @@ async fn every_series_is_there_from_the_start() {
         ),
         ("handshakes_total", "verified wrong_token malformed"),
         ("failures_total", "recorded repeated"),
-        ("lookups_total", "answered no_health not_asked refused throttled unreachable"),
+        (
+            "lookups_total",
+            "answered no_health not_asked refused throttled unreachable",
+        ),
         ("pool_connections", "idle busy"),
-        ("incidents_open", &LockoutCause::ALL.map(LockoutCause::as_str).join(" ")),
+        (
+            "incidents_open",
+            &LockoutCause::ALL.map(LockoutCause::as_str).join(" "),
+        ),
     ] {
         assert_eq!(words(series), expected.split(' ').collect(), "{series}");
     }
-    for series in ["batch_callbacks_count", "batch_failures_count", "commit_seconds_count", "lookup_seconds_count"] {
+    for series in [
+        "batch_callbacks_count",
+        "batch_failures_count",
+        "commit_seconds_count",
+        "lookup_seconds_count",
+    ] {
         assert_eq!(scrape.value(series), 0.0, "{series}");
     }
-    for series in ["batches_failed_total", "quarantined_total", "checks_overdue"] {
+    for series in [
+        "batches_failed_total",
+        "quarantined_total",
+        "checks_overdue",
+    ] {
         assert_eq!(scrape.value(series), 0.0, "{series}");
     }
-    let counted = scrape.values.iter().filter(|((name, _), value)| name.ends_with("_total") && **value != 0.0);
+    let counted = scrape
+        .values
+        .iter()
+        .filter(|((name, _), value)| name.ends_with("_total") && **value != 0.0);
     assert_eq!(counted.count(), 0);
-    assert_eq!((scrape.value("database_up"), scrape.value("ready")), (1.0, 1.0));
+    assert_eq!(
+        (scrape.value("database_up"), scrape.value("ready")),
+        (1.0, 1.0)
+    );
     assert_eq!(scrape.value("pool_connections_max"), 8.0);
 }
 
@@ -124,20 +176,48 @@ async fn every_callback_and_handshake_is_counted_once_by_its_outcome() {
     app.deliver(&body).await;
     app.deliver(br#"{"entry":[]}"#).await;
     for signature in ["", "sha256=00", &sign("another-app-secret-here", &body)] {
-        let refused = app.unsigned(&body).header(HEADER, signature).send().await.unwrap();
+        let refused = app
+            .unsigned(&body)
+            .header(HEADER, signature)
+            .send()
+            .await
+            .unwrap();
         assert_eq!(refused.status(), StatusCode::UNAUTHORIZED);
     }
-    signed().header("content-encoding", "gzip").send().await.unwrap();
+    signed()
+        .header("content-encoding", "gzip")
+        .send()
+        .await
+        .unwrap();
     app.post(&vec![b' '; 4 * 1024 * 1024 + 1]).await;
     let hello = format!("hub.mode=subscribe&hub.challenge=1&hub.verify_token={VERIFY_TOKEN}");
-    for query in [&hello[..], &hello, &format!("{hello}x"), "", "a=b", "hub.mode=subscribe"] {
-        app.client.get(app.url(&format!("/webhook?{query}"))).send().await.unwrap();
+    for query in [
+        &hello[..],
+        &hello,
+        &format!("{hello}x"),
+        "",
+        "a=b",
+        "hub.mode=subscribe",
+    ] {
+        app.client
+            .get(app.url(&format!("/webhook?{query}")))
+            .send()
+            .await
+            .unwrap();
     }
     let scrape = Scrape::of(&app.service).await;
-    let expected =
-        [("bad_signature", 3.0), ("encoded", 1.0), ("nothing_found", 1.0), ("recorded", 2.0), ("too_large", 1.0)];
+    let expected = [
+        ("bad_signature", 3.0),
+        ("encoded", 1.0),
+        ("nothing_found", 1.0),
+        ("recorded", 2.0),
+        ("too_large", 1.0),
+    ];
     assert_eq!(scrape.words("callbacks_total"), expected);
-    assert_eq!(scrape.words("handshakes_total"), [("malformed", 3.0), ("verified", 2.0), ("wrong_token", 1.0)]);
+    assert_eq!(
+        scrape.words("handshakes_total"),
+        [("malformed", 3.0), ("verified", 2.0), ("wrong_token", 1.0)]
+    );
 }
 
 #[tokio::test]
@@ -145,11 +225,21 @@ async fn a_callback_whose_sender_goes_away_is_counted_too() {
     let app = TestApp::start().await;
     app.fail("wamid.1").await;
     let mut locker = app.db.begin().await.unwrap();
-    sqlx::query("lock table failed_deliveries in access exclusive mode").execute(&mut *locker).await.unwrap();
+    sqlx::query("lock table failed_deliveries in access exclusive mode")
+        .execute(&mut *locker)
+        .await
+        .unwrap();
     let body = one_failure("wamid.2");
-    assert!(timeout(Duration::from_millis(300), app.post(&body)).await.is_err(), "it waits for the table");
-    let abandoned =
-        async || Scrape::of(&app.service).await.words("callbacks_total") == [("abandoned", 1.0), ("recorded", 1.0)];
+    assert!(
+        timeout(Duration::from_millis(300), app.post(&body))
+            .await
+            .is_err(),
+        "it waits for the table"
+    );
+    let abandoned = async || {
+        Scrape::of(&app.service).await.words("callbacks_total")
+            == [("abandoned", 1.0), ("recorded", 1.0)]
+    };
     app.eventually("it is counted", abandoned).await;
     locker.rollback().await.unwrap();
 
@@ -162,8 +252,10 @@ async fn a_callback_whose_sender_goes_away_is_counted_too() {
 async fn half_a_callback_is_counted() {
     let app = TestApp::start().await;
     let mut stream = TcpStream::connect(app.service.address).await.unwrap();
-    let head =
-        format!("POST /webhook HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n{HEADER}: {}\r\n\r\n{{", sign("a", b""));
+    let head = format!(
+        "POST /webhook HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n{HEADER}: {}\r\n\r\n{{",
+        sign("a", b"")
+    );
     stream.write_all(head.as_bytes()).await.unwrap();
     drop(stream);
     // Whoever sees first that nobody is there: the one who reads, or the connection.
@@ -184,15 +276,19 @@ async fn a_callback_that_gives_way_for_want_of_memory_is_counted_as_busy() {
     for _ in 0..64 {
         let mut stream = TcpStream::connect(app.service.address).await.unwrap();
         let signature = sign("a guess", b"");
-        let head =
-            format!("POST /webhook HTTP/1.1\r\nhost: x\r\ncontent-length: {LENGTH}\r\n{HEADER}: {signature}\r\n\r\n");
+        let head = format!(
+            "POST /webhook HTTP/1.1\r\nhost: x\r\ncontent-length: {LENGTH}\r\n{HEADER}: {signature}\r\n\r\n"
+        );
         stream.write_all(head.as_bytes()).await.unwrap();
         stream.write_all(&vec![b' '; LENGTH - 1]).await.unwrap();
         streams.push(stream);
     }
     let gives_way = async || {
         app.deliver(b"{}").await;
-        Scrape::of(&app.service).await.words("callbacks_total").contains(&("busy", 1.0))
+        Scrape::of(&app.service)
+            .await
+            .words("callbacks_total")
+            .contains(&("busy", 1.0))
     };
     app.eventually("one of them gives way", gives_way).await;
 }
@@ -200,13 +296,24 @@ async fn a_callback_that_gives_way_for_want_of_memory_is_counted_as_busy() {
 #[tokio::test]
 async fn failures_are_recorded_once_and_repeated_afterwards() {
     let app = TestApp::start().await;
-    let body = StatusCallback::new().failed(WABA, NUMBER, "a").failed(WABA, NUMBER, "b").failed(WABA, NUMBER, "a");
+    let body = StatusCallback::new()
+        .failed(WABA, NUMBER, "a")
+        .failed(WABA, NUMBER, "b")
+        .failed(WABA, NUMBER, "a");
     let body = body.into_body();
     app.deliver(&body).await;
     app.deliver(&body).await;
-    app.deliver(&StatusCallback::new().failed("2044", OTHER_NUMBER, "c").into_body()).await;
+    app.deliver(
+        &StatusCallback::new()
+            .failed("2044", OTHER_NUMBER, "c")
+            .into_body(),
+    )
+    .await;
     let scrape = Scrape::of(&app.service).await;
-    assert_eq!(scrape.words("failures_total"), [("recorded", 3.0), ("repeated", 4.0)]);
+    assert_eq!(
+        scrape.words("failures_total"),
+        [("recorded", 3.0), ("repeated", 4.0)]
+    );
     for (series, value) in [
         ("batch_callbacks_count", 3.0),
         ("batch_callbacks_sum", 3.0),
@@ -218,16 +325,21 @@ async fn failures_are_recorded_once_and_repeated_afterwards() {
         assert_eq!(scrape.value(series), value, "{series}");
     }
     let buckets = scrape.words("batch_failures_bucket");
-    assert!(buckets.contains(&("1.0", 1.0)) && buckets.contains(&("4.0", 3.0)), "{buckets:?}");
+    assert!(
+        buckets.contains(&("1.0", 1.0)) && buckets.contains(&("4.0", 3.0)),
+        "{buckets:?}"
+    );
     assert!((0.0001..20.0).contains(&scrape.value("commit_seconds_sum")));
 }
 
 #[tokio::test]
 async fn quarantine_counts_what_is_new_in_it() {
     let app = TestApp::start().await;
-    app.execute("alter table failed_deliveries add check (message_id <> 'wamid.poison')").await;
+    app.execute("alter table failed_deliveries add check (message_id <> 'wamid.poison')")
+        .await;
     for _ in 0..2 {
-        app.deliver(br#"{"entry":[{"changes":[131031, {"a": 131031}]}]}"#).await;
+        app.deliver(br#"{"entry":[{"changes":[131031, {"a": 131031}]}]}"#)
+            .await;
         app.deliver(&one_failure("wamid.poison")).await;
     }
     let quarantined = app.count("select count(*) from quarantine").await;
@@ -257,10 +369,22 @@ async fn look_ups_are_counted_by_outcome() {
     app.eventually("all are looked up", answered).await;
     let scrape = Scrape::of(&app.service).await;
     // The error is asked about again before long.
-    let words = ["answered", "no_health", "refused", "throttled", "unreachable"];
+    let words = [
+        "answered",
+        "no_health",
+        "refused",
+        "throttled",
+        "unreachable",
+    ];
     let lookups = scrape.words("lookups_total");
-    assert_eq!(lookups.iter().map(|(word, _)| *word).collect::<Vec<_>>(), words);
-    assert_eq!(lookups[..4].iter().map(|(_, n)| *n).collect::<Vec<_>>(), [2.0, 1.0, 1.0, 1.0]);
+    assert_eq!(
+        lookups.iter().map(|(word, _)| *word).collect::<Vec<_>>(),
+        words
+    );
+    assert_eq!(
+        lookups[..4].iter().map(|(_, n)| *n).collect::<Vec<_>>(),
+        [2.0, 1.0, 1.0, 1.0]
+    );
     assert!(scrape.value("lookup_seconds_sum") > 0.0);
 
     let simulator = Simulator::start(ACCESS_TOKEN, APP_SECRET).await.unwrap();
@@ -269,7 +393,11 @@ async fn look_ups_are_counted_by_outcome() {
     app.caused("lookup_denied").await;
     let scrape = Scrape::of(&app.service).await;
     assert_eq!(scrape.words("lookups_total"), [("not_asked", 1.0)]);
-    assert_eq!(scrape.value("lookup_seconds_count"), 0.0, "nobody was asked");
+    assert_eq!(
+        scrape.value("lookup_seconds_count"),
+        0.0,
+        "nobody was asked"
+    );
 }
 
 #[tokio::test]
@@ -277,12 +405,28 @@ async fn open_incidents_and_overdue_checks_are_those_of_the_database() {
     let app = TestApp::start().await;
     app.simulator.script(NUMBER, [Scenario::Payment]);
     app.fail("a").await;
-    app.deliver(&StatusCallback::new().failed("2044", OTHER_NUMBER, "b").into_body()).await;
-    let open = async |expected: &[(&str, f64)]| Scrape::of(&app.service).await.words("incidents_open") == expected;
-    app.eventually("two causes", async || open(&[("payment", 1.0), ("unreported", 1.0)]).await).await;
-    app.execute("update incidents set cause = 'a_word_of_a_later_version' where cause = 'unreported'").await;
+    app.deliver(
+        &StatusCallback::new()
+            .failed("2044", OTHER_NUMBER, "b")
+            .into_body(),
+    )
+    .await;
+    let open = async |expected: &[(&str, f64)]| {
+        Scrape::of(&app.service).await.words("incidents_open") == expected
+    };
+    app.eventually("two causes", async || {
+        open(&[("payment", 1.0), ("unreported", 1.0)]).await
+    })
+    .await;
+    app.execute(
+        "update incidents set cause = 'a_word_of_a_later_version' where cause = 'unreported'",
+    )
+    .await;
     assert!(open(&[("other_restriction", 1.0), ("payment", 1.0)]).await);
-    app.execute("update incidents set resolved_at = now(), resolution = 'manual' where cause = 'payment'").await;
+    app.execute(
+        "update incidents set resolved_at = now(), resolution = 'manual' where cause = 'payment'",
+    )
+    .await;
     assert!(open(&[("other_restriction", 1.0)]).await);
 
     let overdue = async || Scrape::of(&app.service).await.value("checks_overdue");
@@ -296,7 +440,8 @@ async fn open_incidents_and_overdue_checks_are_those_of_the_database() {
     assert_eq!(overdue().await, 2.0);
     app.execute("update accounts set lookups_paused_until = now() + interval '1 hour' where waba_id = '2044'").await;
     assert_eq!(overdue().await, 1.0, "an account that rests is not late");
-    app.execute("update affected_numbers set check_due_at = now() - interval '1 minute'").await;
+    app.execute("update affected_numbers set check_due_at = now() - interval '1 minute'")
+        .await;
     assert_eq!(overdue().await, 0.0, "a minute is no delay");
 }
 
@@ -310,20 +455,38 @@ async fn nothing_that_is_received_becomes_a_series() {
         let (waba, number) = (format!("77{n:04}"), format!("88{n:04}"));
         callback = callback.failed(&waba, &number, &format!("wamid.strange\"}}\n{n}"));
     }
-    for id in ["lockwatch_x{y=\"z\"} 1", "\n# EOF\n", "strange", "0", "\u{0}", "ümläut"] {
+    for id in [
+        "lockwatch_x{y=\"z\"} 1",
+        "\n# EOF\n",
+        "strange",
+        "0",
+        "\u{0}",
+        "ümläut",
+    ] {
         let status = json!({"id": id, "status": "failed", "recipient_id": id, "biz_opaque_callback_data": id,
                             "errors": [{"code": 131_031, "title": id, "message": id}]});
         callback = callback.status(id, id, status);
     }
     app.deliver(&callback.into_body()).await;
-    let odd = app.client.get(app.url("/webhook?hub.mode=strange")).header("user-agent", "strange");
+    let odd = app
+        .client
+        .get(app.url("/webhook?hub.mode=strange"))
+        .header("user-agent", "strange");
     odd.send().await.unwrap();
     let after = Scrape::of(&app.service).await;
-    assert!(after.words("failures_total")[0].1 >= 301.0, "{}", after.text);
+    assert!(
+        after.words("failures_total")[0].1 >= 301.0,
+        "{}",
+        after.text
+    );
     let series = |scrape: &Scrape| scrape.values.keys().cloned().collect::<Vec<_>>();
     assert_eq!(series(&before), series(&after));
     for received in ["strange", "770", "880", "wamid", WABA, NUMBER] {
-        assert!(!after.text.contains(received), "{received} in {}", after.text);
+        assert!(
+            !after.text.contains(received),
+            "{received} in {}",
+            after.text
+        );
     }
 }
 
@@ -332,22 +495,52 @@ async fn without_a_database_it_answers_in_time_and_leaves_out_what_it_cannot_kno
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     for port in [1, silent.local_addr().unwrap().port()] {
         let simulator = Simulator::start(ACCESS_TOKEN, APP_SECRET).await.unwrap();
-        let nowhere = Database::parse(&format!("postgresql://nobody@127.0.0.1:{port}/nothing")).unwrap();
+        let nowhere =
+            Database::parse(&format!("postgresql://nobody@127.0.0.1:{port}/nothing")).unwrap();
         let service = service(nowhere, &simulator, &[APP_SECRET]).await;
         let post = async |body: Vec<u8>| {
             let url = format!("http://{}/webhook", service.address);
-            client().post(url).header(HEADER, sign(APP_SECRET, &body)).body(body).send().await.unwrap()
+            client()
+                .post(url)
+                .header(HEADER, sign(APP_SECRET, &body))
+                .body(body)
+                .send()
+                .await
+                .unwrap()
         };
-        assert_eq!(post(one_failure("wamid.1")).await.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(
+            post(one_failure("wamid.1")).await.status(),
+            StatusCode::SERVICE_UNAVAILABLE
+        );
         assert_eq!(post(b"{}".to_vec()).await.status(), StatusCode::OK);
         let started = Instant::now();
         let scrape = Scrape::of(&service).await;
-        assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
-        assert_eq!((scrape.value("database_up"), scrape.value("ready")), (0.0, 0.0));
-        assert!(!scrape.has("incidents_open") && !scrape.has("checks_overdue"), "{}", scrape.text);
-        assert_eq!(scrape.words("callbacks_total"), [("not_recorded", 1.0), ("nothing_found", 1.0)]);
+        assert!(
+            started.elapsed() < Duration::from_secs(3),
+            "{:?}",
+            started.elapsed()
+        );
+        assert_eq!(
+            (scrape.value("database_up"), scrape.value("ready")),
+            (0.0, 0.0)
+        );
+        assert!(
+            !scrape.has("incidents_open") && !scrape.has("checks_overdue"),
+            "{}",
+            scrape.text
+        );
+        assert_eq!(
+            scrape.words("callbacks_total"),
+            [("not_recorded", 1.0), ("nothing_found", 1.0)]
+        );
         assert_eq!(scrape.value("batches_failed_total"), 1.0);
-        assert_eq!((scrape.value("commit_seconds_count"), scrape.words("failures_total")), (0.0, vec![]));
+        assert_eq!(
+            (
+                scrape.value("commit_seconds_count"),
+                scrape.words("failures_total")
+            ),
+            (0.0, vec![])
+        );
         service.stop().await;
     }
 }
@@ -359,6 +552,9 @@ async fn a_database_without_this_versions_tables_is_up_and_not_ready() {
     app.caused("unreported").await;
     app.execute("delete from _sqlx_migrations").await;
     let scrape = Scrape::of(&app.service).await;
-    assert_eq!((scrape.value("database_up"), scrape.value("ready")), (1.0, 0.0));
+    assert_eq!(
+        (scrape.value("database_up"), scrape.value("ready")),
+        (1.0, 0.0)
+    );
     assert_eq!(scrape.words("incidents_open"), [("unreported", 1.0)]);
 }

@@ -13,7 +13,12 @@ const LARGEST: usize = 100_000;
 /// gets, and lanes that flap at every bin. `filler` is what texts are made of.
 fn worst_case(filler: char) -> String {
     // A text of so many bytes at the most; an id ends in what tells it from others.
-    let text = |bytes: usize| format!("'{}'", String::from(filler).repeat(bytes / filler.len_utf8()));
+    let text = |bytes: usize| {
+        format!(
+            "'{}'",
+            String::from(filler).repeat(bytes / filler.len_utf8())
+        )
+    };
     let (short, long, id, answer) = (text(512), text(2048), text(56), text(16 * 1024));
     format!(
         "insert into accounts (waba_id) select {id} || n from generate_series(1, 90) n;
@@ -66,7 +71,10 @@ async fn a_page_stays_under_100_kb_whatever_meta_sends() {
     // A quote grows sixfold in HTML; an emoji has four bytes.
     for filler in ['"', '👹', 'x'] {
         let app = TestApp::start().await;
-        sqlx::raw_sql(AssertSqlSafe(worst_case(filler))).execute(&app.db).await.unwrap();
+        sqlx::raw_sql(AssertSqlSafe(worst_case(filler)))
+            .execute(&app.db)
+            .await
+            .unwrap();
         let pages = [
             "/",
             "/?state=open",
@@ -77,7 +85,13 @@ async fn a_page_stays_under_100_kb_whatever_meta_sends() {
         ];
         for page in pages {
             let url = format!("http://{}{page}", app.service.admin_address);
-            let answer = client().get(url).send().await.unwrap().error_for_status().unwrap();
+            let answer = client()
+                .get(url)
+                .send()
+                .await
+                .unwrap()
+                .error_for_status()
+                .unwrap();
             let size = answer.bytes().await.unwrap().len();
             assert!(size < LARGEST, "{page} of {filler:?} has {size} bytes");
         }
@@ -93,8 +107,16 @@ async fn a_failure_is_drawn_in_the_bin_it_happened_in() {
     }
     let id = app.incident().await.id;
     // Half hours come from minutes; an hour, and more of them, from hours.
-    for (width, count, expected) in [(60, 4, vec![2, 2, 0, 1]), (120, 3, vec![4, 0, 1]), (30, 4, vec![1, 1, 1, 2])] {
-        let bins = Bins { start, width: Duration::minutes(width), count };
+    for (width, count, expected) in [
+        (60, 4, vec![2, 2, 0, 1]),
+        (120, 3, vec![4, 0, 1]),
+        (30, 4, vec![1, 1, 1, 2]),
+    ] {
+        let bins = Bins {
+            start,
+            width: Duration::minutes(width),
+            count,
+        };
         let failures = failures_over_time(&app.db, &[(id, bins)]).await.unwrap();
         assert_eq!(failures[&id], expected, "bins of {width} minutes");
     }

@@ -24,13 +24,21 @@ use crate::support::TestApp;
 
 /// So many cases; one that fails is shown, not filed.
 fn cases(cases: u32) -> ProptestConfig {
-    ProptestConfig { cases, failure_persistence: None, max_shrink_iters: 100, ..ProptestConfig::default() }
+    ProptestConfig {
+        cases,
+        failure_persistence: None,
+        max_shrink_iters: 100,
+        ..ProptestConfig::default()
+    }
 }
 
 /// Bytes that are nothing, and bodies of Meta's with some bytes replaced.
 fn any_body() -> impl Strategy<Value = Vec<u8>> {
     let bodies: Vec<Vec<u8>> = bodies().into_iter().map(|(_, body)| body).collect();
-    let damaged = (prop::sample::select(bodies), vec((any::<prop::sample::Index>(), any::<u8>()), 0..4));
+    let damaged = (
+        prop::sample::select(bodies),
+        vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
+    );
     let damaged = damaged.prop_map(|(mut body, changes)| {
         for (at, byte) in changes {
             let at = at.index(body.len());
@@ -99,47 +107,74 @@ fn odd_json() -> impl Strategy<Value = String> {
         "[]",
         "{}",
     ]);
-    let deep = (100_usize..3000).prop_map(|depth| format!("{}131031{}", "[".repeat(depth), "]".repeat(depth)));
+    let deep = (100_usize..3000)
+        .prop_map(|depth| format!("{}131031{}", "[".repeat(depth), "]".repeat(depth)));
     let leaf = prop_oneof![4 => texts, 4 => others.prop_map(str::to_owned), 1 => deep];
     leaf.prop_recursive(3, 12, 4, |inner| {
         prop_oneof![
             vec(inner.clone(), 0..4).prop_map(|elements| format!("[{}]", elements.join(","))),
-            vec(inner, 1..4).prop_map(|values| format!(r#"{{"code":{}}}"#, values.join(r#","errors":"#))),
+            vec(inner, 1..4)
+                .prop_map(|values| format!(r#"{{"code":{}}}"#, values.join(r#","errors":"#))),
         ]
     })
 }
 
 /// A field as Meta writes it, mostly; else odd, doubled, or not there.
-fn field(name: &'static str, proper: impl Strategy<Value = String> + 'static) -> BoxedStrategy<String> {
-    let proper = proper.prop_map(move |value| format!("\"{name}\":{value}")).boxed();
-    let odd = odd_json().prop_map(move |value| format!("\"{name}\":{value}")).boxed();
+fn field(
+    name: &'static str,
+    proper: impl Strategy<Value = String> + 'static,
+) -> BoxedStrategy<String> {
+    let proper = proper
+        .prop_map(move |value| format!("\"{name}\":{value}"))
+        .boxed();
+    let odd = odd_json()
+        .prop_map(move |value| format!("\"{name}\":{value}"))
+        .boxed();
     let doubled = (odd.clone(), proper.clone()).prop_map(|(odd, proper)| format!("{odd},{proper}"));
     prop_oneof![40 => proper, 3 => odd, 1 => doubled, 1 => Just(String::new())].boxed()
 }
 
 fn object(fields: impl Strategy<Value = Vec<String>> + 'static) -> BoxedStrategy<String> {
     let join = |fields: Vec<String>| {
-        let fields: Vec<String> = fields.into_iter().filter(|field| !field.is_empty()).collect();
+        let fields: Vec<String> = fields
+            .into_iter()
+            .filter(|field| !field.is_empty())
+            .collect();
         format!("{{{}}}", fields.join(","))
     };
     fields.prop_map(join).boxed()
 }
 
 fn list(element: impl Strategy<Value = String> + 'static, most: usize) -> BoxedStrategy<String> {
-    vec(element, 1..=most).prop_map(|elements| format!("[{}]", elements.join(","))).boxed()
+    vec(element, 1..=most)
+        .prop_map(|elements| format!("[{}]", elements.join(",")))
+        .boxed()
 }
 
 fn hostile_callback() -> impl Strategy<Value = Vec<u8>> {
     let text = || "[a-zé\\\\\"\u{0}]{0,12}".prop_map(|text| json!(text).to_string());
     let id = || "[0-9]{1,2}".prop_map(|id| format!("\"{id}\""));
-    let code = prop::sample::select(vec!["131031", "\"131031\"", "131031.0", "131026"]).prop_map(str::to_owned);
+    let code = prop::sample::select(vec!["131031", "\"131031\"", "131031.0", "131026"])
+        .prop_map(str::to_owned);
     let error = object(
-        [field("code", code), field("title", text()), field("message", text()), field("error_data", text())].to_vec(),
+        [
+            field("code", code),
+            field("title", text()),
+            field("message", text()),
+            field("error_data", text()),
+        ]
+        .to_vec(),
     );
     let status = object(
         [
-            field("id", "wamid\\.[A-Z0-9]{1,4}".prop_map(|id| format!("\"{id}\""))),
-            field("status", prop_oneof![9 => Just("\"failed\""), 1 => Just("\"sent\"")].prop_map(str::to_owned)),
+            field(
+                "id",
+                "wamid\\.[A-Z0-9]{1,4}".prop_map(|id| format!("\"{id}\"")),
+            ),
+            field(
+                "status",
+                prop_oneof![9 => Just("\"failed\""), 1 => Just("\"sent\"")].prop_map(str::to_owned),
+            ),
             field("timestamp", any::<i64>().prop_map(|at| format!("\"{at}\""))),
             field("recipient_id", text()),
             field("recipient_participant_id", text()),
@@ -148,8 +183,20 @@ fn hostile_callback() -> impl Strategy<Value = Vec<u8>> {
         ]
         .to_vec(),
     );
-    let metadata = object([field("phone_number_id", id()), field("display_phone_number", text())].to_vec());
-    let value = object([field("metadata", metadata), field("statuses", list(status, 4))].to_vec());
+    let metadata = object(
+        [
+            field("phone_number_id", id()),
+            field("display_phone_number", text()),
+        ]
+        .to_vec(),
+    );
+    let value = object(
+        [
+            field("metadata", metadata),
+            field("statuses", list(status, 4)),
+        ]
+        .to_vec(),
+    );
     let change = object([field("field", text()), field("value", value)].to_vec());
     let entry = object([field("id", id()), field("changes", list(change, 2))].to_vec());
     let body = object([field("object", text()), field("entry", list(entry, 3))].to_vec());
@@ -175,19 +222,38 @@ fn what_is_taken_can_be_stored() {
         let bodies = strategy.new_tree(&mut runner).unwrap().current();
         for body in &bodies {
             let findings = Findings::read(&Bytes::copy_from_slice(body), OffsetDateTime::now_utc());
-            failures.extend(findings.failures.into_iter().map(|failure| (failure.waba_id, failure.digest)));
+            failures.extend(
+                findings
+                    .failures
+                    .into_iter()
+                    .map(|failure| (failure.waba_id, failure.digest)),
+            );
             unreadable.extend(
-                findings.unreadable.into_iter().map(|part| (part.waba_id, Sha256::digest(part.bytes).to_vec())),
+                findings
+                    .unreadable
+                    .into_iter()
+                    .map(|part| (part.waba_id, Sha256::digest(part.bytes).to_vec())),
             );
         }
         runtime.block_on(async {
-            stream::iter(&bodies).for_each_concurrent(None, async |body| app.deliver(body).await).await;
+            stream::iter(&bodies)
+                .for_each_concurrent(None, async |body| app.deliver(body).await)
+                .await;
             let stored = app.count("select count(*) from failed_deliveries").await;
             let kept = app.count("select count(*) from quarantine").await;
-            assert_eq!((stored, kept), (failures.len() as i64, unreadable.len() as i64), "after {bodies:?}");
+            assert_eq!(
+                (stored, kept),
+                (failures.len() as i64, unreadable.len() as i64),
+                "after {bodies:?}"
+            );
         });
     }
-    assert!(failures.len() > 100 && unreadable.len() > 100, "{} and {}", failures.len(), unreadable.len());
+    assert!(
+        failures.len() > 100 && unreadable.len() > 100,
+        "{} and {}",
+        failures.len(),
+        unreadable.len()
+    );
     let miscounted = "select count(*) from incidents i where failure_count <>
                       (select count(*) from failed_deliveries d where d.incident_id = i.id)";
     assert_eq!(runtime.block_on(app.count(miscounted)), 0);
@@ -205,8 +271,8 @@ fn history_and_retelling() -> impl Strategy<Value = (Vec<Failure>, Vec<Vec<Failu
             let history = history.clone();
             move |again| [history.clone(), again].concat()
         });
-        let batches =
-            (all.prop_shuffle(), 1..8_usize).prop_map(|(all, size)| all.chunks(size).map(<[_]>::to_vec).collect());
+        let batches = (all.prop_shuffle(), 1..8_usize)
+            .prop_map(|(all, size)| all.chunks(size).map(<[_]>::to_vec).collect());
         (Just(history), batches)
     })
 }
@@ -214,9 +280,12 @@ fn history_and_retelling() -> impl Strategy<Value = (Vec<Failure>, Vec<Vec<Failu
 /// A callback with these failures, of accounts with this prefix. When each happened follows from which it is.
 fn told(prefix: &str, failures: &[Failure], now: OffsetDateTime) -> Vec<u8> {
     let add = |callback: StatusCallback, (account, number, message): &Failure| {
-        let at = now - time::Duration::seconds((account * 700 + number * 90 + message * 500) as i64);
+        let at =
+            now - time::Duration::seconds((account * 700 + number * 90 + message * 500) as i64);
         let id = format!("wamid.{message}");
-        callback.at(at).failed(&format!("{prefix}{account}"), &format!("10{number}"), &id)
+        callback
+            .at(at)
+            .failed(&format!("{prefix}{account}"), &format!("10{number}"), &id)
     };
     failures.iter().fold(StatusCallback::new(), add).into_body()
 }
@@ -251,12 +320,18 @@ fn any_order_and_any_batches_end_in_the_same_state() {
     let now = OffsetDateTime::now_utc().replace_nanosecond(0).unwrap();
     let mut runner = TestRunner::new(cases(40));
     for case in 0..runner.config().cases {
-        let (history, retelling) = history_and_retelling().new_tree(&mut runner).unwrap().current();
+        let (history, retelling) = history_and_retelling()
+            .new_tree(&mut runner)
+            .unwrap()
+            .current();
         let [once, again] = ["1", "2"].map(|variant| format!("{variant}{case:0>4}"));
         runtime.block_on(async {
             app.deliver(&told(&once, &history, now)).await;
-            let deliver = async |failures: &Vec<Failure>| app.deliver(&told(&again, failures, now)).await;
-            stream::iter(&retelling).for_each_concurrent(4, deliver).await;
+            let deliver =
+                async |failures: &Vec<Failure>| app.deliver(&told(&again, failures, now)).await;
+            stream::iter(&retelling)
+                .for_each_concurrent(4, deliver)
+                .await;
             let end = end_of(&app, &once).await;
             assert!(!end.is_empty());
             assert_eq!(end_of(&app, &again).await, end, "{history:?} {retelling:?}");

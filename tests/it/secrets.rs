@@ -41,7 +41,10 @@ impl Written {
             let decoded = decoded(text);
             for word in words {
                 assert!(!text.contains(word), "{word} is in {place}: {text}");
-                assert!(!decoded.iter().any(|text| text.contains(word)), "{word} is in {place}, in base64: {text}");
+                assert!(
+                    !decoded.iter().any(|text| text.contains(word)),
+                    "{word} is in {place}, in base64: {text}"
+                );
             }
         }
     }
@@ -53,10 +56,16 @@ fn decoded(text: &str) -> Vec<String> {
         .with_decode_padding_mode(DecodePaddingMode::Indifferent)
         .with_decode_allow_trailing_bits(true);
     let engine = GeneralPurpose::new(&alphabet::STANDARD, config);
-    let runs = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '+' && c != '/').filter(|run| run.len() >= 8);
+    let runs = text
+        .split(|c: char| !c.is_ascii_alphanumeric() && c != '+' && c != '/')
+        .filter(|run| run.len() >= 8);
     let places = runs.flat_map(|run| (0..4).map(move |start| &run[start..]));
     places
-        .filter_map(|run| engine.decode(&run[..run.len() - usize::from(run.len() % 4 == 1)]).ok())
+        .filter_map(|run| {
+            engine
+                .decode(&run[..run.len() - usize::from(run.len() % 4 == 1)])
+                .ok()
+        })
         .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
         .collect()
 }
@@ -101,21 +110,48 @@ async fn no_page_log_metric_or_error_holds_a_secret_a_token_or_a_full_recipient(
         "errors": errors(PEOPLE[1])});
     let body = callback.status(WABA, OTHER_NUMBER, group).into_body();
     let post = async |body: &[u8], signature: &str| {
-        let request = client.post(&serve.webhook).header(HEADER, signature).body(body.to_vec());
+        let request = client
+            .post(&serve.webhook)
+            .header(HEADER, signature)
+            .body(body.to_vec());
         request.send().await.unwrap().text().await.unwrap()
     };
     assert_eq!(post(&body, &sign(SECOND_SECRET, &body)).await, "");
-    written.keep("a refused signature", post(&body, &sign("not-the-app-secret", &body)).await);
-    for query in ["hub.verify_token=wrong", &format!("hub.verify_token={VERIFY_TOKEN}")] {
-        let url = format!("{}?hub.mode=subscribe&hub.challenge=1&{query}", serve.webhook);
-        written.keep(query, client.get(url).send().await.unwrap().text().await.unwrap());
+    written.keep(
+        "a refused signature",
+        post(&body, &sign("not-the-app-secret", &body)).await,
+    );
+    for query in [
+        "hub.verify_token=wrong",
+        &format!("hub.verify_token={VERIFY_TOKEN}"),
+    ] {
+        let url = format!(
+            "{}?hub.mode=subscribe&hub.challenge=1&{query}",
+            serve.webhook
+        );
+        written.keep(
+            query,
+            client.get(url).send().await.unwrap().text().await.unwrap(),
+        );
     }
-    written.0.remove(&format!("hub.verify_token={VERIFY_TOKEN}"));
+    written
+        .0
+        .remove(&format!("hub.verify_token={VERIFY_TOKEN}"));
 
     let db = database.database().pool();
     eventually("both numbers are looked up", async || {
-        let Some(incident) = incidents::list(&db, &Filter::default(), 1).await.unwrap().pop() else { return false };
-        details::checks(&db, incident.id, None, 10).await.unwrap().len() >= 2
+        let Some(incident) = incidents::list(&db, &Filter::default(), 1)
+            .await
+            .unwrap()
+            .pop()
+        else {
+            return false;
+        };
+        details::checks(&db, incident.id, None, 10)
+            .await
+            .unwrap()
+            .len()
+            >= 2
     })
     .await;
     let id = incidents::list(&db, &Filter::default(), 1).await.unwrap()[0].id;
@@ -140,24 +176,49 @@ async fn no_page_log_metric_or_error_holds_a_secret_a_token_or_a_full_recipient(
         "/nothing".to_owned(),
     ];
     for page in &pages {
-        for (who, authorization) in [("somebody", "Bearer wrong".to_owned()), ("us", format!("Bearer {ADMIN_TOKEN}"))] {
+        for (who, authorization) in [
+            ("somebody", "Bearer wrong".to_owned()),
+            ("us", format!("Bearer {ADMIN_TOKEN}")),
+        ] {
             for accept in ["text/html", "*/*"] {
-                let request = client.get(format!("{}{page}", serve.admin)).header(ACCEPT, accept);
-                let response = request.header(AUTHORIZATION, authorization.clone()).send().await.unwrap();
+                let request = client
+                    .get(format!("{}{page}", serve.admin))
+                    .header(ACCEPT, accept);
+                let response = request
+                    .header(AUTHORIZATION, authorization.clone())
+                    .send()
+                    .await
+                    .unwrap();
                 let headers = format!("{:?}", response.headers());
-                written.keep(format!("{page} for {who}, {accept}"), headers + &response.text().await.unwrap());
+                written.keep(
+                    format!("{page} for {who}, {accept}"),
+                    headers + &response.text().await.unwrap(),
+                );
             }
         }
     }
     // What was searched for is shown again, to whoever typed it.
-    let found = written.0.remove("/?q=4915112345678 for us, text/html").unwrap();
+    let found = written
+        .0
+        .remove("/?q=4915112345678 for us, text/html")
+        .unwrap();
     written.0.remove("/?q=4915112345678 for us, */*");
     assert!(found.contains("None that fits."));
     let shown = &written.0[&format!("{api}/deliveries for us, */*")];
-    assert!(shown.contains("*********5678") && shown.contains("order for *************"), "{shown}");
-    let resolve = client.post(format!("{}{api}/resolve", serve.admin)).header(CONTENT_TYPE, "text/plain").body("x");
-    let resolve =
-        resolve.header(AUTHORIZATION, format!("Bearer {ADMIN_TOKEN}")).header(HOST, "x").send().await.unwrap();
+    assert!(
+        shown.contains("*********5678") && shown.contains("order for *************"),
+        "{shown}"
+    );
+    let resolve = client
+        .post(format!("{}{api}/resolve", serve.admin))
+        .header(CONTENT_TYPE, "text/plain")
+        .body("x");
+    let resolve = resolve
+        .header(AUTHORIZATION, format!("Bearer {ADMIN_TOKEN}"))
+        .header(HOST, "x")
+        .send()
+        .await
+        .unwrap();
     written.keep("resolve", resolve.text().await.unwrap());
 
     for arguments in [
@@ -183,23 +244,37 @@ async fn no_page_log_metric_or_error_holds_a_secret_a_token_or_a_full_recipient(
             .env("LOCKWATCH_ADMIN_TOKEN", ADMIN_TOKEN)
             .output()
             .unwrap();
-        let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+        let text = [output.stdout, output.stderr]
+            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+            .concat();
         assert!(!text.is_empty(), "{arguments:?}");
         written.keep(arguments.join(" "), text);
     }
 
     // The test can fail: asked for, they are shown, and that is in the log.
     let request = client.get(format!("{}{api}/deliveries?reveal=recipients", serve.admin));
-    let revealed = request.header(AUTHORIZATION, format!("Bearer {ADMIN_TOKEN}")).send().await.unwrap();
+    let revealed = request
+        .header(AUTHORIZATION, format!("Bearer {ADMIN_TOKEN}"))
+        .send()
+        .await
+        .unwrap();
     let revealed = revealed.text().await.unwrap();
     assert!(PEOPLE.iter().all(|person| revealed.contains(person) && decoded(&revealed).concat().contains(person)));
-    serve.logged(&format!("recipients of incident {id} were shown in full on request"));
+    serve.logged(&format!(
+        "recipients of incident {id} were shown in full on request"
+    ));
 
     serve.signal(Signal::TERM);
     assert!(serve.wait().success());
     let log = serve.whole_log().join("\n");
     assert!(log.contains("TRACE"), "the log is at its most talkative");
     written.keep("the log", log);
-    written.holds_none_of(&[APP_SECRET, SECOND_SECRET, VERIFY_TOKEN, ACCESS_TOKEN, ADMIN_TOKEN]);
+    written.holds_none_of(&[
+        APP_SECRET,
+        SECOND_SECRET,
+        VERIFY_TOKEN,
+        ACCESS_TOKEN,
+        ADMIN_TOKEN,
+    ]);
     written.holds_none_of(&PEOPLE);
 }

@@ -49,22 +49,31 @@ enum Attack {
 impl Attack {
     async fn run(self, address: SocketAddr) -> std::io::Result<()> {
         let mut stream = TcpStream::connect(address).await?;
-        let promise = format!("POST /webhook HTTP/1.1\r\nhost: x\r\n{HEADER}: {}\r\n", sign("a guess", b""));
+        let promise = format!(
+            "POST /webhook HTTP/1.1\r\nhost: x\r\n{HEADER}: {}\r\n",
+            sign("a guess", b"")
+        );
         match self {
             Self::Silence => until_closed(stream).await,
             Self::Idle => {
-                stream.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n").await?;
+                stream
+                    .write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
+                    .await?;
                 until_closed(stream).await
             }
             Self::SlowHeader => trickle(stream, promise).await,
             Self::SlowBody => trickle(stream, promise + "content-length: 1000\r\n\r\n").await,
             Self::StalledBody => {
-                stream.write_all((promise + "content-length: 4194304\r\n\r\n").as_bytes()).await?;
+                stream
+                    .write_all((promise + "content-length: 4194304\r\n\r\n").as_bytes())
+                    .await?;
                 stream.write_all(&vec![b' '; 4_194_303]).await?;
                 until_closed(stream).await
             }
             Self::Deaf => loop {
-                stream.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n").await?;
+                stream
+                    .write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
+                    .await?;
             },
         }
     }
@@ -112,17 +121,35 @@ impl Siege {
         let database = TestDatabase::create().await;
         let serve = Serve::on_database(&database.url, &[]);
         serve.logged("the database is ready");
-        let address = serve.webhook.trim_start_matches("http://").trim_end_matches("/webhook").parse().unwrap();
-        let siege = Self { serve, address, database, at_peace: 0, bound: P99, sent: AtomicU32::new(0) };
+        let address = serve
+            .webhook
+            .trim_start_matches("http://")
+            .trim_end_matches("/webhook")
+            .parse()
+            .unwrap();
+        let siege = Self {
+            serve,
+            address,
+            database,
+            at_peace: 0,
+            bound: P99,
+            sent: AtomicU32::new(0),
+        };
         siege.send(&client()).await;
         let at_peace = siege.descriptors();
         let times = siege.healthy_senders(Duration::from_secs(3)).await;
         let bound = P99.max(2 * percentile(&times, 99));
-        Self { at_peace, bound, ..siege }
+        Self {
+            at_peace,
+            bound,
+            ..siege
+        }
     }
 
     fn descriptors(&self) -> usize {
-        fs::read_dir(format!("/proc/{}/fd", self.serve.child.id())).unwrap().count()
+        fs::read_dir(format!("/proc/{}/fd", self.serve.child.id()))
+            .unwrap()
+            .count()
     }
 
     /// Keeps so many hostile connections going, each replaced a second after it is closed, while healthy
@@ -131,7 +158,10 @@ impl Siege {
         let hostile = join_all((0..connections).map(|n| {
             async move {
                 // A second to come, so that the accept queue is not all they attack.
-                sleep(Duration::from_micros(1_000_000 * n as u64 / connections as u64)).await;
+                sleep(Duration::from_micros(
+                    1_000_000 * n as u64 / connections as u64,
+                ))
+                .await;
                 loop {
                     let _ = attack.run(self.address).await;
                     sleep(Duration::from_secs(1)).await;
@@ -140,7 +170,8 @@ impl Siege {
         }));
         let healthy = async {
             sleep(Duration::from_secs(1)).await;
-            self.stays_healthy(&format!("{attack:?} × {connections}")).await;
+            self.stays_healthy(&format!("{attack:?} × {connections}"))
+                .await;
         };
         tokio::select! {
             _ = hostile => unreachable!("it never ends"),
@@ -154,8 +185,14 @@ impl Siege {
         for _ in 0..3 {
             let times = self.healthy_senders(HEALTHY_FOR).await;
             let [median, p99, worst] = [50, 99, 100].map(|percent| percentile(&times, percent));
-            println!("{meanwhile}: {} callbacks, median {median:?}, p99 {p99:?}, worst {worst:?}", times.len());
-            assert_eq!(self.recorded().await, i64::from(self.sent.load(Ordering::Relaxed)));
+            println!(
+                "{meanwhile}: {} callbacks, median {median:?}, p99 {p99:?}, worst {worst:?}",
+                times.len()
+            );
+            assert_eq!(
+                self.recorded().await,
+                i64::from(self.sent.load(Ordering::Relaxed))
+            );
             if p99 < self.bound {
                 return;
             }
@@ -167,7 +204,10 @@ impl Siege {
     async fn healthy_senders(&self, time: Duration) -> Vec<Duration> {
         let end = Instant::now() + time;
         let sender = async |kept| {
-            let client = Client::builder().no_proxy().timeout(Duration::from_secs(30)).pool_max_idle_per_host(kept);
+            let client = Client::builder()
+                .no_proxy()
+                .timeout(Duration::from_secs(30))
+                .pool_max_idle_per_host(kept);
             let client = client.build().unwrap();
             let mut pace = interval(PACE);
             pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -184,8 +224,14 @@ impl Siege {
     }
 
     async fn send(&self, client: &Client) -> Duration {
-        let body = one_failure(&format!("wamid.{}", self.sent.fetch_add(1, Ordering::Relaxed)));
-        let request = client.post(&self.serve.webhook).header(HEADER, sign(APP_SECRET, &body)).body(body);
+        let body = one_failure(&format!(
+            "wamid.{}",
+            self.sent.fetch_add(1, Ordering::Relaxed)
+        ));
+        let request = client
+            .post(&self.serve.webhook)
+            .header(HEADER, sign(APP_SECRET, &body))
+            .body(body);
         let started = Instant::now();
         let answer = request.send().await.expect("an answer");
         assert_eq!(answer.status(), StatusCode::OK);
@@ -194,7 +240,10 @@ impl Siege {
 
     async fn recorded(&self) -> i64 {
         let db = self.database.database().pool();
-        sqlx::query_scalar("select count(*) from failed_deliveries").fetch_one(&db).await.unwrap()
+        sqlx::query_scalar("select count(*) from failed_deliveries")
+            .fetch_one(&db)
+            .await
+            .unwrap()
     }
 
     /// Everything the attack took is given back.
@@ -212,9 +261,21 @@ fn percentile(sorted: &[Duration], percent: usize) -> Duration {
 /// limit of descriptors, which a process started later inherits.
 fn all_slots_and_more() -> usize {
     let limit = getrlimit(Resource::Nofile);
-    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
-    let most = limit.maximum.map_or(usize::MAX, |most| usize::try_from(most).unwrap());
-    assert!(most > 10_500 + SPARE, "10,000 connections need more than {most} descriptors (ulimit -n)");
+    setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: limit.maximum,
+            ..limit
+        },
+    )
+    .unwrap();
+    let most = limit
+        .maximum
+        .map_or(usize::MAX, |most| usize::try_from(most).unwrap());
+    assert!(
+        most > 10_500 + SPARE,
+        "10,000 connections need more than {most} descriptors (ulimit -n)"
+    );
     10_500
 }
 
@@ -269,7 +330,15 @@ async fn fewer_descriptors_than_connections() {
     let pid = Pid::from_child(&siege.serve.child);
     let few = u64::try_from(siege.at_peace).unwrap() + 100;
     let before = getrlimit(Resource::Nofile);
-    prlimit(Some(pid), Resource::Nofile, Rlimit { current: Some(few), ..before }).unwrap();
+    prlimit(
+        Some(pid),
+        Resource::Nofile,
+        Rlimit {
+            current: Some(few),
+            ..before
+        },
+    )
+    .unwrap();
     siege.withstands(Attack::Silence, 200).await;
     prlimit(Some(pid), Resource::Nofile, before).unwrap();
     siege.stays_healthy("afterwards").await;
@@ -281,12 +350,20 @@ async fn fewer_descriptors_than_connections() {
 async fn the_process_itself_closes_what_is_not_used() {
     let siege = Siege::begin().await;
     let mut hostile = JoinSet::new();
-    let many = [Attack::Silence, Attack::Idle, Attack::SlowHeader, Attack::SlowBody].repeat(20);
+    let many = [
+        Attack::Silence,
+        Attack::Idle,
+        Attack::SlowHeader,
+        Attack::SlowBody,
+    ]
+    .repeat(20);
     for attack in many.into_iter().chain([Attack::Deaf; 2]) {
         let address = siege.address;
         hostile.spawn(async move { attack.run(address).await });
     }
     let closed = async { while hostile.join_next().await.is_some() {} };
-    timeout(Duration::from_secs(90), closed).await.expect("all are closed");
+    timeout(Duration::from_secs(90), closed)
+        .await
+        .expect("all are closed");
     siege.recovers().await;
 }

@@ -58,17 +58,33 @@ async fn every_incident_has_its_first_look_up_before_any_backlog() {
     lock(&db, 4..=40, 2).await;
     let first = claim_due(&db, IN_FLIGHT, &[]).await.unwrap();
     let mut under_way: Vec<String> = first.iter().map(|claim| claim.waba_id.clone()).collect();
-    assert_eq!(under_way.iter().collect::<HashSet<_>>().len(), IN_FLIGHT, "one of each account");
+    assert_eq!(
+        under_way.iter().collect::<HashSet<_>>().len(),
+        IN_FLIGHT,
+        "one of each account"
+    );
     let second = claim_due(&db, 8, &under_way).await.unwrap();
-    assert!(second.iter().all(|claim| !under_way.contains(&claim.waba_id)), "then of those that have none");
+    assert!(
+        second
+            .iter()
+            .all(|claim| !under_way.contains(&claim.waba_id)),
+        "then of those that have none"
+    );
     under_way.extend(second.into_iter().map(|claim| claim.waba_id));
     for _ in 0..4 {
         let more = claim_due(&db, 1_000, &under_way).await.unwrap();
         under_way.extend(more.into_iter().map(|claim| claim.waba_id));
     }
-    let most = under_way.iter().filter(|waba_id| *waba_id == "500001").count();
+    let most = under_way
+        .iter()
+        .filter(|waba_id| *waba_id == "500001")
+        .count();
     assert_eq!(most, OF_ONE_ACCOUNT, "no account has more than its share");
-    assert_eq!(under_way.len(), 3 * 4 + 37 * 2, "and all that are left have theirs");
+    assert_eq!(
+        under_way.len(),
+        3 * 4 + 37 * 2,
+        "and all that are left have theirs"
+    );
 }
 
 #[tokio::test]
@@ -76,13 +92,26 @@ async fn first_look_ups_come_before_repeats() {
     let database = TestDatabase::create().await;
     let db = database.database().pool();
     lock(&db, 1..=300, 1).await;
-    let answered = "update affected_numbers set check_answers = 3, check_due_at = now() - interval '1 day'";
+    let answered =
+        "update affected_numbers set check_answers = 3, check_due_at = now() - interval '1 day'";
     sqlx::query(answered).execute(&db).await.unwrap();
-    sqlx::query("update incidents set cause = 'unreported'").execute(&db).await.unwrap();
+    sqlx::query("update incidents set cause = 'unreported'")
+        .execute(&db)
+        .await
+        .unwrap();
     lock(&db, 301..=301, 3).await;
-    sqlx::query("update incidents set cause = 'payment'").execute(&db).await.unwrap();
+    sqlx::query("update incidents set cause = 'payment'")
+        .execute(&db)
+        .await
+        .unwrap();
     let claims = claim_due(&db, 4, &[]).await.unwrap();
-    assert_eq!(claims.iter().filter(|claim| claim.waba_id == "500301").count(), 3);
+    assert_eq!(
+        claims
+            .iter()
+            .filter(|claim| claim.waba_id == "500301")
+            .count(),
+        3
+    );
 }
 
 #[tokio::test]
@@ -91,10 +120,17 @@ async fn an_account_that_rests_holds_up_no_other() {
     let db = database.database().pool();
     lock(&db, 1..=5, 200).await;
     for cause in ["pending", "payment"] {
-        sqlx::query("update incidents set cause = $1").bind(cause).execute(&db).await.unwrap();
+        sqlx::query("update incidents set cause = $1")
+            .bind(cause)
+            .execute(&db)
+            .await
+            .unwrap();
         let rest = "update accounts set lookups_paused_until = now() + interval '1 hour'";
         sqlx::query(rest).execute(&db).await.unwrap();
-        assert!(claim_due(&db, IN_FLIGHT, &[]).await.unwrap().is_empty(), "all rest");
+        assert!(
+            claim_due(&db, IN_FLIGHT, &[]).await.unwrap().is_empty(),
+            "all rest"
+        );
         sqlx::query("update accounts set lookups_paused_until = null where waba_id = '500005'")
             .execute(&db)
             .await
@@ -114,13 +150,27 @@ async fn an_account_whose_nodes_hang_leaves_room_for_others() {
         app.simulator.script(&format!("500001{n:05}"), [hanging()]);
     }
     lock(&app.db, 1..=1, 500).await;
-    app.eventually("its share", async || app.simulator.requests().len() == OF_ONE_ACCOUNT).await;
+    app.eventually("its share", async || {
+        app.simulator.requests().len() == OF_ONE_ACCOUNT
+    })
+    .await;
     sleep(StdDuration::from_millis(1500)).await;
-    assert_eq!(app.simulator.requests().len(), OF_ONE_ACCOUNT, "and no more");
+    assert_eq!(
+        app.simulator.requests().len(),
+        OF_ONE_ACCOUNT,
+        "and no more"
+    );
     let failed = Instant::now();
     app.fail("another account's").await;
-    app.eventually("its look-up", async || app.simulator.requests().iter().any(|r| r.node_id == NUMBER)).await;
-    assert!(failed.elapsed() < StdDuration::from_millis(900), "{:?}", failed.elapsed());
+    app.eventually("its look-up", async || {
+        app.simulator.requests().iter().any(|r| r.node_id == NUMBER)
+    })
+    .await;
+    assert!(
+        failed.elapsed() < StdDuration::from_millis(900),
+        "{:?}",
+        failed.elapsed()
+    );
 }
 
 #[tokio::test]
@@ -130,7 +180,10 @@ async fn at_most_32_look_ups_are_under_way_at_once() {
         app.simulator.script(&format!("5{n:05}00001"), [hanging()]);
     }
     lock(&app.db, 1..=50, 1).await;
-    app.eventually("as many as may be", async || app.simulator.requests().len() == IN_FLIGHT).await;
+    app.eventually("as many as may be", async || {
+        app.simulator.requests().len() == IN_FLIGHT
+    })
+    .await;
     sleep(StdDuration::from_millis(1500)).await;
     assert_eq!(app.simulator.most_at_once(), IN_FLIGHT);
 }
@@ -142,19 +195,28 @@ async fn an_account_is_looked_up_at_most_150_times_an_hour() {
     for n in 0..200 {
         callback = callback.failed(WABA, &format!("20{n:03}"), "x");
     }
-    app.deliver(&callback.failed("4055", "99", "y").into_body()).await;
+    app.deliver(&callback.failed("4055", "99", "y").into_body())
+        .await;
     app.eventually("150 look-ups", async || {
-        app.count("select count(*) from health_checks where waba_id <> '4055'").await == 150
+        app.count("select count(*) from health_checks where waba_id <> '4055'")
+            .await
+            == 150
     })
     .await;
     app.eventually("the other account's", async || {
-        app.count("select count(*) from health_checks where waba_id = '4055'").await == 1
+        app.count("select count(*) from health_checks where waba_id = '4055'")
+            .await
+            == 1
     })
     .await;
-    let resting = "select count(*) from accounts where lookups_paused_until > now() + interval '50 minutes'";
-    app.eventually("rest", async || app.count(resting).await == 1).await;
+    let resting =
+        "select count(*) from accounts where lookups_paused_until > now() + interval '50 minutes'";
+    app.eventually("rest", async || app.count(resting).await == 1)
+        .await;
     assert_eq!(app.simulator.requests().len(), 151);
     app.let_time_pass(Duration::minutes(61)).await;
-    let looked_up = "select count(distinct phone_number_id) from health_checks where waba_id <> '4055'";
-    app.eventually("the others", async || app.count(looked_up).await == 200).await;
+    let looked_up =
+        "select count(distinct phone_number_id) from health_checks where waba_id <> '4055'";
+    app.eventually("the others", async || app.count(looked_up).await == 200)
+        .await;
 }

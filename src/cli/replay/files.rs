@@ -76,7 +76,11 @@ impl Files {
             if path.as_os_str() == "-" {
                 return None;
             }
-            total += files(path).ok()?.iter().filter_map(|file| Some(fs::metadata(file).ok()?.len())).sum::<u64>();
+            total += files(path)
+                .ok()?
+                .iter()
+                .filter_map(|file| Some(fs::metadata(file).ok()?.len()))
+                .sum::<u64>();
         }
         (total > 0).then_some(total)
     }
@@ -84,8 +88,17 @@ impl Files {
     /// Reads all captures, in the order of the arguments and of the names in a folder, on a thread of its own.
     pub(super) fn read(self) -> Receiver<Result<Located, Bad>> {
         let (sender, receiver) = channel(AHEAD);
-        let out = Out { sender, memory: Arc::new(Semaphore::new(MEMORY_KIB)), runtime: Handle::current() };
-        std::thread::spawn(move || self.0.iter().try_for_each(|path| read_path(path, &out)).is_ok());
+        let out = Out {
+            sender,
+            memory: Arc::new(Semaphore::new(MEMORY_KIB)),
+            runtime: Handle::current(),
+        };
+        std::thread::spawn(move || {
+            self.0
+                .iter()
+                .try_for_each(|path| read_path(path, &out))
+                .is_ok()
+        });
         receiver
     }
 }
@@ -107,9 +120,21 @@ impl Out {
     }
 
     fn capture(&self, place: Place, size: usize, capture: Capture) -> Sent {
-        let kib = u32::try_from(size.div_ceil(1024)).unwrap_or(u32::MAX).min(MEMORY_KIB as u32);
-        let held = self.runtime.block_on(Arc::clone(&self.memory).acquire_many_owned(kib)).map_err(|_| Gone)?;
-        self.sender.blocking_send(Ok(Located { place, capture, size: size as u64, held })).map_err(|_| Gone)
+        let kib = u32::try_from(size.div_ceil(1024))
+            .unwrap_or(u32::MAX)
+            .min(MEMORY_KIB as u32);
+        let held = self
+            .runtime
+            .block_on(Arc::clone(&self.memory).acquire_many_owned(kib))
+            .map_err(|_| Gone)?;
+        self.sender
+            .blocking_send(Ok(Located {
+                place,
+                capture,
+                size: size as u64,
+                held,
+            }))
+            .map_err(|_| Gone)
     }
 }
 
@@ -120,7 +145,8 @@ fn read_path(path: &Path, to: &Out) -> Sent {
     match files(path) {
         Ok(files) if files.is_empty() => to.bad(Bad::EmptyFolder(path.to_owned())),
         Ok(files) => files.iter().try_for_each(|file| match File::open(file) {
-            Ok(open) => Lines::new(&file.display().to_string(), BufReader::new(open)).send_all(has_lines(file), to),
+            Ok(open) => Lines::new(&file.display().to_string(), BufReader::new(open))
+                .send_all(has_lines(file), to),
             Err(error) => to.bad(Bad::File(file.clone(), error)),
         }),
         Err(error) => to.bad(Bad::File(path.to_owned(), error)),
@@ -128,7 +154,8 @@ fn read_path(path: &Path, to: &Out) -> Sent {
 }
 
 fn has_lines(file: &Path) -> bool {
-    file.extension().is_some_and(|extension| extension == "jsonl")
+    file.extension()
+        .is_some_and(|extension| extension == "jsonl")
 }
 
 /// The files behind an argument: itself, or those below a folder, by name.
@@ -136,15 +163,20 @@ fn files(path: &Path) -> io::Result<Vec<PathBuf>> {
     if !fs::metadata(path)?.is_dir() {
         return Ok(vec![path.to_owned()]);
     }
-    let mut entries: Vec<PathBuf> =
-        fs::read_dir(path)?.map(|entry| entry.map(|entry| entry.path())).collect::<io::Result<_>>()?;
+    let mut entries: Vec<PathBuf> = fs::read_dir(path)?
+        .map(|entry| entry.map(|entry| entry.path()))
+        .collect::<io::Result<_>>()?;
     entries.sort();
     let mut found = Vec::new();
     for entry in entries {
         // What a link leads to is not below this folder, and may lead back to it.
         if fs::symlink_metadata(&entry)?.is_dir() {
             found.extend(files(&entry)?);
-        } else if has_lines(&entry) || entry.extension().is_some_and(|extension| extension == "json") {
+        } else if has_lines(&entry)
+            || entry
+                .extension()
+                .is_some_and(|extension| extension == "json")
+        {
             found.push(entry);
         }
     }
@@ -167,11 +199,19 @@ struct TooLong;
 
 impl<R: BufRead> Lines<R> {
     fn new(file: &str, reader: R) -> Self {
-        Self { file: file.into(), reader, ahead: VecDeque::new(), number: 0 }
+        Self {
+            file: file.into(),
+            reader,
+            ahead: VecDeque::new(),
+            number: 0,
+        }
     }
 
     fn place(&self, line: usize) -> Place {
-        Place { file: Arc::clone(&self.file), line }
+        Place {
+            file: Arc::clone(&self.file),
+            line,
+        }
     }
 
     fn next(&mut self) -> io::Result<Option<Line>> {
@@ -185,7 +225,10 @@ impl<R: BufRead> Lines<R> {
     fn read_line(&mut self) -> io::Result<Option<Line>> {
         let mut line = Vec::new();
         let limit = LONGEST_LINE as u64 + 1;
-        self.reader.by_ref().take(limit).read_until(b'\n', &mut line)?;
+        self.reader
+            .by_ref()
+            .take(limit)
+            .read_until(b'\n', &mut line)?;
         if line.len() > LONGEST_LINE {
             self.reader.skip_until(b'\n')?;
             return Ok(Some(Err(TooLong)));
@@ -205,7 +248,10 @@ impl<R: BufRead> Lines<R> {
         if !has_lines && !self.starts_with_lines()? {
             let mut whole: Vec<u8> = self.ahead.drain(..).flatten().flatten().collect();
             let limit = (LONGEST_LINE - whole.len().min(LONGEST_LINE)) as u64;
-            self.reader.by_ref().take(limit + 1).read_to_end(&mut whole)?;
+            self.reader
+                .by_ref()
+                .take(limit + 1)
+                .read_to_end(&mut whole)?;
             return Ok(match whole.trim_ascii() {
                 _ if whole.len() > LONGEST_LINE => to.bad(Bad::TooLong(self.place(1))),
                 b"" => to.bad(Bad::EmptyFile(Arc::clone(&self.file))),
@@ -228,10 +274,20 @@ impl<R: BufRead> Lines<R> {
             }
             empty = false;
         }
-        Ok(if empty { to.bad(Bad::EmptyFile(Arc::clone(&self.file))) } else { Ok(()) })
+        Ok(if empty {
+            to.bad(Bad::EmptyFile(Arc::clone(&self.file)))
+        } else {
+            Ok(())
+        })
     }
 
-    fn send(&self, to: &Out, line: usize, size: usize, capture: Result<Capture, CaptureError>) -> Sent {
+    fn send(
+        &self,
+        to: &Out,
+        line: usize,
+        size: usize,
+        capture: Result<Capture, CaptureError>,
+    ) -> Sent {
         match capture {
             Ok(capture) => to.capture(self.place(line), size, capture),
             Err(error) => to.bad(Bad::Line(self.place(line + error.line() - 1), error)),
@@ -243,7 +299,11 @@ impl<R: BufRead> Lines<R> {
         let mut first_is_callback = false;
         while let Some(line) = self.read_line()? {
             let (is_capture, is_callback, is_blank) = match &line {
-                Ok(text) => (is_capture(text), Capture::from_bare(text).is_ok(), text.trim_ascii().is_empty()),
+                Ok(text) => (
+                    is_capture(text),
+                    Capture::from_bare(text).is_ok(),
+                    text.trim_ascii().is_empty(),
+                ),
                 Err(TooLong) => (true, false, false),
             };
             self.ahead.push_back(line);

@@ -68,13 +68,17 @@ pub(super) struct ReplayArgs {
 }
 
 fn webhook_url(text: &str) -> Result<Url, String> {
-    let url = Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https"));
+    let url = Url::parse(text)
+        .ok()
+        .filter(|url| matches!(url.scheme(), "http" | "https"));
     url.ok_or_else(|| "not the URL of a webhook, which starts with http:// or https://".to_owned())
 }
 
 fn rate(text: &str) -> Result<f64, String> {
     let number = text.trim_end_matches("/s").parse::<f64>().ok();
-    number.filter(|rate| (0.001..=1e6).contains(rate)).ok_or_else(|| "not a number of callbacks a second".to_owned())
+    number
+        .filter(|rate| (0.001..=1e6).contains(rate))
+        .ok_or_else(|| "not a number of callbacks a second".to_owned())
 }
 
 pub(super) async fn run(args: ReplayArgs) -> Result<(), Failure> {
@@ -83,18 +87,32 @@ pub(super) async fn run(args: ReplayArgs) -> Result<(), Failure> {
     let (target, recording) = match args.to {
         _ if args.dry_run => (Target::Nowhere, None),
         Some(url) => {
-            let app_secret = if args.original_signature { None } else { Some(args.signing.app_secret()?) };
-            (Target::Webhook(Webhook::new(url, app_secret, bar.clone())?), None)
+            let app_secret = if args.original_signature {
+                None
+            } else {
+                Some(args.signing.app_secret()?)
+            };
+            (
+                Target::Webhook(Webhook::new(url, app_secret, bar.clone())?),
+                None,
+            )
         }
         None if args.into_database => {
             let secrets = args.original_signature.then(app_secrets).transpose()?;
-            let (recorder, task) =
-                recorder(ready_database(&args.data).await?, Arc::new(Notify::new()), RecorderMetrics::default());
+            let (recorder, task) = recorder(
+                ready_database(&args.data).await?,
+                Arc::new(Notify::new()),
+                RecorderMetrics::default(),
+            );
             let verifier = secrets.map(|secrets| Verifier::new(&secrets));
             let intake = Intake::new(recorder, args.capture.capture, verifier);
             (Target::Intake(intake), Some(tokio::spawn(task.run())))
         }
-        None => return Err(Failure::Usage("say where to: --to URL, --into-database, or --dry-run".to_owned())),
+        None => {
+            return Err(Failure::Usage(
+                "say where to: --to URL, --into-database, or --dry-run".to_owned(),
+            ));
+        }
     };
     let mut replay = Replay::new(target, bar, args.rate);
     replay.play(files, usize::from(args.concurrency)).await?;
@@ -108,8 +126,14 @@ pub(super) async fn run(args: ReplayArgs) -> Result<(), Failure> {
 /// Hidden without a terminal.
 fn progress_bar(total: Option<u64>) -> ProgressBar {
     let (bar, template) = match total {
-        Some(total) => (ProgressBar::new(total), "{bar:30} {binary_bytes} of {binary_total_bytes}  {msg}"),
-        None => (ProgressBar::new_spinner(), "{spinner} {binary_bytes}  {msg}"),
+        Some(total) => (
+            ProgressBar::new(total),
+            "{bar:30} {binary_bytes} of {binary_total_bytes}  {msg}",
+        ),
+        None => (
+            ProgressBar::new_spinner(),
+            "{spinner} {binary_bytes}  {msg}",
+        ),
     };
     bar.enable_steady_tick(Duration::from_millis(200));
     bar.with_style(ProgressStyle::with_template(template).expect("a valid template"))
@@ -203,7 +227,12 @@ impl Replay {
     }
 
     fn send(&mut self, located: Located, under_way: &mut JoinSet<Done>) {
-        let Located { place, capture, size, held } = located;
+        let Located {
+            place,
+            capture,
+            size,
+            held,
+        } = located;
         if let Some(pace) = &mut self.pace {
             pace.left();
         }
@@ -214,7 +243,12 @@ impl Replay {
         under_way.spawn(async move {
             let outcome = outcome.await;
             drop(held);
-            Done { number, place, size, outcome }
+            Done {
+                number,
+                place,
+                size,
+                outcome,
+            }
         });
     }
 
@@ -229,23 +263,40 @@ impl Replay {
             Err(error) if error.is_cancelled() => return,
             Err(error) => std::panic::resume_unwind(error.into_panic()),
         };
-        let Done { number, place, size, outcome: Outcome { answer, trouble, latency, hopeless } } = done;
+        let Done {
+            number,
+            place,
+            size,
+            outcome:
+                Outcome {
+                    answer,
+                    trouble,
+                    latency,
+                    hopeless,
+                },
+        } = done;
         let tally = self.answers.entry(answer).or_default();
         tally.times += 1;
         if let Some(trouble) = trouble
-            && tally.trouble.as_ref().is_none_or(|(first, _)| number < *first)
+            && tally
+                .trouble
+                .as_ref()
+                .is_none_or(|(first, _)| number < *first)
         {
             tally.trouble = Some((number, format!("first {place}{trouble}")));
         }
         if let Some(latency) = latency {
             // Recording only fails where a histogram may not grow.
-            let _ = self.latency.record(u64::try_from(latency.as_micros()).unwrap_or(u64::MAX));
+            let _ = self
+                .latency
+                .record(u64::try_from(latency.as_micros()).unwrap_or(u64::MAX));
         }
         self.hopeless |= hopeless;
         self.done += 1;
         self.bar.inc(size);
         let speed = self.done as f64 / self.started.elapsed().as_secs_f64();
-        self.bar.set_message(format!("{} callbacks, {speed:.0}/s", self.done));
+        self.bar
+            .set_message(format!("{} callbacks, {speed:.0}/s", self.done));
     }
 
     /// Says what came of it.
@@ -255,34 +306,55 @@ impl Replay {
         match &*self.target {
             Target::Webhook(_) | Target::Intake(_) => {
                 let speed = done as f64 / seconds.max(1e-6);
-                say(format_args!("{done} {callbacks} replayed in {seconds:.1} s, {speed:.0}/s"))?;
+                say(format_args!(
+                    "{done} {callbacks} replayed in {seconds:.1} s, {speed:.0}/s"
+                ))?;
             }
             Target::Nowhere => say(format_args!("{done} {callbacks} read, nothing sent"))?,
         }
-        let width = self.answers.keys().map(String::len).max().unwrap_or_default();
+        let width = self
+            .answers
+            .keys()
+            .map(String::len)
+            .max()
+            .unwrap_or_default();
         for (answer, Tally { times, trouble }) in &self.answers {
-            let trouble = trouble.as_ref().map(|(_, trouble)| format!("  {}", printable(trouble))).unwrap_or_default();
+            let trouble = trouble
+                .as_ref()
+                .map(|(_, trouble)| format!("  {}", printable(trouble)))
+                .unwrap_or_default();
             say(format_args!("  {answer:<width$}  {times:>8}{trouble}"))?;
         }
         if !self.latency.is_empty() {
             let at = |quantile| self.latency.value_at_quantile(quantile) as f64 / 1000.0;
             let (p50, p90, p99, max) = (at(0.5), at(0.9), at(0.99), at(1.0));
-            say(format_args!("  latency p50 {p50:.1} ms, p90 {p90:.1} ms, p99 {p99:.1} ms, max {max:.1} ms"))?;
+            say(format_args!(
+                "  latency p50 {p50:.1} ms, p90 {p90:.1} ms, p99 {p99:.1} ms, max {max:.1} ms"
+            ))?;
         }
         if self.bad > 0 {
             anstream::eprintln!("lockwatch: {} could not be read, see above", self.bad);
         }
         if let Some(why) = self.stopped {
-            let rest = self.last.map_or("nothing".to_owned(), |last| format!("what comes after {last}"));
+            let rest = self.last.map_or("nothing".to_owned(), |last| {
+                format!("what comes after {last}")
+            });
             anstream::eprintln!("lockwatch: {why}: {rest} was not sent");
         }
         let all_well = self.answers.values().all(|tally| tally.trouble.is_none());
-        if all_well && self.bad == 0 && self.stopped.is_none() { Ok(()) } else { Err(Failure::Told) }
+        if all_well && self.bad == 0 && self.stopped.is_none() {
+            Ok(())
+        } else {
+            Err(Failure::Told)
+        }
     }
 }
 
 /// The next capture, not before its time. Whoever stops waiting loses nothing.
-async fn next(found: &mut Receiver<Result<Located, Bad>>, due: Option<Instant>) -> Option<Result<Located, Bad>> {
+async fn next(
+    found: &mut Receiver<Result<Located, Bad>>,
+    due: Option<Instant>,
+) -> Option<Result<Located, Bad>> {
     if let Some(due) = due {
         sleep_until(due).await;
     }
@@ -300,7 +372,10 @@ impl Pace {
     const SLACK: Duration = Duration::from_millis(20);
 
     fn new(rate: f64) -> Self {
-        Self { period: Duration::from_secs_f64(1.0 / rate), next: Instant::now() }
+        Self {
+            period: Duration::from_secs_f64(1.0 / rate),
+            next: Instant::now(),
+        }
     }
 
     fn left(&mut self) {

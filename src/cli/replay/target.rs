@@ -54,24 +54,42 @@ pub(super) struct Outcome {
 
 impl Outcome {
     fn well(answer: impl ToString, latency: Option<Duration>) -> Self {
-        Self { answer: answer.to_string(), trouble: None, latency, hopeless: false }
+        Self {
+            answer: answer.to_string(),
+            trouble: None,
+            latency,
+            hopeless: false,
+        }
     }
 
     fn bad(answer: impl ToString, said: &str, latency: Option<Duration>) -> Self {
         let line = said.trim().lines().next().unwrap_or_default();
         let cut: String = line.chars().take(ANSWER_CHARACTERS).collect();
-        let trouble = if cut.is_empty() { String::new() } else { format!(": {cut}") };
-        Self { trouble: Some(trouble), ..Self::well(answer, latency) }
+        let trouble = if cut.is_empty() {
+            String::new()
+        } else {
+            format!(": {cut}")
+        };
+        Self {
+            trouble: Some(trouble),
+            ..Self::well(answer, latency)
+        }
     }
 
     fn hopeless(answer: &str, said: &str) -> Self {
-        Self { hopeless: true, ..Self::bad(answer, said, None) }
+        Self {
+            hopeless: true,
+            ..Self::bad(answer, said, None)
+        }
     }
 }
 
 impl Target {
     /// Sets out at once, so that the order of the captures is that of the rows; how it went is known later.
-    pub(super) fn deliver(self: Arc<Self>, capture: Capture) -> Pin<Box<dyn Future<Output = Outcome> + Send>> {
+    pub(super) fn deliver(
+        self: Arc<Self>,
+        capture: Capture,
+    ) -> Pin<Box<dyn Future<Output = Outcome> + Send>> {
         let submitted = match &*self {
             Self::Intake(intake) => intake.submit(&capture),
             Self::Webhook(_) | Self::Nowhere => None,
@@ -97,7 +115,11 @@ pub(super) struct Webhook {
 }
 
 impl Webhook {
-    pub(super) fn new(url: Url, app_secret: Option<SecretString>, bar: ProgressBar) -> Result<Self, Failure> {
+    pub(super) fn new(
+        url: Url,
+        app_secret: Option<SecretString>,
+        bar: ProgressBar,
+    ) -> Result<Self, Failure> {
         let client = Client::builder()
             .no_proxy()
             .redirect(redirect::Policy::none())
@@ -105,7 +127,13 @@ impl Webhook {
             .user_agent(concat!("lockwatch-replay/", env!("CARGO_PKG_VERSION")))
             .build()
             .context("cannot make requests")?;
-        Ok(Self { url, client, app_secret, bar, told_to_wait: AtomicBool::new(false) })
+        Ok(Self {
+            url,
+            client,
+            app_secret,
+            bar,
+            told_to_wait: AtomicBool::new(false),
+        })
     }
 
     async fn deliver(&self, capture: Capture) -> Outcome {
@@ -122,25 +150,47 @@ impl Webhook {
         let mut attempt = 1;
         loop {
             let request = self.client.post(url.clone()).header(HEADER, &signature);
-            let request = request.header(header::CONTENT_TYPE, "application/json").body(capture.body.clone());
+            let request = request
+                .header(header::CONTENT_TYPE, "application/json")
+                .body(capture.body.clone());
             let sent = Instant::now();
             let pause = match Answer::of(request.send()).await {
-                Ok(Answer { status: RECORDED, .. }) => return Outcome::well(RECORDED, Some(sent.elapsed())),
-                Ok(Answer { status: LATER, pause, .. }) if attempt < ATTEMPTS => {
-                    self.say_once(&format!("the receiver answers {LATER}, trying again after {} s", pause.as_secs()));
+                Ok(Answer {
+                    status: RECORDED, ..
+                }) => return Outcome::well(RECORDED, Some(sent.elapsed())),
+                Ok(Answer {
+                    status: LATER,
+                    pause,
+                    ..
+                }) if attempt < ATTEMPTS => {
+                    self.say_once(&format!(
+                        "the receiver answers {LATER}, trying again after {} s",
+                        pause.as_secs()
+                    ));
                     pause
                 }
-                Ok(answer) => return Outcome::bad(answer.status, &answer.said, Some(sent.elapsed())),
-                Err(error) if attempt < ATTEMPTS && first_sent.elapsed() < SILENCE && !error.is_builder() => {
+                Ok(answer) => {
+                    return Outcome::bad(answer.status, &answer.said, Some(sent.elapsed()));
+                }
+                Err(error)
+                    if attempt < ATTEMPTS
+                        && first_sent.elapsed() < SILENCE
+                        && !error.is_builder() =>
+                {
                     // A receiver that is being restarted is back in a moment.
-                    self.say_once(&format!("no answer, trying again: {}", with_causes(&error.without_url())));
+                    self.say_once(&format!(
+                        "no answer, trying again: {}",
+                        with_causes(&error.without_url())
+                    ));
                     PAUSE
                 }
                 // Where there is no receiver at all. One that breaks off may do so for this callback only.
                 Err(error) if error.is_connect() => {
                     return Outcome::hopeless("no answer", &with_causes(&error.without_url()));
                 }
-                Err(error) => return Outcome::bad("no answer", &with_causes(&error.without_url()), None),
+                Err(error) => {
+                    return Outcome::bad("no answer", &with_causes(&error.without_url()), None);
+                }
             };
             sleep(pause).await;
             attempt += 1;
@@ -150,7 +200,8 @@ impl Webhook {
     /// Why nothing seems to happen.
     fn say_once(&self, what: &str) {
         if !self.told_to_wait.swap(true, Ordering::Relaxed) {
-            self.bar.suspend(|| anstream::eprintln!("lockwatch: {what}"));
+            self.bar
+                .suspend(|| anstream::eprintln!("lockwatch: {what}"));
         }
     }
 }
@@ -170,15 +221,24 @@ impl Answer {
         let location = header(header::LOCATION).filter(|_| response.status().is_redirection());
         let moved = location.map(|to| format!("moved to {to}"));
         let status = response.status().as_u16();
-        let only_200 = (status != RECORDED && response.status().is_success()).then(|| "only 200 counts".to_owned());
+        let only_200 = (status != RECORDED && response.status().is_success())
+            .then(|| "only 200 counts".to_owned());
         let mut body = Vec::new();
         // Read to its end, so that the connection can be used again; kept only as far as it is told.
         while let Some(chunk) = response.chunk().await? {
             let room = (4 * ANSWER_CHARACTERS).saturating_sub(body.len());
             body.extend_from_slice(&chunk[..chunk.len().min(room)]);
         }
-        let said = moved.or(only_200).unwrap_or_else(|| String::from_utf8_lossy(&body).into_owned());
-        Ok(Self { status, pause: seconds.map_or(PAUSE, Duration::from_secs).min(LONGEST_PAUSE), said })
+        let said = moved
+            .or(only_200)
+            .unwrap_or_else(|| String::from_utf8_lossy(&body).into_owned());
+        Ok(Self {
+            status,
+            pause: seconds
+                .map_or(PAUSE, Duration::from_secs)
+                .min(LONGEST_PAUSE),
+            said,
+        })
     }
 }
 
@@ -191,8 +251,16 @@ pub(super) struct Intake {
 }
 
 impl Intake {
-    pub(super) fn new(recorder: Recorder, capturing: Capturing, verifier: Option<Verifier>) -> Self {
-        Self { recorder, capturing, verifier }
+    pub(super) fn new(
+        recorder: Recorder,
+        capturing: Capturing,
+        verifier: Option<Verifier>,
+    ) -> Self {
+        Self {
+            recorder,
+            capturing,
+            verifier,
+        }
     }
 
     /// Hands a callback to the recorder; `None` where there is nothing to record.
@@ -213,11 +281,21 @@ impl Intake {
             app_secret,
         };
         let found = callback.find(self.capturing)?;
-        let held = Arc::new(Semaphore::new(1)).try_acquire_owned().expect("a permit of its own");
-        Some(self.recorder.submit(found, Instant::now(), held).map_err(NotSubmitted::Later))
+        let held = Arc::new(Semaphore::new(1))
+            .try_acquire_owned()
+            .expect("a permit of its own");
+        Some(
+            self.recorder
+                .submit(found, Instant::now(), held)
+                .map_err(NotSubmitted::Later),
+        )
     }
 
-    async fn deliver(&self, capture: Capture, first: Option<Result<Submitted, NotSubmitted>>) -> Outcome {
+    async fn deliver(
+        &self,
+        capture: Capture,
+        first: Option<Result<Submitted, NotSubmitted>>,
+    ) -> Outcome {
         let mut submitted = first;
         let mut attempt = 1;
         loop {
@@ -246,14 +324,21 @@ enum NotSubmitted {
 }
 
 fn original_signature(capture: &Capture) -> Result<Signature, &'static str> {
-    let text = capture.signature().ok_or("it has no signature of its own")?;
+    let text = capture
+        .signature()
+        .ok_or("it has no signature of its own")?;
     Signature::parse(text.as_bytes()).map_err(|_| "its own signature is malformed")
 }
 
 /// Reads everything and sends nothing.
 fn look_at(capture: Capture) -> Outcome {
     let received_at = OffsetDateTime::UNIX_EPOCH;
-    let callback = Callback { body: capture.body, received_at, signature: None, app_secret: None };
+    let callback = Callback {
+        body: capture.body,
+        received_at,
+        signature: None,
+        app_secret: None,
+    };
     let found = callback.find(Capturing::Off);
     let kind = match found.as_ref().map(Found::findings) {
         None => "nothing about a lockout",

@@ -105,20 +105,33 @@ struct PageRequest {
 impl PageRequest {
     /// A cursor fits the list that it came from.
     fn take(query: &mut Query, headers: &HeaderMap, list: char) -> Result<Self, Problem> {
-        let before = query.take("cursor", |text| read_cursor(list, text).ok_or("not a cursor of this list"))?;
+        let before = query.take("cursor", |text| {
+            read_cursor(list, text).ok_or("not a cursor of this list")
+        })?;
         let limit = query.take("limit", |text| {
-            text.parse().ok().filter(|n| (1..=LONGEST_PAGE).contains(n)).ok_or("not a number from 1 to 200")
+            text.parse()
+                .ok()
+                .filter(|n| (1..=LONGEST_PAGE).contains(n))
+                .ok_or("not a number from 1 to 200")
         })?;
         let format = query.word("format", &[("json", Format::Json), ("csv", Format::Csv)])?;
         let format = format.unwrap_or_else(|| preferred(headers));
         let is_whole = format == Format::Csv && limit.is_none() && before.is_none();
-        Ok(Self { before, limit: limit.unwrap_or(if is_whole { LONGEST_PAGE } else { LIMIT }), format, is_whole })
+        Ok(Self {
+            before,
+            limit: limit.unwrap_or(if is_whole { LONGEST_PAGE } else { LIMIT }),
+            format,
+            is_whole,
+        })
     }
 }
 
 /// What the header Accept asks for.
 fn preferred(headers: &HeaderMap) -> Format {
-    let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    let accepted = headers
+        .get_all(header::ACCEPT)
+        .iter()
+        .filter_map(|value| value.to_str().ok());
     let mut best = (0.0, Format::Json);
     for range in accepted.flat_map(|value| value.split(',')) {
         let mut parts = range.split(';').map(str::trim);
@@ -127,7 +140,9 @@ fn preferred(headers: &HeaderMap) -> Format {
             Some("application/json" | "application/*" | "*/*") => Format::Json,
             _ => continue,
         };
-        let weight = parts.find_map(|part| part.strip_prefix("q=")?.parse().ok()).unwrap_or(1.0);
+        let weight = parts
+            .find_map(|part| part.strip_prefix("q=")?.parse().ok())
+            .unwrap_or(1.0);
         // Among equals the first counts.
         if weight > best.0 {
             best = (weight, format);
@@ -170,15 +185,30 @@ async fn list(
     let filter = filter(&mut query)?;
     let request = PageRequest::take(&mut query, &headers, 'i')?;
     query.finish()?;
-    let filter = Filter { before: request.before, ..filter };
+    let filter = Filter {
+        before: request.before,
+        ..filter
+    };
     let page = report::incidents(&db, &filter, request.limit).await?;
     if request.is_whole {
         return Ok(whole_table(page, move |before| {
-            let (db, filter) = (db.clone(), Filter { before: Some(before), ..filter.clone() });
-            async move { report::incidents(&db, &filter, LONGEST_PAGE).await.map(Some) }
+            let (db, filter) = (
+                db.clone(),
+                Filter {
+                    before: Some(before),
+                    ..filter.clone()
+                },
+            );
+            async move {
+                report::incidents(&db, &filter, LONGEST_PAGE)
+                    .await
+                    .map(Some)
+            }
         }));
     }
-    Ok(answer(&uri, 'i', &request, page, |data, next_cursor| IncidentList { data, next_cursor }))
+    Ok(answer(&uri, 'i', &request, page, |data, next_cursor| {
+        IncidentList { data, next_cursor }
+    }))
 }
 
 /// Get an incident
@@ -199,7 +229,9 @@ async fn show(
     RawQuery(query): RawQuery,
 ) -> Result<Response, Problem> {
     Query::parse(query.as_deref()).finish()?;
-    let report = report::incident(&db, id).await?.ok_or_else(|| Problem::no_incident(id))?;
+    let report = report::incident(&db, id)
+        .await?
+        .ok_or_else(|| Problem::no_incident(id))?;
     Ok(json(&report))
 }
 
@@ -245,7 +277,9 @@ async fn deliveries(
             async move { report::deliveries(&db, id, Some(before), LONGEST_PAGE, recipients).await }
         }));
     }
-    Ok(answer(&uri, 'd', &request, page, |data, next_cursor| DeliveryList { data, next_cursor }))
+    Ok(answer(&uri, 'd', &request, page, |data, next_cursor| {
+        DeliveryList { data, next_cursor }
+    }))
 }
 
 /// List an incident's health checks
@@ -286,7 +320,9 @@ async fn checks(
             async move { report::checks(&db, id, Some(before), LONGEST_PAGE).await }
         }));
     }
-    Ok(answer(&uri, 'c', &request, page, |data, next_cursor| HealthCheckList { data, next_cursor }))
+    Ok(answer(&uri, 'c', &request, page, |data, next_cursor| {
+        HealthCheckList { data, next_cursor }
+    }))
 }
 
 /// Resolve an incident
@@ -315,14 +351,23 @@ async fn resolve(
 ) -> Result<Response, Problem> {
     Query::parse(query.as_deref()).finish()?;
     let body = whole(body)?;
-    let resolution = if body.is_empty() { Resolution::default() } else { read_json(&headers, &body)? };
+    let resolution = if body.is_empty() {
+        Resolution::default()
+    } else {
+        read_json(&headers, &body)?
+    };
     resolve_by_hand(&db, id, resolution.note).await?;
-    let report = report::incident(&db, id).await?.ok_or_else(|| Problem::no_incident(id))?;
+    let report = report::incident(&db, id)
+        .await?
+        .ok_or_else(|| Problem::no_incident(id))?;
     Ok(json(&report))
 }
 
 fn read_json(headers: &HeaderMap, body: &[u8]) -> Result<Resolution, Problem> {
-    let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let kind = headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default();
     let kind = kind.split(';').next().unwrap_or_default().trim();
     if !kind.eq_ignore_ascii_case("application/json") {
         let detail = "the body is to be application/json: {\"note\": \"…\"}, or empty";
@@ -331,16 +376,26 @@ fn read_json(headers: &HeaderMap, body: &[u8]) -> Result<Resolution, Problem> {
     // A struct could be read from an array, and `null` stands for nothing.
     match body.trim_ascii() {
         b"null" => Ok(Resolution::default()),
-        object if object.starts_with(b"{") => serde_json::from_slice(object).map_err(|error| error.to_string()),
+        object if object.starts_with(b"{") => {
+            serde_json::from_slice(object).map_err(|error| error.to_string())
+        }
         _ => Err("not an object".to_owned()),
     }
-    .map_err(|why| Problem::new(StatusCode::BAD_REQUEST, format!("the body is not {{\"note\": \"…\"}}: {why}")))
+    .map_err(|why| {
+        Problem::new(
+            StatusCode::BAD_REQUEST,
+            format!("the body is not {{\"note\": \"…\"}}: {why}"),
+        )
+    })
 }
 
 /// Who looks at recipients leaves a trace.
 pub(super) fn tell_revealed(recipients: Recipients, id: i64) {
     match recipients {
-        Recipients::Revealed => warn!(incident.id = id, "recipients of incident {id} were shown in full on request"),
+        Recipients::Revealed => warn!(
+            incident.id = id,
+            "recipients of incident {id} were shown in full on request"
+        ),
         Recipients::Masked => {}
     }
 }
@@ -361,7 +416,9 @@ fn answer<T: Row, L: Serialize>(
     if let Some(link) = link.and_then(|link| HeaderValue::try_from(link).ok()) {
         response.headers_mut().insert(header::LINK, link);
     }
-    response.headers_mut().insert(header::VARY, HeaderValue::from_static("accept"));
+    response
+        .headers_mut()
+        .insert(header::VARY, HeaderValue::from_static("accept"));
     response
 }
 
@@ -374,7 +431,9 @@ where
 {
     let start = csv::header::<T>() + &csv::lines(&first.data);
     let rest = stream::try_unfold((first.next, next), async |(before, next)| {
-        let Some(before) = before else { return Ok(None) };
+        let Some(before) = before else {
+            return Ok(None);
+        };
         let page = next(before).await?;
         Ok(page.map(|page| (csv::lines(&page.data), (page.next, next))))
     });
@@ -399,5 +458,9 @@ fn json(value: &impl Serialize) -> Response {
 
 async fn openapi_json() -> Response {
     static DOCUMENT: LazyLock<String> = LazyLock::new(openapi);
-    ([(header::CONTENT_TYPE, "application/json")], DOCUMENT.as_str()).into_response()
+    (
+        [(header::CONTENT_TYPE, "application/json")],
+        DOCUMENT.as_str(),
+    )
+        .into_response()
 }

@@ -1,7 +1,9 @@
 //! The API's description, made from the handlers' own attributes. What stands here is only described: what is
 //! taken and answered is in the handlers.
 
-use utoipa::openapi::schema::{AnyOfBuilder, KnownFormat, ObjectBuilder, Schema, SchemaFormat, Type};
+use utoipa::openapi::schema::{
+    AnyOfBuilder, KnownFormat, ObjectBuilder, Schema, SchemaFormat, Type,
+};
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa::openapi::{RefOr, SecurityRequirement};
 use utoipa::{IntoParams, Modify, OpenApi, PartialSchema, ToResponse, ToSchema};
@@ -14,7 +16,10 @@ use crate::store::incidents::State;
 /// The API's description as OpenAPI 3.1, in JSON.
 #[must_use]
 pub fn openapi() -> String {
-    Description::openapi().to_pretty_json().expect("the description is plain data") + "\n"
+    Description::openapi()
+        .to_pretty_json()
+        .expect("the description is plain data")
+        + "\n"
 }
 
 #[derive(OpenApi)]
@@ -40,7 +45,10 @@ struct Security;
 impl Modify for Security {
     fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
         let components = document.components.get_or_insert_default();
-        for (name, scheme) in [("bearer", HttpAuthScheme::Bearer), ("basic", HttpAuthScheme::Basic)] {
+        for (name, scheme) in [
+            ("bearer", HttpAuthScheme::Bearer),
+            ("basic", HttpAuthScheme::Basic),
+        ] {
             components.add_security_scheme(name, SecurityScheme::Http(Http::new(scheme)));
         }
         let none: [&str; 0] = [];

@@ -10,7 +10,8 @@ use time::OffsetDateTime;
 
 use super::list::cause_title;
 use super::{
-    Refresh, badge, cut, full_time, linked, page as whole_page, picture, received, see_other, support_home, time_ago,
+    Refresh, badge, cut, full_time, linked, page as whole_page, picture, received, see_other,
+    support_home, time_ago,
 };
 use crate::http::api::tell_revealed;
 use crate::http::error::Problem;
@@ -56,19 +57,39 @@ impl Asked {
     fn read(id: i64, query: Option<&str>) -> Result<Self, Problem> {
         let mut query = Query::of_form(query);
         let recipients = recipients(&mut query)?;
-        let mut place =
-            |name, list| query.take(name, |text| read_cursor(list, text).ok_or("not a cursor of this list"));
+        let mut place = |name, list| {
+            query.take(name, |text| {
+                read_cursor(list, text).ok_or("not a cursor of this list")
+            })
+        };
         let (deliveries, checks) = (place("deliveries", 'd')?, place("checks", 'c')?);
         query.finish()?;
-        Ok(Self { id, deliveries, checks, recipients })
+        Ok(Self {
+            id,
+            deliveries,
+            checks,
+            recipients,
+        })
     }
 
     /// The same page with the lists elsewhere.
-    fn link(&self, deliveries: Option<i64>, checks: Option<i64>, recipients: Recipients, anchor: &str) -> String {
+    fn link(
+        &self,
+        deliveries: Option<i64>,
+        checks: Option<i64>,
+        recipients: Recipients,
+        anchor: &str,
+    ) -> String {
         let mut query = form_urlencoded::Serializer::new(String::new());
-        let places =
-            [("deliveries", deliveries.map(|id| cursor('d', id))), ("checks", checks.map(|id| cursor('c', id)))];
-        query.extend_pairs(places.into_iter().filter_map(|(name, place)| Some((name, place?))));
+        let places = [
+            ("deliveries", deliveries.map(|id| cursor('d', id))),
+            ("checks", checks.map(|id| cursor('c', id))),
+        ];
+        query.extend_pairs(
+            places
+                .into_iter()
+                .filter_map(|(name, place)| Some((name, place?))),
+        );
         if recipients == Recipients::Revealed {
             query.append_pair("reveal", "recipients");
         }
@@ -86,14 +107,27 @@ pub(super) async fn page(
     let none = || Problem::no_incident(id);
     let report = report::incident(&db, asked.id).await?.ok_or_else(none)?;
     let timeline = timeline(&db, &report, now, timeline::PICTURE).await?;
-    let deliveries = report::deliveries(&db, asked.id, asked.deliveries, DELIVERIES, asked.recipients).await?;
+    let deliveries = report::deliveries(
+        &db,
+        asked.id,
+        asked.deliveries,
+        DELIVERIES,
+        asked.recipients,
+    )
+    .await?;
     let deliveries = deliveries.ok_or_else(none)?;
-    let checks = report::checks(&db, asked.id, asked.checks, CHECKS).await?.ok_or_else(none)?;
+    let checks = report::checks(&db, asked.id, asked.checks, CHECKS)
+        .await?
+        .ok_or_else(none)?;
     tell_revealed(asked.recipients, asked.id);
 
     let incident = &report.incident;
     let is_open = incident.resolved_at.is_none();
-    let title = format!("Account {} {} locked", incident.waba_id, if is_open { "is" } else { "was" });
+    let title = format!(
+        "Account {} {} locked",
+        incident.waba_id,
+        if is_open { "is" } else { "was" }
+    );
     let before = html! {
         nav #crumbs .crumbs aria-label="Breadcrumb" { a href="/" { "All incidents" } " › Incident " (incident.id) }
         div #headline data-live .headline .alarm[is_open] {
@@ -200,8 +234,11 @@ fn within(room: &mut usize, part: Markup) -> Markup {
 
 /// What Meta said of each entity.
 fn entities(check: &HealthCheck) -> Markup {
-    let entities: Vec<Entity> =
-        check.entities.clone().and_then(|entities| serde_json::from_value(entities).ok()).unwrap_or_default();
+    let entities: Vec<Entity> = check
+        .entities
+        .clone()
+        .and_then(|entities| serde_json::from_value(entities).ok())
+        .unwrap_or_default();
     html! {
         @if !entities.is_empty() {
             div .scroll role="region" aria-label="What Meta said" tabindex="0" {
@@ -286,8 +323,15 @@ fn health(health: Health, word: &str) -> Markup {
     html! { span .verdict .(picture::class(health)) { (received(word, 32)) } }
 }
 
-fn for_the_appeal(asked: &Asked, report: &IncidentReport, deliveries: &[Delivery], now: OffsetDateTime) -> Markup {
-    let examples = &deliveries[..deliveries.len().min(usize::try_from(EXAMPLES).unwrap_or_default())];
+fn for_the_appeal(
+    asked: &Asked,
+    report: &IncidentReport,
+    deliveries: &[Delivery],
+    now: OffsetDateTime,
+) -> Markup {
+    let examples = &deliveries[..deliveries
+        .len()
+        .min(usize::try_from(EXAMPLES).unwrap_or_default())];
     let text = appeal(report, NUMBERS_IN_APPEAL, examples, asked.recipients, now);
     let text = cut(&text, APPEAL);
     html! {
@@ -316,16 +360,21 @@ fn ends_by_itself(report: &IncidentReport) -> &'static str {
         Some(LockoutCause::LookupDenied | LockoutCause::Pending) => {
             "Lockwatch cannot see Meta's health checks, and cannot tell when this is over."
         }
-        _ => "Lockwatch ends this once Meta's health checks have been clear twice, or after 7 days without a failure.",
+        _ => {
+            "Lockwatch ends this once Meta's health checks have been clear twice, or after 7 days without a failure."
+        }
     }
 }
 
 /// Whether the latest look at every number found it clear, while the incident still waits to be sure.
 fn seems_over(report: &IncidentReport) -> bool {
     let is_clear = |NumberReport { latest_check, .. }: &NumberReport| {
-        latest_check.as_ref().is_some_and(|check| Health::of_check(check) == Health::Available)
+        latest_check
+            .as_ref()
+            .is_some_and(|check| Health::of_check(check) == Health::Available)
     };
-    report.cause().is_some_and(LockoutCause::is_found) && report.affected_numbers.iter().all(is_clear)
+    report.cause().is_some_and(LockoutCause::is_found)
+        && report.affected_numbers.iter().all(is_clear)
 }
 
 fn resolve_form(report: &IncidentReport) -> Markup {
@@ -380,8 +429,14 @@ fn check_details(check: &HealthCheck, room: &mut usize) -> Markup {
 fn deliveries_list(asked: &Asked, deliveries: &Page<Delivery>) -> Markup {
     let is_masked = asked.recipients == Recipients::Masked;
     let reveal = if is_masked { "" } else { "&reveal=recipients" };
-    let csv = format!("/api/v1/incidents/{}/deliveries?format=csv{reveal}", asked.id);
-    let has_references = deliveries.data.iter().any(|delivery| delivery.callback_data.is_some());
+    let csv = format!(
+        "/api/v1/incidents/{}/deliveries?format=csv{reveal}",
+        asked.id
+    );
+    let has_references = deliveries
+        .data
+        .iter()
+        .any(|delivery| delivery.callback_data.is_some());
     html! {
         section #deliveries data-live[asked.deliveries.is_none()] aria-labelledby="deliveries-heading" {
             h2 #deliveries-heading { "Failed deliveries" }
@@ -419,8 +474,16 @@ fn deliveries_list(asked: &Asked, deliveries: &Page<Delivery>) -> Markup {
 
 /// Your reference is what the business sent along (`biz_opaque_callback_data`).
 fn delivery_row(delivery: &Delivery, has_references: bool) -> Markup {
-    let Delivery { error_title, error_message, error_details, .. } = delivery;
-    let said = error_details.as_ref().or(error_message.as_ref()).or(error_title.as_ref());
+    let Delivery {
+        error_title,
+        error_message,
+        error_details,
+        ..
+    } = delivery;
+    let said = error_details
+        .as_ref()
+        .or(error_message.as_ref())
+        .or(error_title.as_ref());
     html! {
         tr {
             td { (full_time(delivery.failed_at)) }
@@ -443,12 +506,20 @@ pub(super) async fn resolve(
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Problem> {
-    let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let kind = headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default();
     if !kind.starts_with("application/x-www-form-urlencoded") {
-        return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "a form is expected; programs use /api/v1"));
+        return Err(Problem::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "a form is expected; programs use /api/v1",
+        ));
     }
     let body = whole(body)?;
-    let note = form_urlencoded::parse(&body).find(|(name, _)| name == "note").map(|(_, note)| note.into_owned());
+    let note = form_urlencoded::parse(&body)
+        .find(|(name, _)| name == "note")
+        .map(|(_, note)| note.into_owned());
     resolve_by_hand(&db, id, note).await?;
     Ok(see_other(&format!("/incidents/{id}")))
 }

@@ -36,15 +36,32 @@ impl Asked {
         let mut filter = filter(&mut query)?;
         let search = query.take("q", |text| {
             let text = text.trim().trim_start_matches('+').replace('\0', "");
-            if text.chars().count() > LONGEST_SEARCH { Err("longer than 64 characters") } else { Ok(text) }
+            if text.chars().count() > LONGEST_SEARCH {
+                Err("longer than 64 characters")
+            } else {
+                Ok(text)
+            }
         })?;
-        filter.before = query.take("cursor", |text| read_cursor('i', text).ok_or("not a cursor of this list"))?;
+        filter.before = query.take("cursor", |text| {
+            read_cursor('i', text).ok_or("not a cursor of this list")
+        })?;
         query.finish()?;
-        Ok(Self { filter, search: search.unwrap_or_default() })
+        Ok(Self {
+            filter,
+            search: search.unwrap_or_default(),
+        })
     }
 
     fn is_filtered(&self) -> bool {
-        let Filter { state, waba_id, cause, since, until, among: _, before } = &self.filter;
+        let Filter {
+            state,
+            waba_id,
+            cause,
+            since,
+            until,
+            among: _,
+            before,
+        } = &self.filter;
         let has_words = waba_id.is_some() || cause.is_some() || !self.search.is_empty();
         *state != Which::All || has_words || since.is_some() || until.is_some() || before.is_some()
     }
@@ -52,9 +69,21 @@ impl Asked {
     /// Filters that the form has no field for.
     fn unseen(&self) -> Vec<(&'static str, String)> {
         let time = |time: Option<OffsetDateTime>| time?.format(&Rfc3339).ok();
-        let Filter { waba_id, since, until, .. } = &self.filter;
-        let filters = [("waba_id", waba_id.clone()), ("since", time(*since)), ("until", time(*until))];
-        filters.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
+        let Filter {
+            waba_id,
+            since,
+            until,
+            ..
+        } = &self.filter;
+        let filters = [
+            ("waba_id", waba_id.clone()),
+            ("since", time(*since)),
+            ("until", time(*until)),
+        ];
+        filters
+            .into_iter()
+            .filter_map(|(name, value)| Some((name, value?)))
+            .collect()
     }
 
     /// The same list in another state, from some incident on.
@@ -63,7 +92,10 @@ impl Asked {
         query.append_pair("state", state);
         let search = Some(&self.search).filter(|search| !search.is_empty());
         let seen = [("cause", self.filter.cause.as_ref()), ("q", search)];
-        query.extend_pairs(seen.into_iter().filter_map(|(name, word)| Some((name, word?))));
+        query.extend_pairs(
+            seen.into_iter()
+                .filter_map(|(name, word)| Some((name, word?))),
+        );
         query.extend_pairs(self.unseen());
         if let Some(before) = before {
             query.append_pair("cursor", &cursor('i', before));
@@ -72,7 +104,10 @@ impl Asked {
     }
 }
 
-pub(super) async fn page(State(db): State<Pool>, RawQuery(query): RawQuery) -> Result<Response, Problem> {
+pub(super) async fn page(
+    State(db): State<Pool>,
+    RawQuery(query): RawQuery,
+) -> Result<Response, Problem> {
     let mut asked = Asked::read(query.as_deref())?;
     let now = OffsetDateTime::now_utc();
     let open_count = bounded(incidents::count_open(&db)).await?;
@@ -87,7 +122,10 @@ pub(super) async fn page(State(db): State<Pool>, RawQuery(query): RawQuery) -> R
         0 => "No open incident".to_owned(),
         n => locked(n),
     };
-    let is_empty = [&open, &resolved].into_iter().flatten().all(|page| page.data.is_empty());
+    let is_empty = [&open, &resolved]
+        .into_iter()
+        .flatten()
+        .all(|page| page.data.is_empty());
     let main = html! {
         (headline(&title, open_count))
         @if is_empty && !asked.is_filtered() {
@@ -102,11 +140,19 @@ pub(super) async fn page(State(db): State<Pool>, RawQuery(query): RawQuery) -> R
 }
 
 /// The incidents of one state, unless the filter leaves them out.
-async fn some(db: &Pool, asked: &Asked, state: Which, limit: i64) -> Result<Option<Page<IncidentReport>>, Problem> {
+async fn some(
+    db: &Pool,
+    asked: &Asked,
+    state: Which,
+    limit: i64,
+) -> Result<Option<Page<IncidentReport>>, Problem> {
     if asked.filter.state != Which::All && asked.filter.state != state {
         return Ok(None);
     }
-    let filter = Filter { state, ..asked.filter.clone() };
+    let filter = Filter {
+        state,
+        ..asked.filter.clone()
+    };
     Ok(Some(report::incidents(db, &filter, limit).await?))
 }
 
@@ -224,7 +270,8 @@ fn card(report: &IncidentReport, spark: Option<&Vec<u64>>, now: OffsetDateTime) 
 }
 
 fn numbers(report: &IncidentReport) -> Markup {
-    let more = report.affected_number_count - i64::try_from(report.affected_numbers.len()).unwrap_or_default();
+    let more = report.affected_number_count
+        - i64::try_from(report.affected_numbers.len()).unwrap_or_default();
     html! {
         @for (position, NumberReport { number, .. }) in report.affected_numbers.iter().enumerate() {
             @if position > 0 { ", " }
@@ -258,7 +305,10 @@ fn resolved_section(asked: &Asked, page: &Page<IncidentReport>) -> Markup {
 
 fn row(report: &IncidentReport) -> Markup {
     let incident = &report.incident;
-    let lasted = incident.resolved_at.map(|at| duration(at - incident.opened_at)).unwrap_or_default();
+    let lasted = incident
+        .resolved_at
+        .map(|at| duration(at - incident.opened_at))
+        .unwrap_or_default();
     html! {
         tr {
             th scope="row" { a href={ "/incidents/" (incident.id) } { (received(&incident.waba_id, 64)) } }
@@ -272,5 +322,7 @@ fn row(report: &IncidentReport) -> Markup {
 }
 
 pub(super) fn cause_title(report: &IncidentReport) -> &str {
-    report.cause().map_or(report.incident.cause.as_str(), |cause| cause.title())
+    report
+        .cause()
+        .map_or(report.incident.cause.as_str(), |cause| cause.title())
 }

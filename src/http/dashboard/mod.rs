@@ -37,20 +37,39 @@ pub(super) fn router(db: Pool) -> Router {
         .route("/", get(list::page))
         .route("/incidents/{id}", get(incident::page))
         .route("/incidents/{id}/resolve", post(incident::resolve))
-        .route("/assets/style.css", get(|| async { asset("text/css; charset=utf-8", STYLE) }))
-        .route("/assets/page.js", get(|| async { asset("text/javascript; charset=utf-8", SCRIPT) }))
-        .route("/assets/icon.svg", get(|| async { asset("image/svg+xml", ICON) }))
+        .route(
+            "/assets/style.css",
+            get(|| async { asset("text/css; charset=utf-8", STYLE) }),
+        )
+        .route(
+            "/assets/page.js",
+            get(|| async { asset("text/javascript; charset=utf-8", SCRIPT) }),
+        )
+        .route(
+            "/assets/icon.svg",
+            get(|| async { asset("image/svg+xml", ICON) }),
+        )
         .with_state(db)
 }
 
 /// An asset's address changes with what is in it.
 fn asset(kind: &'static str, text: &'static str) -> Response {
-    let headers = [(header::CONTENT_TYPE, kind), (header::CACHE_CONTROL, "private, max-age=31536000, immutable")];
+    let headers = [
+        (header::CONTENT_TYPE, kind),
+        (
+            header::CACHE_CONTROL,
+            "private, max-age=31536000, immutable",
+        ),
+    ];
     (headers, text).into_response()
 }
 
 static VERSION: LazyLock<String> = LazyLock::new(|| {
-    let digest = Sha256::new().chain_update(STYLE).chain_update(SCRIPT).chain_update(ICON).finalize();
+    let digest = Sha256::new()
+        .chain_update(STYLE)
+        .chain_update(SCRIPT)
+        .chain_update(ICON)
+        .finalize();
     hex::encode(&digest[..6])
 });
 
@@ -159,8 +178,13 @@ fn linked(sentence: &str) -> Markup {
     let (before, rest) = sentence.split_at(start);
     let after = &rest[SUPPORT_HOME.len()..];
     // Ours stand in brackets after the name of the place: the name is enough.
-    match (before.strip_suffix("Business Support Home ("), after.strip_prefix(')')) {
-        (Some(before), Some(after)) => html! { (before) (support_home("Business Support Home")) (after) },
+    match (
+        before.strip_suffix("Business Support Home ("),
+        after.strip_prefix(')'),
+    ) {
+        (Some(before), Some(after)) => {
+            html! { (before) (support_home("Business Support Home")) (after) }
+        }
         _ => html! { bdi { (sentence) } },
     }
 }
@@ -188,7 +212,12 @@ pub(super) async fn problems_as_pages(request: Request, next: Next) -> Response 
             p { a href="/" { "All incidents" } }
         }
     };
-    let page = page(problem.title, Refresh::Never, OffsetDateTime::now_utc(), &main);
+    let page = page(
+        problem.title,
+        Refresh::Never,
+        OffsetDateTime::now_utc(),
+        &main,
+    );
     let (mut parts, _) = response.into_parts();
     parts.headers.remove(header::CONTENT_LENGTH);
     let (page, body) = page.into_parts();
@@ -197,8 +226,13 @@ pub(super) async fn problems_as_pages(request: Request, next: Next) -> Response 
 }
 
 fn accepts_html(headers: &HeaderMap) -> bool {
-    let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
-    accepted.flat_map(|value| value.split(',')).any(|range| range.trim_start().starts_with("text/html"))
+    let accepted = headers
+        .get_all(header::ACCEPT)
+        .iter()
+        .filter_map(|value| value.to_str().ok());
+    accepted
+        .flat_map(|value| value.split(','))
+        .any(|range| range.trim_start().starts_with("text/html"))
 }
 
 /// Sends a browser on after it changed something.

@@ -27,10 +27,14 @@ const NAME: u32 = 16;
 /// A few bars in a row.
 pub(super) fn sparkline(failures: &[u64]) -> Markup {
     let most = failures.iter().max().copied().unwrap_or_default().max(1);
-    let bars = failures.iter().enumerate().filter(|(_, n)| **n > 0).map(|(bin, n)| {
-        let height = bar_height(*n, most, 20);
-        format!("M{} 20v-{height}h3v{height}z", bin * 4)
-    });
+    let bars = failures
+        .iter()
+        .enumerate()
+        .filter(|(_, n)| **n > 0)
+        .map(|(bin, n)| {
+            let height = bar_height(*n, most, 20);
+            format!("M{} 20v-{height}h3v{height}z", bin * 4)
+        });
     html! {
         svg .spark viewBox={ "0 0 " (failures.len() * 4) " 20" } preserveAspectRatio="none" aria-hidden="true" {
             path d=(bars.collect::<String>()) {}
@@ -59,7 +63,12 @@ pub(super) fn timeline(report: &IncidentReport, timeline: &Timeline) -> Markup {
     let lanes_top = axis + AXIS + 6;
     let height = lanes_top + u32::try_from(timeline.lanes.len()).unwrap_or(0) * LANE;
     let percent = |at: OffsetDateTime| percent(timeline.position(at));
-    let has_titles = timeline.lanes.iter().map(|lane| lane.stretches().len()).sum::<usize>() <= TITLES;
+    let has_titles = timeline
+        .lanes
+        .iter()
+        .map(|lane| lane.stretches().len())
+        .sum::<usize>()
+        <= TITLES;
     html! {
         figure .picture {
             svg .timeline width="100%" height=(height) role="img" aria-labelledby="timeline-title timeline-text" {
@@ -120,10 +129,18 @@ fn markers(report: &IncidentReport) -> Vec<Marker> {
         class: "opened",
     }];
     if let Some(at) = incident.cause_recorded_at {
-        markers.push(Marker { at, text: format!("cause recorded {}", short_moment(at)), class: "caused" });
+        markers.push(Marker {
+            at,
+            text: format!("cause recorded {}", short_moment(at)),
+            class: "caused",
+        });
     }
     if let Some(at) = incident.resolved_at {
-        markers.push(Marker { at, text: format!("{} {}", ended(incident), short_moment(at)), class: "resolved" });
+        markers.push(Marker {
+            at,
+            text: format!("{} {}", ended(incident), short_moment(at)),
+            class: "resolved",
+        });
     }
     markers
 }
@@ -132,7 +149,11 @@ fn markers(report: &IncidentReport) -> Vec<Marker> {
 fn bars(timeline: &Timeline, top: u32, is_scale_right: bool, has_titles: bool) -> Markup {
     let most = timeline.most_failures();
     let wide = 100.0 / timeline.bins.count as f64;
-    let (x, anchor) = if is_scale_right { ("100%", "end") } else { ("0", "start") };
+    let (x, anchor) = if is_scale_right {
+        ("100%", "end")
+    } else {
+        ("0", "start")
+    };
     html! {
         line .grid x1="0" x2="100%" y1=(top) y2=(top) {}
         text .most x=(x) y=(top - 3) text-anchor=(anchor) { "highest bar: " (failed(most)) " in " (duration(timeline.bins.width)) }
@@ -152,12 +173,22 @@ fn failed(n: u64) -> String {
 /// The axis's times: both ends, and what lies between where there is room.
 fn ticks(timeline: &Timeline) -> Vec<(f64, &'static str, &'static str, String)> {
     let bins = timeline.bins.count;
-    let mut ticks = vec![(0.0, "start", "", format!("{} UTC", short_moment(timeline.bins.start)))];
+    let mut ticks = vec![(
+        0.0,
+        "start",
+        "",
+        format!("{} UTC", short_moment(timeline.bins.start)),
+    )];
     for quarter in [1, 2, 3] {
         let bin = bins * quarter / 4;
         if bins >= 8 {
             let class = if quarter == 2 { "middle" } else { "between" };
-            ticks.push((bin as f64 / bins as f64, "middle", class, short_moment(timeline.bins.start_of(bin))));
+            ticks.push((
+                bin as f64 / bins as f64,
+                "middle",
+                class,
+                short_moment(timeline.bins.start_of(bin)),
+            ));
         }
     }
     ticks.push((1.0, "end", "", short_moment(timeline.bins.start_of(bins))));
@@ -272,9 +303,19 @@ fn in_words(report: &IncidentReport, timeline: &Timeline) -> String {
         let stretches = lane.stretches();
         let stretches: Vec<String> = stretches[stretches.len().saturating_sub(TOLD)..]
             .iter()
-            .map(|(bin, _, health)| format!("{} from about {}", health.word(), moment(timeline.bins.start_of(*bin))))
+            .map(|(bin, _, health)| {
+                format!(
+                    "{} from about {}",
+                    health.word(),
+                    moment(timeline.bins.start_of(*bin))
+                )
+            })
             .collect();
-        let stretches = if stretches.is_empty() { "not looked up yet".to_owned() } else { stretches.join(", then ") };
+        let stretches = if stretches.is_empty() {
+            "not looked up yet".to_owned()
+        } else {
+            stretches.join(", then ")
+        };
         text = format!("{text} {}: {stretches}.", name(lane));
     }
     text

@@ -26,11 +26,26 @@ const PEOPLE: [&str; 20] = [
     "wa_id",
 ];
 /// What people wrote, and who they are, is in these.
-const CONTENT: [&str; 6] = ["contact", "contacts", "history", "message_echoes", "messages", "state_sync"];
+const CONTENT: [&str; 6] = [
+    "contact",
+    "contacts",
+    "history",
+    "message_echoes",
+    "messages",
+    "state_sync",
+];
 /// But not in these, wherever they stand.
 const NO_CONTENT: [&str; 1] = ["errors"];
 /// Fields of content that say nothing about anybody.
-const PLAIN: [&str; 7] = ["id", "message_id", "mime_type", "sha256", "status", "timestamp", "type"];
+const PLAIN: [&str; 7] = [
+    "id",
+    "message_id",
+    "mime_type",
+    "sha256",
+    "status",
+    "timestamp",
+    "type",
+];
 /// What a body is made of, as far as it matters here. Together the tokens are the body.
 pub(super) struct Token<'b> {
     /// What the object key before it says; the elements of a list have the list's.
@@ -92,7 +107,12 @@ pub(super) struct Tokens<'b> {
 
 impl<'b> Tokens<'b> {
     pub(super) fn of(body: &'b [u8]) -> Self {
-        Self { rest: body, field: Field::None, in_content: false, around: Vec::new() }
+        Self {
+            rest: body,
+            field: Field::None,
+            in_content: false,
+            around: Vec::new(),
+        }
     }
 
     fn bracket(&mut self, byte: u8) {
@@ -122,10 +142,16 @@ impl<'b> Iterator for Tokens<'b> {
         let (kind, length) = match self.rest {
             [] => return None,
             [b'"', inner @ ..] => (Kind::Text, 1 + string_length(inner)),
-            [b'-' | b'0'..=b'9', ..] => (Kind::Number, self.rest.iter().take_while(|byte| is_number(byte)).count()),
+            [b'-' | b'0'..=b'9', ..] => (
+                Kind::Number,
+                self.rest.iter().take_while(|byte| is_number(byte)).count(),
+            ),
             _ => {
                 let starts = |byte: &u8| *byte == b'"' || *byte == b'-' || byte.is_ascii_digit();
-                (Kind::Other, self.rest.iter().position(starts).unwrap_or(self.rest.len()))
+                (
+                    Kind::Other,
+                    self.rest.iter().position(starts).unwrap_or(self.rest.len()),
+                )
             }
         };
         let (bytes, after) = self.rest.split_at(length);
@@ -138,7 +164,12 @@ impl<'b> Iterator for Tokens<'b> {
         if is_key {
             self.field = Field::of(bytes);
         }
-        Some(Token { field, in_content: self.in_content, kind, bytes })
+        Some(Token {
+            field,
+            in_content: self.in_content,
+            kind,
+            bytes,
+        })
     }
 }
 

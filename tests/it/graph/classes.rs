@@ -9,7 +9,9 @@ const MINUTE: f64 = 60.0;
 
 /// Looks up a number for each answer: a status and a body.
 async fn answers(answers: &[(u16, Value)]) -> Vec<LookedUp> {
-    let scripts = answers.iter().map(|(status, body)| answer(&format!("{status} Status"), body.to_string()));
+    let scripts = answers
+        .iter()
+        .map(|(status, body)| answer(&format!("{status} Status"), body.to_string()));
     look_up_each(scripts.collect::<Vec<_>>()).await.looked_up
 }
 
@@ -28,23 +30,69 @@ fn error_with(code: i64, more: &[(&str, Value)]) -> Value {
 
 #[tokio::test]
 async fn a_refusal_is_a_denied_look_up_and_asked_again_hourly() {
-    let mut refusals: Vec<(u16, Value)> =
-        [0, 3, 10, 100, 190, 200, 201, 250, 298, 299, 368].map(|code| (400, error(code))).to_vec();
+    let mut refusals: Vec<(u16, Value)> = [0, 3, 10, 100, 190, 200, 201, 250, 298, 299, 368]
+        .map(|code| (400, error(code)))
+        .to_vec();
     refusals.extend([
         (401, error("190")),
         (401, error(190.0)),
         (200, error(190)),
         (500, error(190)),
         (401, error_with(190, &[("error_subcode", json!(463))])),
-        (400, error_with(100, &[("error_subcode", json!(33)), ("type", json!("GraphMethodException"))])),
+        (
+            400,
+            error_with(
+                100,
+                &[
+                    ("error_subcode", json!(33)),
+                    ("type", json!("GraphMethodException")),
+                ],
+            ),
+        ),
         (400, error_with(100, &[("error_data", json!("a string"))])),
-        (400, error_with(100, &[("error_data", json!({"messaging_product": "whatsapp", "details": "an object"}))])),
-        (400, error_with(10, &[("is_transient", json!(true)), ("message", json!(["no", "text"]))])),
-        (400, error_with(10, &[("error_subcode", json!(1e300)), ("message", json!("x".repeat(100_000)))])),
+        (
+            400,
+            error_with(
+                100,
+                &[(
+                    "error_data",
+                    json!({"messaging_product": "whatsapp", "details": "an object"}),
+                )],
+            ),
+        ),
+        (
+            400,
+            error_with(
+                10,
+                &[
+                    ("is_transient", json!(true)),
+                    ("message", json!(["no", "text"])),
+                ],
+            ),
+        ),
+        (
+            400,
+            error_with(
+                10,
+                &[
+                    ("error_subcode", json!(1e300)),
+                    ("message", json!("x".repeat(100_000))),
+                ],
+            ),
+        ),
     ]);
     for (row, (status, body)) in answers(&refusals).await.iter().zip(&refusals) {
-        row.is("refused", "lookup_denied", 53.9 * MINUTE..=66.0 * MINUTE, &body.to_string());
-        assert_eq!((row.http_status, row.rest), (Some(i32::from(*status)), None), "{body}");
+        row.is(
+            "refused",
+            "lookup_denied",
+            53.9 * MINUTE..=66.0 * MINUTE,
+            &body.to_string(),
+        );
+        assert_eq!(
+            (row.http_status, row.rest),
+            (Some(i32::from(*status)), None),
+            "{body}"
+        );
     }
 }
 
@@ -59,24 +107,52 @@ async fn an_answer_without_health_is_a_denied_look_up_as_well() {
         json!({"health_status": {"entities": []}}),
         json!({"health_status": {"entities": ["WABA", 7, null]}}),
     ];
-    for (row, body) in answers(&without.clone().map(|body| (200, body))).await.iter().zip(without) {
-        row.is("no_health", "lookup_denied", 53.9 * MINUTE..=66.0 * MINUTE, &body.to_string());
+    for (row, body) in answers(&without.clone().map(|body| (200, body)))
+        .await
+        .iter()
+        .zip(without)
+    {
+        row.is(
+            "no_health",
+            "lookup_denied",
+            53.9 * MINUTE..=66.0 * MINUTE,
+            &body.to_string(),
+        );
     }
 }
 
 #[tokio::test]
 async fn too_many_calls_rest_the_account_for_a_quarter_of_an_hour_unless_meta_says_otherwise() {
-    let mut throttled: Vec<(u16, Value)> =
-        [4, 17, 32, 613, 80007, 80008, 130_429].map(|code| (400, error(code))).to_vec();
+    let mut throttled: Vec<(u16, Value)> = [4, 17, 32, 613, 80007, 80008, 130_429]
+        .map(|code| (400, error(code)))
+        .to_vec();
     throttled.extend([
         (403, error(4)),
         (200, error(80008)),
         (429, error("17")),
-        (400, error_with(613, &[("error_subcode", json!(1996)), ("error_data", json!("volume"))])),
+        (
+            400,
+            error_with(
+                613,
+                &[
+                    ("error_subcode", json!(1996)),
+                    ("error_data", json!("volume")),
+                ],
+            ),
+        ),
     ]);
     for (row, (_, body)) in answers(&throttled).await.iter().zip(&throttled) {
-        row.is("throttled", "pending", 14.9 * MINUTE..=15.0 * MINUTE, &body.to_string());
-        assert!(row.rest.is_some_and(|rest| (14.9 * MINUTE..=15.0 * MINUTE).contains(&rest)), "{body}: {row:?}");
+        row.is(
+            "throttled",
+            "pending",
+            14.9 * MINUTE..=15.0 * MINUTE,
+            &body.to_string(),
+        );
+        assert!(
+            row.rest
+                .is_some_and(|rest| (14.9 * MINUTE..=15.0 * MINUTE).contains(&rest)),
+            "{body}: {row:?}"
+        );
         assert_eq!(row.failures, 0, "throttled is not broken");
     }
 }
@@ -113,27 +189,71 @@ async fn the_usage_header_says_for_how_many_minutes_the_account_rests() {
         (String::new(), UNSAID),
     ];
     let scripts = headers.iter().map(|(header, _)| {
-        answer(&format!("400 Bad Request\r\nX-Business-Use-Case-Usage: {header}"), error(80008).to_string())
+        answer(
+            &format!("400 Bad Request\r\nX-Business-Use-Case-Usage: {header}"),
+            error(80008).to_string(),
+        )
     });
     let rows = look_up_each(scripts.collect::<Vec<_>>()).await.looked_up;
     for (row, (header, minutes)) in rows.iter().zip(headers) {
         let seconds = minutes * MINUTE - 5.0..=minutes * MINUTE;
-        assert!(row.rest.is_some_and(|rest| seconds.contains(&rest)), "{header}: {row:?}");
+        assert!(
+            row.rest.is_some_and(|rest| seconds.contains(&rest)),
+            "{header}: {row:?}"
+        );
         row.is("throttled", "pending", seconds, &header);
     }
 }
 
 #[tokio::test]
 async fn every_other_error_is_worth_another_try_within_seconds() {
-    let mut odd: Vec<(u16, Value)> =
-        [1, 2, 5, 9, 11, 18, 33, 99, 101, 189, 191, 199, 300, 367, 369, 131_042, -1, -190, i64::MAX, i64::MIN]
-            .map(|code| (400, error(code)))
-            .to_vec();
-    let codes =
-        [json!(u64::MAX), json!(1e30), json!(190.5), json!("x"), json!(""), json!(true), json!([190]), json!(null)];
+    let mut odd: Vec<(u16, Value)> = [
+        1,
+        2,
+        5,
+        9,
+        11,
+        18,
+        33,
+        99,
+        101,
+        189,
+        191,
+        199,
+        300,
+        367,
+        369,
+        131_042,
+        -1,
+        -190,
+        i64::MAX,
+        i64::MIN,
+    ]
+    .map(|code| (400, error(code)))
+    .to_vec();
+    let codes = [
+        json!(u64::MAX),
+        json!(1e30),
+        json!(190.5),
+        json!("x"),
+        json!(""),
+        json!(true),
+        json!([190]),
+        json!(null),
+    ];
     odd.extend(codes.map(|code| (400, error(code))));
-    let errors = [json!("190"), json!(190), json!([{"code": 190}]), json!({}), json!(false)];
-    odd.extend(errors.into_iter().flat_map(|error| [200, 400].map(|status| (status, json!({"error": error})))));
+    let errors = [
+        json!("190"),
+        json!(190),
+        json!([{"code": 190}]),
+        json!({}),
+        json!(false),
+    ];
+    odd.extend(
+        errors
+            .into_iter()
+            .flat_map(|error| [200, 400].map(|status| (status, json!({"error": error})))),
+    );
     odd.extend([
         (500, error_with(2, &[("is_transient", json!(true))])),
         (200, error(131_042)),

@@ -23,19 +23,36 @@ async fn no_answer_brings_the_token_or_its_proof_into_a_row_or_a_log_and_no_prox
         proof.clone(),
         ACCESS_TOKEN.replace('A', "\\u0041"),
         ACCESS_TOKEN.replace("T", "%54"),
-        format!("https://graph.facebook.com/v25.0/1?access_token={ACCESS_TOKEN}&appsecret_proof={proof}"),
+        format!(
+            "https://graph.facebook.com/v25.0/1?access_token={ACCESS_TOKEN}&appsecret_proof={proof}"
+        ),
     ];
-    let errors = repeated.iter().map(|text| format!(r#"{{"error":{{"code":190,"message":"<{text}>"}}}}"#));
+    let errors = repeated
+        .iter()
+        .map(|text| format!(r#"{{"error":{{"code":190,"message":"<{text}>"}}}}"#));
     let mut scripts: Vec<Vec<Move>> = errors.map(|body| answer("400 Bad Request", body)).collect();
     scripts.extend([
         vec![],
         vec![Move::Reset],
-        answer(&format!("302 Found\r\nlocation: http://127.0.0.1:1/?{proof}"), &proof),
+        answer(
+            &format!("302 Found\r\nlocation: http://127.0.0.1:1/?{proof}"),
+            &proof,
+        ),
         answer("200 OK", format!("{ACCESS_TOKEN} as text")),
-        answer(&format!("400 Bad Request\r\nx-business-use-case-usage: {ACCESS_TOKEN}"), r#"{"error":{"code":4}}"#),
+        answer(
+            &format!("400 Bad Request\r\nx-business-use-case-usage: {ACCESS_TOKEN}"),
+            r#"{"error":{"code":4}}"#,
+        ),
     ]);
     let numbers: Vec<String> = (0..scripts.len()).map(number).collect();
-    let wire = Wire::start(numbers.iter().cloned().zip(scripts).collect::<HashMap<_, _>>()).await;
+    let wire = Wire::start(
+        numbers
+            .iter()
+            .cloned()
+            .zip(scripts)
+            .collect::<HashMap<_, _>>(),
+    )
+    .await;
     let canary = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let proxy = format!("http://{}", canary.local_addr().unwrap());
     let database = TestDatabase::create().await;
@@ -50,15 +67,25 @@ async fn no_answer_brings_the_token_or_its_proof_into_a_row_or_a_log_and_no_prox
             ("ALL_PROXY", &proxy),
         ],
     );
-    let callback = numbers.iter().fold(StatusCallback::new(), |callback, number| callback.failed(number, number, "x"));
+    let callback = numbers
+        .iter()
+        .fold(StatusCallback::new(), |callback, number| {
+            callback.failed(number, number, "x")
+        });
     let body = callback.into_body();
-    let request = client().post(&serve.webhook).header(HEADER, sign(APP_SECRET, &body)).body(body);
+    let request = client()
+        .post(&serve.webhook)
+        .header(HEADER, sign(APP_SECRET, &body))
+        .body(body);
     assert!(request.send().await.unwrap().status().is_success());
 
     let db = database.database().pool();
     let count = |sql: &'static str| sqlx::query_scalar::<_, i64>(sql).fetch_one(&db);
     eventually("a look-up of every number", async || {
-        count("select count(distinct phone_number_id) from health_checks").await.unwrap() == 10
+        count("select count(distinct phone_number_id) from health_checks")
+            .await
+            .unwrap()
+            == 10
     })
     .await;
     serve.signal(Signal::TERM);
@@ -72,5 +99,10 @@ async fn no_answer_brings_the_token_or_its_proof_into_a_row_or_a_log_and_no_prox
         assert!(!rows.contains(secret), "{secret} is in {rows}");
         assert!(!log.contains(secret), "{secret} is in {log}");
     }
-    assert!(timeout(Duration::from_millis(1), canary.accept()).await.is_err(), "the proxy was asked");
+    assert!(
+        timeout(Duration::from_millis(1), canary.accept())
+            .await
+            .is_err(),
+        "the proxy was asked"
+    );
 }

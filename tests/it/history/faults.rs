@@ -26,7 +26,11 @@ pub struct Fate<'w> {
 impl<'w> Fate<'w> {
     /// From now on, and for so long at the least.
     pub fn of(world: &'w World, length: Duration) -> Self {
-        Self { world, began: Instant::now(), length }
+        Self {
+            world,
+            began: Instant::now(),
+            length,
+        }
     }
 
     /// One event after the other: a whole round, and then more until the time is over.
@@ -45,7 +49,10 @@ impl<'w> Fate<'w> {
     /// Afterwards service returns by itself.
     async fn happens(&self, Event { calm, fault, lasts }: Event) {
         sleep(calm).await;
-        println!("{:8.1} s  {fault:?} for {lasts:?}", self.began.elapsed().as_secs_f32());
+        println!(
+            "{:8.1} s  {fault:?} for {lasts:?}",
+            self.began.elapsed().as_secs_f32()
+        );
         let World { server, fleet, .. } = self.world;
         match fault {
             Fault::ServerStopsAtOnce => server.stop(Signal::QUIT, lasts).await,
@@ -57,13 +64,19 @@ impl<'w> Fate<'w> {
             Fault::ReadOnly => server.read_only(lasts).await,
             Fault::ServeIsKilled => self.mortal().restart(Signal::KILL, lasts).await,
             Fault::ServeStops => self.mortal().restart(Signal::TERM, lasts).await,
-            Fault::BadLine { to, of_replica, line } => {
+            Fault::BadLine {
+                to,
+                of_replica,
+                line,
+            } => {
                 fleet[of_replica].set(to, line);
                 sleep(lasts).await;
                 fleet[of_replica].set(to, Line::Open);
             }
         }
-        self.world.acknowledges(BETWEEN, SERVICE_RETURNS_WITHIN).await;
+        self.world
+            .acknowledges(BETWEEN, SERVICE_RETURNS_WITHIN)
+            .await;
     }
 
     /// Where there are two, the first lives through everything: what it leaks adds up.

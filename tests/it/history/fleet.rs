@@ -39,7 +39,12 @@ pub struct Life {
 
 impl Replica {
     pub async fn start(database: PathBuf, simulator: &Simulator) -> Self {
-        let graph = simulator.url().strip_prefix("http://").unwrap().parse().unwrap();
+        let graph = simulator
+            .url()
+            .strip_prefix("http://")
+            .unwrap()
+            .parse()
+            .unwrap();
         let replica = Self {
             database: Proxy::to(Upstream::Unix(database)).await,
             graph: Proxy::to(Upstream::Tcp(graph)).await,
@@ -52,14 +57,28 @@ impl Replica {
     }
 
     async fn begin(&self) -> Serve {
-        let database = format!("postgresql://lockwatch@{}/postgres?sslmode=disable", self.database.address);
+        let database = format!(
+            "postgresql://lockwatch@{}/postgres?sslmode=disable",
+            self.database.address
+        );
         let graph = format!("http://{}", self.graph.address);
         let serve = spawn_blocking(move || {
-            Serve::on_database(&database, &[("META_ACCESS_TOKEN", ACCESS_TOKEN), ("META_GRAPH_URL", &graph)])
+            Serve::on_database(
+                &database,
+                &[
+                    ("META_ACCESS_TOKEN", ACCESS_TOKEN),
+                    ("META_GRAPH_URL", &graph),
+                ],
+            )
         });
         let serve = serve.await.unwrap();
         let (webhook, admin) = (serve.webhook.clone(), serve.admin.clone());
-        *self.life.lock().unwrap() = Life { webhook, admin, pid: serve.child.id(), ending: false };
+        *self.life.lock().unwrap() = Life {
+            webhook,
+            admin,
+            pid: serve.child.id(),
+            ending: false,
+        };
         serve
     }
 
@@ -72,7 +91,10 @@ impl Replica {
         match request.send().await {
             Ok(response) => Some(response),
             Err(error) => {
-                assert!(of.ending || self.life() != *of, "no answer from a process that lives: {error:?}");
+                assert!(
+                    of.ending || self.life() != *of,
+                    "no answer from a process that lives: {error:?}"
+                );
                 None
             }
         }
@@ -103,17 +125,28 @@ impl Replica {
         self.life.lock().unwrap().ending = true;
         let told = Instant::now();
         serve.signal(signal);
-        let (status, log) = spawn_blocking(move || (serve.wait(), serve.whole_log())).await.unwrap();
+        let (status, log) = spawn_blocking(move || (serve.wait(), serve.whole_log()))
+            .await
+            .unwrap();
         self.logged.lock().unwrap().extend(log);
         if signal == Signal::TERM {
             let took = told.elapsed();
-            assert!(status.code() == Some(0) && took < DRAINED_WITHIN, "SIGTERM: {status} after {took:?}");
+            assert!(
+                status.code() == Some(0) && took < DRAINED_WITHIN,
+                "SIGTERM: {status} after {took:?}"
+            );
         }
     }
 
     /// What its processes have logged that no process should.
     pub fn panics(&self) -> Vec<String> {
-        self.logged.lock().unwrap().iter().filter(|line| line.contains("panicked")).cloned().collect()
+        self.logged
+            .lock()
+            .unwrap()
+            .iter()
+            .filter(|line| line.contains("panicked"))
+            .cloned()
+            .collect()
     }
 }
 
@@ -123,7 +156,10 @@ impl Drop for Replica {
         if !std::thread::panicking() {
             return;
         }
-        let logged = self.logged.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let logged = self
+            .logged
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner);
         if let Some(mut serve) = self.running.get_mut().take() {
             let _ = serve.child.kill();
             logged.extend(serve.whole_log());

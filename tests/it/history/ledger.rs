@@ -68,7 +68,11 @@ impl Ledger {
 
     /// How many callbacks were answered with 200.
     pub fn acknowledged(&self) -> usize {
-        self.book().outcomes.get(&Outcome::Acknowledged).copied().unwrap_or_default()
+        self.book()
+            .outcomes
+            .get(&Outcome::Acknowledged)
+            .copied()
+            .unwrap_or_default()
     }
 
     /// The body of a callback that is about to be sent.
@@ -105,7 +109,12 @@ impl Book {
     }
 
     /// Notes a failure that will be sent.
-    pub fn add(&mut self, waba_id: &str, phone_number_id: &str, failed_at: OffsetDateTime) -> usize {
+    pub fn add(
+        &mut self,
+        waba_id: &str,
+        phone_number_id: &str,
+        failed_at: OffsetDateTime,
+    ) -> usize {
         let message_id = format!("wamid.{}", self.failures.len());
         self.failures.push(Failure {
             waba_id: waba_id.to_owned(),
@@ -120,7 +129,11 @@ impl Book {
     /// A callback of before: any, or a recent one.
     pub fn earlier(&self, rng: &mut Rng) -> Option<Callback> {
         const RECENT: usize = 50;
-        let from = if rng.bool() { self.callbacks.len().saturating_sub(RECENT) } else { 0 };
+        let from = if rng.bool() {
+            self.callbacks.len().saturating_sub(RECENT)
+        } else {
+            0
+        };
         rng.choice(&self.callbacks[from..]).cloned()
     }
 
@@ -132,14 +145,22 @@ impl Book {
 
     /// The callbacks with a failure that nobody was told to be recorded.
     pub fn unacknowledged(&self) -> Vec<Callback> {
-        let owed = |callback: &&Callback| callback.iter().any(|failure| !self.failures[*failure].acknowledged);
+        let owed = |callback: &&Callback| {
+            callback
+                .iter()
+                .any(|failure| !self.failures[*failure].acknowledged)
+        };
         self.callbacks.iter().filter(owed).cloned().collect()
     }
 
     fn compose(&self, callback: &Callback) -> Vec<u8> {
         let failures = callback.iter().map(|failure| &self.failures[*failure]);
         let add = |body: StatusCallback, failure: &Failure| {
-            body.at(failure.failed_at).failed(&failure.waba_id, &failure.phone_number_id, &failure.message_id)
+            body.at(failure.failed_at).failed(
+                &failure.waba_id,
+                &failure.phone_number_id,
+                &failure.message_id,
+            )
         };
         failures.fold(StatusCallback::new(), add).into_body()
     }

@@ -42,7 +42,11 @@ struct Settings {
 
 impl Settings {
     fn read() -> Self {
-        let number = |name| std::env::var(name).ok().map(|text| text.parse().expect("a number"));
+        let number = |name| {
+            std::env::var(name)
+                .ok()
+                .map(|text| text.parse().expect("a number"))
+        };
         Self {
             seed: number("LOCKWATCH_HISTORY_SEED").unwrap_or_else(|| fastrand::u64(..1_000_000)),
             seconds: number("LOCKWATCH_HISTORY_SECONDS").unwrap_or(SECONDS),
@@ -55,11 +59,16 @@ impl Settings {
 async fn whatever_happens_no_promise_is_broken() {
     let Settings { seed, seconds } = Settings::read();
     // Past the harness, which keeps what a test says to itself.
-    let _ = writeln!(std::io::stderr(), "a history of {seconds} s: LOCKWATCH_HISTORY_SEED={seed} plays it again");
+    let _ = writeln!(
+        std::io::stderr(),
+        "a history of {seconds} s: LOCKWATCH_HISTORY_SEED={seed} plays it again"
+    );
     let mut rng = Rng::with_seed(seed);
     let world = World::start(&mut rng, 256 + 2 * seconds).await;
 
-    world.is_sent_to(&mut rng, world.acknowledges(WARM, WARM_WITHIN)).await;
+    world
+        .is_sent_to(&mut rng, world.acknowledges(WARM, WARM_WITHIN))
+        .await;
     let at_first = Footprint::of(&world.fleet[0], &world.server).await;
 
     let fate = Fate::of(&world, Duration::from_secs(seconds));
@@ -73,13 +82,18 @@ async fn whatever_happens_no_promise_is_broken() {
     world.is_sent_to(&mut rng, everything_goes_wrong).await;
 
     let mut session = world.server.connect().await;
-    oracle::acknowledged(&mut session, &world.ledger.copy()).await.none();
+    oracle::acknowledged(&mut session, &world.ledger.copy())
+        .await
+        .none();
     world.is_ready().await;
     Workload::of(&world).resend().await;
     let book = world.ledger.copy();
     println!("{}", oracle::summary(&mut session, &book).await);
     oracle::settled(&mut session, &book).await.none();
-    assert!(world.simulator.most_under_way() <= 1, "a number was looked up by two at once");
+    assert!(
+        world.simulator.most_under_way() <= 1,
+        "a number was looked up by two at once"
+    );
     nothing_is_held(&world, at_first).await;
 }
 

@@ -84,10 +84,17 @@ const PROMISES: [(&str, &str); 11] = [
 pub struct Broken(Vec<String>);
 
 impl Broken {
-    fn unless_empty<T: std::fmt::Debug>(&mut self, promise: &str, offenders: impl IntoIterator<Item = T>) {
+    fn unless_empty<T: std::fmt::Debug>(
+        &mut self,
+        promise: &str,
+        offenders: impl IntoIterator<Item = T>,
+    ) {
         let offenders: Vec<T> = offenders.into_iter().collect();
         if let Some(few) = offenders.chunks(5).next() {
-            self.0.push(format!("{promise}, but not {} such as {few:?}", offenders.len()));
+            self.0.push(format!(
+                "{promise}, but not {} such as {few:?}",
+                offenders.len()
+            ));
         }
     }
 
@@ -107,7 +114,10 @@ pub async fn acknowledged(db: &mut PgConnection, book: &Book) -> Broken {
         .unwrap()
         .into_iter()
         .collect();
-    let lost = book.failures.iter().filter(|f| f.acknowledged && !stored.contains(&f.message_id));
+    let lost = book
+        .failures
+        .iter()
+        .filter(|f| f.acknowledged && !stored.contains(&f.message_id));
     broken.unless_empty("an acknowledged failure is in the database", lost);
     broken
 }
@@ -142,13 +152,21 @@ async fn deliveries(db: &mut PgConnection, book: &Book, broken: &mut Broken) {
     let columns = "select waba_id, phone_number_id, message_id, failed_at, received_at, incident_id
                      from failed_deliveries";
     let stored: Vec<Delivery> = sqlx::query_as(columns).fetch_all(&mut *db).await.unwrap();
-    let mut sent: HashMap<&str, &Failure> = book.failures.iter().map(|f| (f.message_id.as_str(), f)).collect();
+    let mut sent: HashMap<&str, &Failure> = book
+        .failures
+        .iter()
+        .map(|f| (f.message_id.as_str(), f))
+        .collect();
     let history = history(db).await;
     let (mut strange, mut misplaced) = (Vec::new(), Vec::new());
     for delivery in &stored {
         let (waba_id, phone_number_id, message_id, failed_at, received_at, incident_id) = delivery;
         let as_sent = sent.remove(message_id.as_str()).is_some_and(|failure| {
-            (&failure.waba_id, &failure.phone_number_id, &failure.failed_at) == (waba_id, phone_number_id, failed_at)
+            (
+                &failure.waba_id,
+                &failure.phone_number_id,
+                &failure.failed_at,
+            ) == (waba_id, phone_number_id, failed_at)
         });
         if !as_sent {
             strange.push(delivery);
@@ -157,9 +175,15 @@ async fn deliveries(db: &mut PgConnection, book: &Book, broken: &mut Broken) {
             misplaced.push(delivery);
         }
     }
-    broken.unless_empty("what is in the database was sent and signed, once, and as it is there", strange);
+    broken.unless_empty(
+        "what is in the database was sent and signed, once, and as it is there",
+        strange,
+    );
     broken.unless_empty("a failure is in its incident", misplaced);
-    broken.unless_empty("everything is in the database after a resend", sent.values());
+    broken.unless_empty(
+        "everything is in the database after a resend",
+        sent.values(),
+    );
 }
 
 /// Whether a failure is where the rule put it when it was recorded.
@@ -167,9 +191,17 @@ async fn deliveries(db: &mut PgConnection, book: &Book, broken: &mut Broken) {
 /// The incident that was open then is, if it was resolved since, the first that was resolved after the
 /// failure: the rule's answer never changes. Unless Meta's clock was ahead, and the incident was resolved after
 /// the failure came and before the time that it bears.
-fn is_at_home(id: i64, failed_at: OffsetDateTime, received_at: OffsetDateTime, history: &[Span]) -> bool {
+fn is_at_home(
+    id: i64,
+    failed_at: OffsetDateTime,
+    received_at: OffsetDateTime,
+    history: &[Span],
+) -> bool {
     let resolved_before_it_failed = || {
-        let resolved_at = history.iter().find(|incident| incident.id == id).and_then(|incident| incident.resolved_at);
+        let resolved_at = history
+            .iter()
+            .find(|incident| incident.id == id)
+            .and_then(|incident| incident.resolved_at);
         resolved_at.is_some_and(|resolved_at| received_at < resolved_at && resolved_at <= failed_at)
     };
     belongs_to(failed_at, history) == Some(id) || resolved_before_it_failed()
@@ -177,34 +209,58 @@ fn is_at_home(id: i64, failed_at: OffsetDateTime, received_at: OffsetDateTime, h
 
 async fn history(db: &mut PgConnection) -> HashMap<String, Vec<Span>> {
     let incidents: Vec<(String, i64, Option<OffsetDateTime>)> =
-        sqlx::query_as("select waba_id, id, resolved_at from incidents").fetch_all(db).await.unwrap();
+        sqlx::query_as("select waba_id, id, resolved_at from incidents")
+            .fetch_all(db)
+            .await
+            .unwrap();
     let mut history: HashMap<String, Vec<Span>> = HashMap::new();
     for (waba_id, id, resolved_at) in incidents {
-        history.entry(waba_id).or_default().push(Span { id, resolved_at });
+        history
+            .entry(waba_id)
+            .or_default()
+            .push(Span { id, resolved_at });
     }
     history
 }
 
 /// A body is kept once, counted at least as often as it was acknowledged and at most as often as it was sent.
 async fn captures(db: &mut PgConnection, book: &Book, broken: &mut Broken) {
-    let kept: Vec<(Vec<u8>, i64)> =
-        sqlx::query_as("select digest, times_received from captures").fetch_all(db).await.unwrap();
-    let mut tallies: HashMap<&[u8], _> = book.tallies.values().map(|tally| (&tally.digest[..], tally)).collect();
+    let kept: Vec<(Vec<u8>, i64)> = sqlx::query_as("select digest, times_received from captures")
+        .fetch_all(db)
+        .await
+        .unwrap();
+    let mut tallies: HashMap<&[u8], _> = book
+        .tallies
+        .values()
+        .map(|tally| (&tally.digest[..], tally))
+        .collect();
     let miscounted = kept.iter().filter(|(digest, times)| {
-        tallies.remove(&digest[..]).is_none_or(|tally| !(tally.acknowledged..=tally.sent).contains(times))
+        tallies
+            .remove(&digest[..])
+            .is_none_or(|tally| !(tally.acknowledged..=tally.sent).contains(times))
     });
     broken.unless_empty(
         "a capture counts how often its body came",
         miscounted.map(|(digest, n)| (hex::encode(digest), n)),
     );
-    broken.unless_empty("an acknowledged body is kept", tallies.values().filter(|tally| tally.acknowledged > 0));
+    broken.unless_empty(
+        "an acknowledged body is kept",
+        tallies.values().filter(|tally| tally.acknowledged > 0),
+    );
 }
 
 /// What a person was told to have resolved is resolved, by hand and with the person's words.
 async fn resolutions(db: &mut PgConnection, book: &Book, broken: &mut Broken) {
     let resolved = "select id, resolution_note from incidents where resolution = 'manual'";
-    let notes: HashMap<i64, Option<String>> =
-        sqlx::query_as(resolved).fetch_all(db).await.unwrap().into_iter().collect();
-    let undone = book.resolved.iter().filter(|(id, note)| notes.get(id) != Some(&Some(note.clone())));
+    let notes: HashMap<i64, Option<String>> = sqlx::query_as(resolved)
+        .fetch_all(db)
+        .await
+        .unwrap()
+        .into_iter()
+        .collect();
+    let undone = book
+        .resolved
+        .iter()
+        .filter(|(id, note)| notes.get(id) != Some(&Some(note.clone())));
     broken.unless_empty("what was resolved stays resolved", undone);
 }

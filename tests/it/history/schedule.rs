@@ -51,10 +51,19 @@ pub struct Event {
 
 /// A round of what may happen to the database: each kind once, in any order.
 pub fn of_the_server(rng: &mut Rng) -> Vec<Event> {
-    const TABLES: [&str; 6] =
-        ["accounts", "incidents", "affected_numbers", "failed_deliveries", "health_checks", "captures"];
+    const TABLES: [&str; 6] = [
+        "accounts",
+        "incidents",
+        "affected_numbers",
+        "failed_deliveries",
+        "health_checks",
+        "captures",
+    ];
     let table = rng.choice(TABLES).expect("there are tables");
-    let backend = |rng: &mut Rng, of| Fault::SilentBackend { of, nth: rng.usize(..8) };
+    let backend = |rng: &mut Rng, of| Fault::SilentBackend {
+        of,
+        nth: rng.usize(..8),
+    };
     let faults = vec![
         Fault::ServerStopsAtOnce,
         Fault::ServerStops,
@@ -74,7 +83,11 @@ pub fn of_the_processes(rng: &mut Rng, replicas: usize) -> Vec<Event> {
     for to in [LineTo::Database, LineTo::Graph] {
         let slow = Line::Slow(Duration::from_millis(rng.u64(5..300)));
         for line in [slow, Line::Silent, Line::Reset, Line::Cut(rng.usize(..120))] {
-            faults.push(Fault::BadLine { to, of_replica: rng.usize(..replicas), line });
+            faults.push(Fault::BadLine {
+                to,
+                of_replica: rng.usize(..replicas),
+                line,
+            });
         }
     }
     shuffled(rng, faults)
@@ -86,10 +99,16 @@ fn shuffled(rng: &mut Rng, mut faults: Vec<Fault>) -> Vec<Event> {
     let event = |fault| {
         let lasts = match fault {
             // Until those who wait for an answer give up.
-            Fault::BadLine { line: Line::Silent, .. } => 8000..11_000,
+            Fault::BadLine {
+                line: Line::Silent, ..
+            } => 8000..11_000,
             _ => 800..3500,
         };
-        Event { calm: at_random(200..1500), fault, lasts: at_random(lasts) }
+        Event {
+            calm: at_random(200..1500),
+            fault,
+            lasts: at_random(lasts),
+        }
     };
     faults.into_iter().map(event).collect()
 }

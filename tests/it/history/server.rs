@@ -32,12 +32,30 @@ pub struct Server {
 impl Server {
     pub async fn start(disk_mib: u64) -> Self {
         // The server's user passes through.
-        let folder = tempfile::Builder::new().permissions(Permissions::from_mode(0o755)).tempdir().unwrap();
+        let folder = tempfile::Builder::new()
+            .permissions(Permissions::from_mode(0o755))
+            .tempdir()
+            .unwrap();
         let disk = Disk::mount(folder.path(), disk_mib);
-        let embedded = Embedded::start(&folder.path().join("postgres"), None, &CancellationToken::new()).unwrap();
-        let server = Self { embedded, disk, _folder: folder };
+        let embedded = Embedded::start(
+            &folder.path().join("postgres"),
+            None,
+            &CancellationToken::new(),
+        )
+        .unwrap();
+        let server = Self {
+            embedded,
+            disk,
+            _folder: folder,
+        };
         let small = "alter system set max_wal_size = '64MB'";
-        server.run(&[small, "alter system set min_wal_size = '32MB'", "select pg_reload_conf()"]).await;
+        server
+            .run(&[
+                small,
+                "alter system set min_wal_size = '32MB'",
+                "select pg_reload_conf()",
+            ])
+            .await;
         server
     }
 
@@ -52,7 +70,10 @@ impl Server {
 
     pub async fn backends_in_a_transaction(&self) -> i64 {
         let left = "select count(*) from pg_stat_activity where state like 'idle in transaction%'";
-        sqlx::query_scalar(left).fetch_one(&mut self.connect().await).await.unwrap()
+        sqlx::query_scalar(left)
+            .fetch_one(&mut self.connect().await)
+            .await
+            .unwrap()
     }
 
     async fn run(&self, statements: &[&'static str]) {
@@ -84,7 +105,9 @@ impl Server {
     }
 
     pub async fn silence_backend(&self, of: &str, nth: usize, lasts: Duration) {
-        let backend = timeout(BACK_WITHIN, self.backend(of, nth)).await.expect("there is such a backend");
+        let backend = timeout(BACK_WITHIN, self.backend(of, nth))
+            .await
+            .expect("there is such a backend");
         let silent = Silent::from_now_on(vec![backend]);
         sleep(lasts).await;
         drop(silent);
@@ -95,7 +118,11 @@ impl Server {
         let mut session = self.connect().await;
         loop {
             let pids = "select pid from pg_stat_activity where application_name = $1 order by pid";
-            let pids: Vec<i32> = sqlx::query_scalar(pids).bind(of).fetch_all(&mut session).await.unwrap();
+            let pids: Vec<i32> = sqlx::query_scalar(pids)
+                .bind(of)
+                .fetch_all(&mut session)
+                .await
+                .unwrap();
             if let Some(pid) = pids.get(nth % pids.len().max(1)) {
                 return Pid::from_raw(*pid).unwrap();
             }
@@ -106,16 +133,27 @@ impl Server {
     pub async fn lock_table(&self, table: &str, lasts: Duration) {
         let mut session = self.connect().await;
         let lock = format!("begin; lock table {table} in access exclusive mode");
-        sqlx::raw_sql(sqlx::AssertSqlSafe(lock)).execute(&mut session).await.unwrap();
+        sqlx::raw_sql(sqlx::AssertSqlSafe(lock))
+            .execute(&mut session)
+            .await
+            .unwrap();
         sleep(lasts).await;
         session.close().await.unwrap();
     }
 
     /// As after a failover, when the address still leads to the old primary.
     pub async fn read_only(&self, lasts: Duration) {
-        self.run(&["alter system set default_transaction_read_only = on", "select pg_reload_conf()"]).await;
+        self.run(&[
+            "alter system set default_transaction_read_only = on",
+            "select pg_reload_conf()",
+        ])
+        .await;
         sleep(lasts).await;
-        self.run(&["alter system reset default_transaction_read_only", "select pg_reload_conf()"]).await;
+        self.run(&[
+            "alter system reset default_transaction_read_only",
+            "select pg_reload_conf()",
+        ])
+        .await;
     }
 
     /// Says so where there is no disk that could be filled.
@@ -152,8 +190,13 @@ struct Disk(PathBuf);
 impl Disk {
     fn mount(folder: &Path, mib: u64) -> Option<Self> {
         let size = format!("size={mib}m,mode=755");
-        let mount = quiet("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(folder).status();
-        mount.is_ok_and(|status| status.success()).then(|| Self(folder.to_owned()))
+        let mount = quiet("mount")
+            .args(["-t", "tmpfs", "-o", &size, "tmpfs"])
+            .arg(folder)
+            .status();
+        mount
+            .is_ok_and(|status| status.success())
+            .then(|| Self(folder.to_owned()))
     }
 
     /// Leaves no room for another byte, until what this returns is dropped.
@@ -190,6 +233,9 @@ impl Drop for Filler {
 
 fn quiet(program: &str) -> Command {
     let mut command = Command::new(program);
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
     command
 }

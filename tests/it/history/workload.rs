@@ -44,8 +44,13 @@ pub fn accounts() -> Vec<Account> {
             1..HOT => 6,
             _ => 2,
         };
-        let numbers = (0..numbers).map(|number| format!("1065{n:04}{number:04}")).collect();
-        Account { waba_id: format!("1022{n:04}"), numbers }
+        let numbers = (0..numbers)
+            .map(|number| format!("1065{n:04}{number:04}"))
+            .collect();
+        Account {
+            waba_id: format!("1022{n:04}"),
+            numbers,
+        }
     };
     (0..25).map(account).collect()
 }
@@ -60,9 +65,25 @@ pub struct Workload<'w> {
 }
 
 impl<'w> Workload<'w> {
-    pub fn of(World { accounts, fleet, ledger, .. }: &'w World) -> Self {
-        let client = Client::builder().no_proxy().timeout(PATIENCE).pool_idle_timeout(Duration::from_secs(5));
-        Self { accounts, fleet, ledger, client: client.build().unwrap(), stop: AtomicBool::new(false) }
+    pub fn of(
+        World {
+            accounts,
+            fleet,
+            ledger,
+            ..
+        }: &'w World,
+    ) -> Self {
+        let client = Client::builder()
+            .no_proxy()
+            .timeout(PATIENCE)
+            .pool_idle_timeout(Duration::from_secs(5));
+        Self {
+            accounts,
+            fleet,
+            ledger,
+            client: client.build().unwrap(),
+            stop: AtomicBool::new(false),
+        }
     }
 
     pub fn stop(&self) {
@@ -72,7 +93,12 @@ impl<'w> Workload<'w> {
     /// Sends until told to stop.
     pub async fn run(&self, rng: &mut Rng) {
         let senders = join_all((0..SENDERS).map(|_| self.send(rng.fork())));
-        let people = People { client: &self.client, accounts: self.accounts, fleet: self.fleet, ledger: self.ledger };
+        let people = People {
+            client: &self.client,
+            accounts: self.accounts,
+            fleet: self.fleet,
+            ledger: self.ledger,
+        };
         tokio::join!(senders, people.visit(rng.fork(), &self.stop));
     }
 
@@ -143,7 +169,11 @@ impl<'w> Workload<'w> {
 
     /// Failures of before and new ones, in any order.
     fn mixed(&self, rng: &mut Rng) -> Callback {
-        let (new, before, more) = (self.new_callback(rng), self.repeated(rng), self.repeated(rng));
+        let (new, before, more) = (
+            self.new_callback(rng),
+            self.repeated(rng),
+            self.repeated(rng),
+        );
         let mut failures = [&new[..], &before[..], &more[..]].concat();
         failures.truncate(LARGEST);
         rng.shuffle(&mut failures);
@@ -164,7 +194,12 @@ impl<'w> Workload<'w> {
         outcome
     }
 
-    async fn ask(&self, replica: &Replica, body: Vec<u8>, signature: Option<String>) -> Option<StatusCode> {
+    async fn ask(
+        &self,
+        replica: &Replica,
+        body: Vec<u8>,
+        signature: Option<String>,
+    ) -> Option<StatusCode> {
         let life = replica.life();
         let mut request = self.client.post(&life.webhook).body(body);
         if let Some(signature) = signature {
@@ -176,21 +211,30 @@ impl<'w> Workload<'w> {
     /// What is not Meta's leaves nothing, whatever state the database is in.
     async fn forge(&self, replica: &Replica, rng: &mut Rng) {
         let account = rng.choice(self.accounts).unwrap();
-        let body = StatusCallback::new().failed(&account.waba_id, &account.numbers[0], "wamid.forged").into_body();
+        let body = StatusCallback::new()
+            .failed(&account.waba_id, &account.numbers[0], "wamid.forged")
+            .into_body();
         let another = sign("another-secret-than-ours", &body);
         let answer = self.ask(replica, body, rng.bool().then_some(another)).await;
-        assert!(matches!(answer, None | Some(StatusCode::UNAUTHORIZED)), "a forgery is answered with {answer:?}");
+        assert!(
+            matches!(answer, None | Some(StatusCode::UNAUTHORIZED)),
+            "a forgery is answered with {answer:?}"
+        );
         self.ledger.book().count(Outcome::Forged);
     }
 
     /// What is not about lockouts is none of the database's business.
     async fn send_another(&self, replica: &Replica, rng: &mut Rng) {
         let account = rng.choice(self.accounts).unwrap();
-        let body =
-            StatusCallback::new().delivered(&account.waba_id, &account.numbers[0], "wamid.delivered").into_body();
+        let body = StatusCallback::new()
+            .delivered(&account.waba_id, &account.numbers[0], "wamid.delivered")
+            .into_body();
         let signature = sign(APP_SECRET, &body);
         let answer = self.ask(replica, body, Some(signature)).await;
-        assert!(matches!(answer, None | Some(StatusCode::OK)), "a delivery is answered with {answer:?}");
+        assert!(
+            matches!(answer, None | Some(StatusCode::OK)),
+            "a delivery is answered with {answer:?}"
+        );
         self.ledger.book().count(Outcome::NotAboutLockouts);
     }
 
@@ -199,13 +243,25 @@ impl<'w> Workload<'w> {
         let callback = self.new_callback(rng);
         let body = self.ledger.sending(&callback);
         let life = replica.life();
-        let address = life.webhook.strip_prefix("http://").unwrap().strip_suffix("/webhook").unwrap();
+        let address = life
+            .webhook
+            .strip_prefix("http://")
+            .unwrap()
+            .strip_suffix("/webhook")
+            .unwrap();
         let (length, signature) = (body.len(), sign(APP_SECRET, &body));
-        let head =
-            format!("POST /webhook HTTP/1.1\r\nhost: a\r\ncontent-length: {length}\r\n{HEADER}: {signature}\r\n\r\n");
-        let part = if rng.bool() { length } else { rng.usize(..length) };
+        let head = format!(
+            "POST /webhook HTTP/1.1\r\nhost: a\r\ncontent-length: {length}\r\n{HEADER}: {signature}\r\n\r\n"
+        );
+        let part = if rng.bool() {
+            length
+        } else {
+            rng.usize(..length)
+        };
         if let Ok(mut connection) = TcpStream::connect(address).await {
-            let _ = connection.write_all(&[head.as_bytes(), &body[..part]].concat()).await;
+            let _ = connection
+                .write_all(&[head.as_bytes(), &body[..part]].concat())
+                .await;
             sleep(Duration::from_millis(rng.u64(..30))).await;
         }
         self.ledger.answered(&callback, Outcome::Unanswered);
@@ -215,15 +271,20 @@ impl<'w> Workload<'w> {
     pub async fn resend(&self) {
         let unacknowledged = self.ledger.book().unacknowledged();
         for callbacks in unacknowledged.chunks(SENDERS) {
-            join_all(callbacks.iter().enumerate().map(|(n, callback)| async move {
-                let replica = &self.fleet[n % self.fleet.len()];
-                let mut tries = 0;
-                while self.post(replica, callback).await != Outcome::Acknowledged {
-                    tries += 1;
-                    assert!(tries < 20, "a callback is refused in calm weather");
-                    sleep(Duration::from_millis(500)).await;
-                }
-            }))
+            join_all(
+                callbacks
+                    .iter()
+                    .enumerate()
+                    .map(|(n, callback)| async move {
+                        let replica = &self.fleet[n % self.fleet.len()];
+                        let mut tries = 0;
+                        while self.post(replica, callback).await != Outcome::Acknowledged {
+                            tries += 1;
+                            assert!(tries < 20, "a callback is refused in calm weather");
+                            sleep(Duration::from_millis(500)).await;
+                        }
+                    }),
+            )
             .await;
         }
     }

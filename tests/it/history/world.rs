@@ -33,8 +33,15 @@ impl World {
         let simulator = meta(&accounts, rng).await;
         let server = Server::start(disk_mib).await;
         let replicas = 1 + usize::from(rng.u8(..4) > 0);
-        let fleet = join_all((0..replicas).map(|_| Replica::start(server.socket(), &simulator))).await;
-        let world = Self { fleet, simulator, server, accounts, ledger: Ledger::default() };
+        let fleet =
+            join_all((0..replicas).map(|_| Replica::start(server.socket(), &simulator))).await;
+        let world = Self {
+            fleet,
+            simulator,
+            server,
+            accounts,
+            ledger: Ledger::default(),
+        };
         world.is_ready().await;
         world
     }
@@ -44,7 +51,10 @@ impl World {
         let client = client();
         for replica in &self.fleet {
             let ready = async || {
-                let answer = client.get(format!("{}/readyz", replica.life().admin)).send().await;
+                let answer = client
+                    .get(format!("{}/readyz", replica.life().admin))
+                    .send()
+                    .await;
                 answer.is_ok_and(|answer| answer.status() == StatusCode::OK)
             };
             within(READY_WITHIN, "every process is ready", ready).await;
@@ -72,7 +82,9 @@ impl World {
 /// Answers for every number, in its own ways and at its own pace.
 async fn meta(accounts: &[Account], rng: &mut Rng) -> Simulator {
     let simulator = Simulator::start(ACCESS_TOKEN, APP_SECRET).await.unwrap();
-    let slow = |rng: &mut Rng, millis, then| Scenario::Slow(Duration::from_millis(rng.u64(..millis)), Box::new(then));
+    let slow = |rng: &mut Rng, millis, then| {
+        Scenario::Slow(Duration::from_millis(rng.u64(..millis)), Box::new(then))
+    };
     for (n, account) in accounts.iter().enumerate() {
         for number in &account.numbers {
             let mut answers: Vec<_> = (0..rng.usize(1..4))

@@ -48,7 +48,10 @@ impl Browser {
     pub async fn start_with(arguments: &[&str]) -> Self {
         let seat = SEATS.acquire().await.unwrap();
         let driver = Driver::start();
-        let profile = format!("--user-data-dir={}", driver.folder.path().join("profile").display());
+        let profile = format!(
+            "--user-data-dir={}",
+            driver.folder.path().join("profile").display()
+        );
         let usual = [
             "--headless",
             "--no-sandbox",
@@ -73,11 +76,20 @@ impl Browser {
         }}});
         let client = client();
         let sessions = format!("http://127.0.0.1:{}/session", driver.port);
-        let session = send(&client, Method::POST, &sessions, Some(wanted)).await.expect("a browser starts");
-        let process = i32::try_from(session["capabilities"]["goog:processID"].as_i64().unwrap()).unwrap();
+        let session = send(&client, Method::POST, &sessions, Some(wanted))
+            .await
+            .expect("a browser starts");
+        let process =
+            i32::try_from(session["capabilities"]["goog:processID"].as_i64().unwrap()).unwrap();
         let process = Pid::from_raw(process).unwrap();
         let session = format!("{sessions}/{}", session["sessionId"].as_str().unwrap());
-        Self { client, session, process, _driver: driver, _seat: seat }
+        Self {
+            client,
+            session,
+            process,
+            _driver: driver,
+            _seat: seat,
+        }
     }
 
     /// Opens a page and waits until it is there, whole.
@@ -110,8 +122,15 @@ impl Browser {
 
     /// The text of an element as a reader sees it.
     pub async fn text(&self, selector: &str) -> String {
-        let text = self.execute("return document.querySelector(arguments[0])?.innerText", json!([selector])).await;
-        text.as_str().unwrap_or_else(|| panic!("no {selector} on the page")).to_owned()
+        let text = self
+            .execute(
+                "return document.querySelector(arguments[0])?.innerText",
+                json!([selector]),
+            )
+            .await;
+        text.as_str()
+            .unwrap_or_else(|| panic!("no {selector} on the page"))
+            .to_owned()
     }
 
     pub async fn texts(&self, selector: &str) -> Vec<String> {
@@ -131,7 +150,8 @@ impl Browser {
     pub async fn follow(&self, selector: &str) {
         self.evaluate("window.isLeft = true").await;
         self.click(selector).await;
-        self.until("!window.isLeft && document.readyState === 'complete'").await;
+        self.until("!window.isLeft && document.readyState === 'complete'")
+            .await;
     }
 
     /// Types into an element.
@@ -142,49 +162,69 @@ impl Browser {
     async fn on(&self, selector: &str, action: &str, parameters: Value) {
         let element = self.find(selector).await;
         let (_, reference) = element.as_object().unwrap().iter().next().unwrap();
-        self.command(&format!("element/{}/{action}", reference.as_str().unwrap()), parameters).await;
+        self.command(
+            &format!("element/{}/{action}", reference.as_str().unwrap()),
+            parameters,
+        )
+        .await;
     }
 
     /// Presses keys, one after the other, wherever the focus is.
     pub async fn press(&self, keys: &str) {
         // Before its first picture a page takes none.
-        self.until("performance.getEntriesByType('paint').length > 0").await;
-        let strokes = keys.chars().flat_map(|key| ["keyDown", "keyUp"].map(|kind| json!({"type": kind, "value": key})));
-        let keyboard = json!({"type": "key", "id": "keyboard", "actions": strokes.collect::<Vec<_>>()});
-        self.command("actions", json!({"actions": [keyboard]})).await;
+        self.until("performance.getEntriesByType('paint').length > 0")
+            .await;
+        let strokes = keys
+            .chars()
+            .flat_map(|key| ["keyDown", "keyUp"].map(|kind| json!({"type": kind, "value": key})));
+        let keyboard =
+            json!({"type": "key", "id": "keyboard", "actions": strokes.collect::<Vec<_>>()});
+        self.command("actions", json!({"actions": [keyboard]}))
+            .await;
     }
 
     /// Runs a function's body in the page. A promise that it returns is waited for.
     pub async fn execute(&self, script: &str, arguments: Value) -> Value {
-        self.command("execute/sync", json!({"script": script, "args": arguments})).await
+        self.command("execute/sync", json!({"script": script, "args": arguments}))
+            .await
     }
 
     pub async fn evaluate(&self, expression: &str) -> Value {
-        self.execute(&format!("return ({expression})"), json!([])).await
+        self.execute(&format!("return ({expression})"), json!([]))
+            .await
     }
 
     /// Waits until an expression is true in the page.
     pub async fn until(&self, expression: &str) {
         let script = json!({"script": format!("return ({expression})"), "args": []});
         // On the way to another page there is none to ask.
-        eventually(expression, async || self.try_command("execute/sync", script.clone()).await == Ok(json!(true)))
-            .await;
+        eventually(expression, async || {
+            self.try_command("execute/sync", script.clone()).await == Ok(json!(true))
+        })
+        .await;
     }
 
     /// A command of the [DevTools protocol](https://chromedevtools.github.io/devtools-protocol/).
     pub async fn devtools(&self, command: &str, parameters: Value) -> Value {
-        self.command("goog/cdp/execute", json!({"cmd": command, "params": parameters})).await
+        self.command(
+            "goog/cdp/execute",
+            json!({"cmd": command, "params": parameters}),
+        )
+        .await
     }
 
     pub async fn turn_dark(&self) {
         let features = json!([{"name": "prefers-color-scheme", "value": "dark"}]);
-        self.devtools("Emulation.setEmulatedMedia", json!({"features": features})).await;
+        self.devtools("Emulation.setEmulatedMedia", json!({"features": features}))
+            .await;
     }
 
     /// As on a small telephone.
     pub async fn narrow_to(&self, width: u32) {
-        let metrics = json!({"width": width, "height": 740, "deviceScaleFactor": 2, "mobile": true});
-        self.devtools("Emulation.setDeviceMetricsOverride", metrics).await;
+        let metrics =
+            json!({"width": width, "height": 740, "deviceScaleFactor": 2, "mobile": true});
+        self.devtools("Emulation.setDeviceMetricsOverride", metrics)
+            .await;
     }
 
     /// As somebody sets it who reads large letters.
@@ -206,14 +246,28 @@ impl Browser {
         let Some(folder) = std::env::var_os("LOCKWATCH_SCREENSHOTS").map(PathBuf::from) else {
             return;
         };
-        let picture = self.devtools("Page.captureScreenshot", json!({"captureBeyondViewport": true})).await;
-        let picture = BASE64_STANDARD.decode(picture["data"].as_str().unwrap()).unwrap();
+        let picture = self
+            .devtools(
+                "Page.captureScreenshot",
+                json!({"captureBeyondViewport": true}),
+            )
+            .await;
+        let picture = BASE64_STANDARD
+            .decode(picture["data"].as_str().unwrap())
+            .unwrap();
         std::fs::create_dir_all(&folder).unwrap();
         std::fs::write(folder.join(format!("{name}.png")), picture).unwrap();
     }
 
     async fn ask(&self, path: &str) -> Value {
-        send(&self.client, Method::GET, &format!("{}/{path}", self.session), None).await.unwrap()
+        send(
+            &self.client,
+            Method::GET,
+            &format!("{}/{path}", self.session),
+            None,
+        )
+        .await
+        .unwrap()
     }
 
     async fn command(&self, path: &str, parameters: Value) -> Value {
@@ -223,7 +277,13 @@ impl Browser {
     }
 
     async fn try_command(&self, path: &str, parameters: Value) -> Result<Value, String> {
-        send(&self.client, Method::POST, &format!("{}/{path}", self.session), Some(parameters)).await
+        send(
+            &self.client,
+            Method::POST,
+            &format!("{}/{path}", self.session),
+            Some(parameters),
+        )
+        .await
     }
 }
 
@@ -232,7 +292,10 @@ impl Drop for Browser {
         let session = std::mem::take(&mut self.session);
         // A test's own runtime stands still while it drops.
         let closed = thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
             let _ = runtime.block_on(send(&client(), Method::DELETE, &session, None));
         });
         let _ = closed.join();
@@ -244,17 +307,27 @@ impl Drop for Browser {
 }
 
 /// Sends a command and takes its value out of the answer, or what went wrong.
-async fn send(client: &Client, method: Method, url: &str, parameters: Option<Value>) -> Result<Value, String> {
+async fn send(
+    client: &Client,
+    method: Method,
+    url: &str,
+    parameters: Option<Value>,
+) -> Result<Value, String> {
     let mut request = client.request(method, url);
     if let Some(parameters) = parameters {
         request = request.body(parameters.to_string());
     }
     let response = request.send().await.map_err(|error| error.to_string())?;
     let is_success = response.status().is_success();
-    let mut answer: Value = serde_json::from_slice(&response.bytes().await.map_err(|error| error.to_string())?)
-        .map_err(|error| error.to_string())?;
+    let mut answer: Value =
+        serde_json::from_slice(&response.bytes().await.map_err(|error| error.to_string())?)
+            .map_err(|error| error.to_string())?;
     let value = answer["value"].take();
-    if is_success { Ok(value) } else { Err(format!("{}: {}", value["error"], value["message"])) }
+    if is_success {
+        Ok(value)
+    } else {
+        Err(format!("{}: {}", value["error"], value["message"]))
+    }
 }
 
 /// A running chromedriver in a folder of its own. Killed when dropped, with all that it started.
@@ -275,7 +348,8 @@ impl Driver {
     fn try_start() -> Option<Self> {
         // Killed or interrupted, the tests drop nothing; but then this shell's input ends. Its output ends
         // with the driver's.
-        const WATCHED: &str = "chromedriver --port=0 & exec > /dev/null; read -r _; kill -9 $!; wait";
+        const WATCHED: &str =
+            "chromedriver --port=0 & exec > /dev/null; read -r _; kill -9 $!; wait";
         let folder = TempDir::with_prefix("lockwatch-browser-").unwrap();
         let mut shell = Command::new("/bin/sh")
             .args(["-c", WATCHED])
@@ -290,8 +364,18 @@ impl Driver {
             .spawn()
             .unwrap();
         let mut told = BufReader::new(shell.stdout.take().unwrap()).lines();
-        let mut driver = Self { port: 0, shell, folder };
-        let port = |line: String| line.split_once("started successfully on port ")?.1.trim_matches('.').parse().ok();
+        let mut driver = Self {
+            port: 0,
+            shell,
+            folder,
+        };
+        let port = |line: String| {
+            line.split_once("started successfully on port ")?
+                .1
+                .trim_matches('.')
+                .parse()
+                .ok()
+        };
         driver.port = told.by_ref().map_while(Result::ok).find_map(port)?;
         // What it says later goes nowhere, and must not stop it.
         thread::spawn(move || told.for_each(drop));

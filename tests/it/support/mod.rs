@@ -62,9 +62,19 @@ impl TestApp {
         Self::start_with(database, simulator, Some(ACCESS_TOKEN)).await
     }
 
-    pub async fn start_with(database: TestDatabase, simulator: Simulator, token: Option<&str>) -> Self {
-        let service =
-            Service::start(settings(database.database(), &simulator.url(), &[APP_SECRET], token)).await.unwrap();
+    pub async fn start_with(
+        database: TestDatabase,
+        simulator: Simulator,
+        token: Option<&str>,
+    ) -> Self {
+        let service = Service::start(settings(
+            database.database(),
+            &simulator.url(),
+            &[APP_SECRET],
+            token,
+        ))
+        .await
+        .unwrap();
         Self::around(service, database, simulator)
     }
 
@@ -72,7 +82,12 @@ impl TestApp {
     pub async fn start_asking(graph_url: &str) -> Self {
         let simulator = Simulator::start(ACCESS_TOKEN, APP_SECRET).await.unwrap();
         let database = TestDatabase::create().await;
-        let settings = settings(database.database(), graph_url, &[APP_SECRET], Some(ACCESS_TOKEN));
+        let settings = settings(
+            database.database(),
+            graph_url,
+            &[APP_SECRET],
+            Some(ACCESS_TOKEN),
+        );
         Self::around(Service::start(settings).await.unwrap(), database, simulator)
     }
 
@@ -80,14 +95,30 @@ impl TestApp {
     pub async fn guarded(admin_token: &str) -> Self {
         let simulator = Simulator::start(ACCESS_TOKEN, APP_SECRET).await.unwrap();
         let database = TestDatabase::create().await;
-        let settings = settings(database.database(), &simulator.url(), &[APP_SECRET], Some(ACCESS_TOKEN));
-        let service = Service::start(Settings { admin_token: Some(admin_token.into()), ..settings }).await.unwrap();
+        let settings = settings(
+            database.database(),
+            &simulator.url(),
+            &[APP_SECRET],
+            Some(ACCESS_TOKEN),
+        );
+        let service = Service::start(Settings {
+            admin_token: Some(admin_token.into()),
+            ..settings
+        })
+        .await
+        .unwrap();
         Self::around(service, database, simulator)
     }
 
     fn around(service: Service, database: TestDatabase, simulator: Simulator) -> Self {
         let db = database.database().pool();
-        Self { service, simulator, db, client: client(), database }
+        Self {
+            service,
+            simulator,
+            db,
+            client: client(),
+            database,
+        }
     }
 
     pub fn url(&self, path: &str) -> String {
@@ -96,12 +127,20 @@ impl TestApp {
 
     /// An address on the admin listener, as a browser on this machine names it.
     pub fn admin(&self, path: &str) -> String {
-        format!("http://localhost:{}{path}", self.service.admin_address.port())
+        format!(
+            "http://localhost:{}{path}",
+            self.service.admin_address.port()
+        )
     }
 
     /// What the admin API answers, which must be 200.
     pub async fn api(&self, path: &str) -> Value {
-        let response = self.client.get(self.admin(&format!("/api/v1{path}"))).send().await.unwrap();
+        let response = self
+            .client
+            .get(self.admin(&format!("/api/v1{path}")))
+            .send()
+            .await
+            .unwrap();
         let (status, body) = (response.status(), response.text().await.unwrap());
         assert_eq!(status, StatusCode::OK, "{path}: {body}");
         serde_json::from_str(&body).unwrap()
@@ -112,7 +151,11 @@ impl TestApp {
     }
 
     pub async fn post(&self, body: &[u8]) -> Response {
-        self.unsigned(body).header(HEADER, sign(APP_SECRET, body)).send().await.unwrap()
+        self.unsigned(body)
+            .header(HEADER, sign(APP_SECRET, body))
+            .send()
+            .await
+            .unwrap()
     }
 
     /// Posts a signed body that must be taken.
@@ -128,16 +171,30 @@ impl TestApp {
     }
 
     pub async fn fail_at(&self, message_id: &str, at: OffsetDateTime) {
-        self.deliver(&StatusCallback::new().at(at).failed(WABA, NUMBER, message_id).into_body()).await;
+        self.deliver(
+            &StatusCallback::new()
+                .at(at)
+                .failed(WABA, NUMBER, message_id)
+                .into_body(),
+        )
+        .await;
     }
 
     /// A message of some account and number fails.
     pub async fn fail_of(&self, waba_id: &str, number: &str, at: OffsetDateTime) {
-        self.deliver(&StatusCallback::new().at(at).failed(waba_id, number, "wamid.1").into_body()).await;
+        self.deliver(
+            &StatusCallback::new()
+                .at(at)
+                .failed(waba_id, number, "wamid.1")
+                .into_body(),
+        )
+        .await;
     }
 
     pub async fn incidents(&self) -> Vec<Incident> {
-        let mut incidents = incidents::list(&self.db, &Filter::default(), 1000).await.unwrap();
+        let mut incidents = incidents::list(&self.db, &Filter::default(), 1000)
+            .await
+            .unwrap();
         incidents.reverse();
         incidents
     }
@@ -149,14 +206,17 @@ impl TestApp {
     }
 
     pub async fn checks(&self) -> Vec<HealthCheck> {
-        let mut checks = details::checks(&self.db, self.incident().await.id, None, 1000).await.unwrap();
+        let mut checks = details::checks(&self.db, self.incident().await.id, None, 1000)
+            .await
+            .unwrap();
         checks.reverse();
         checks
     }
 
     /// Waits until the only incident has this cause.
     pub async fn caused(&self, cause: &str) -> Incident {
-        self.eventually(cause, async || self.incident().await.cause == cause).await;
+        self.eventually(cause, async || self.incident().await.cause == cause)
+            .await;
         self.incident().await
     }
 
@@ -202,8 +262,13 @@ impl TestApp {
                 format!("+ interval '400 years {} seconds'", -time.whole_seconds()),
                 "- interval '400 years'".to_owned(),
             ] {
-                let sql = format!("update {table} set {column} = {column} {step} where {column} is not null");
-                sqlx::query(AssertSqlSafe(sql)).execute(&mut *transaction).await.unwrap();
+                let sql = format!(
+                    "update {table} set {column} = {column} {step} where {column} is not null"
+                );
+                sqlx::query(AssertSqlSafe(sql))
+                    .execute(&mut *transaction)
+                    .await
+                    .unwrap();
             }
         }
         transaction.commit().await.unwrap();
@@ -213,8 +278,10 @@ impl TestApp {
     pub async fn next_check(&self, after: time::Duration) {
         let before = self.count("select count(*) from health_checks").await;
         self.let_time_pass(after).await;
-        self.eventually("another check", async || self.count("select count(*) from health_checks").await > before)
-            .await;
+        self.eventually("another check", async || {
+            self.count("select count(*) from health_checks").await > before
+        })
+        .await;
     }
 }
 
@@ -233,11 +300,26 @@ pub async fn within(limit: Duration, what: &str, condition: impl AsyncFn() -> bo
 
 /// Starts a service; the first secret also makes the proof for the simulator.
 pub async fn service(database: Database, simulator: &Simulator, app_secrets: &[&str]) -> Service {
-    Service::start(settings(database, &simulator.url(), app_secrets, Some(ACCESS_TOKEN))).await.unwrap()
+    Service::start(settings(
+        database,
+        &simulator.url(),
+        app_secrets,
+        Some(ACCESS_TOKEN),
+    ))
+    .await
+    .unwrap()
 }
 
-fn settings(database: Database, graph_url: &str, app_secrets: &[&str], token: Option<&str>) -> Settings {
-    let app_secrets: Vec<SecretString> = app_secrets.iter().map(|secret| SecretString::from(*secret)).collect();
+fn settings(
+    database: Database,
+    graph_url: &str,
+    app_secrets: &[&str],
+    token: Option<&str>,
+) -> Settings {
+    let app_secrets: Vec<SecretString> = app_secrets
+        .iter()
+        .map(|secret| SecretString::from(*secret))
+        .collect();
     let graph = graph(graph_url, &app_secrets, token);
     let loopback = "127.0.0.1:0".parse().unwrap();
     Settings {
@@ -265,10 +347,17 @@ pub fn graph(url: &str, app_secrets: &[SecretString], token: Option<&str>) -> Gr
 }
 
 pub fn client() -> Client {
-    Client::builder().no_proxy().timeout(Duration::from_secs(30)).build().unwrap()
+    Client::builder()
+        .no_proxy()
+        .timeout(Duration::from_secs(30))
+        .build()
+        .unwrap()
 }
 
 /// A callback with one failure of the usual number.
 pub fn one_failure(message_id: &str) -> Vec<u8> {
-    StatusCallback::new().at(OffsetDateTime::now_utc()).failed(WABA, NUMBER, message_id).into_body()
+    StatusCallback::new()
+        .at(OffsetDateTime::now_utc())
+        .failed(WABA, NUMBER, message_id)
+        .into_body()
 }

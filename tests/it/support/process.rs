@@ -17,9 +17,19 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// The program with nothing of our own environment that could change what it does.
 pub fn lockwatch(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_lockwatch"));
-    let ours = ["LOCKWATCH_", "META_", "DATABASE_URL", "PG", "RUST_LOG", "XDG_"];
+    let ours = [
+        "LOCKWATCH_",
+        "META_",
+        "DATABASE_URL",
+        "PG",
+        "RUST_LOG",
+        "XDG_",
+    ];
     for (name, _) in std::env::vars_os() {
-        if ours.iter().any(|prefix| name.to_string_lossy().starts_with(prefix)) {
+        if ours
+            .iter()
+            .any(|prefix| name.to_string_lossy().starts_with(prefix))
+        {
             command.env_remove(name);
         }
     }
@@ -29,7 +39,10 @@ pub fn lockwatch(arguments: &[&str]) -> Command {
 
 /// The folder of this machine's newest PostgreSQL, where Debian puts it.
 pub fn postgres_programs() -> String {
-    let found = Command::new("sh").args(["-c", "ls -d /usr/lib/postgresql/*/bin | tail -n 1"]).output().unwrap();
+    let found = Command::new("sh")
+        .args(["-c", "ls -d /usr/lib/postgresql/*/bin | tail -n 1"])
+        .output()
+        .unwrap();
     String::from_utf8(found.stdout).unwrap().trim().to_owned()
 }
 
@@ -42,7 +55,11 @@ pub fn write_script(path: &Path, text: &str) {
 /// Whether a process has ended, buried or not: in a container without an init nobody buries orphans.
 pub fn is_gone(pid: Pid) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    test_kill_process(pid).is_err() || stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('Z'))
+    test_kill_process(pid).is_err()
+        || stat
+            .rsplit(") ")
+            .next()
+            .is_some_and(|rest| rest.starts_with('Z'))
 }
 
 /// Signals those that are still there.
@@ -69,18 +86,30 @@ impl Serve {
 
     /// Starts it with an embedded one.
     pub fn on_folder(folder: &Path, settings: &[(&str, &str)]) -> Self {
-        Self::start(&[&[("LOCKWATCH_DATA_DIR", folder.to_str().unwrap())], settings].concat())
+        Self::start(
+            &[
+                &[("LOCKWATCH_DATA_DIR", folder.to_str().unwrap())],
+                settings,
+            ]
+            .concat(),
+        )
     }
 
     fn start(settings: &[(&str, &str)]) -> Self {
-        let mut child = lockwatch(&["serve", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"])
-            .env("META_APP_SECRET", APP_SECRET)
-            .env("META_VERIFY_TOKEN", VERIFY_TOKEN)
-            .envs(settings.iter().copied())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut child = lockwatch(&[
+            "serve",
+            "--listen",
+            "127.0.0.1:0",
+            "--admin-listen",
+            "127.0.0.1:0",
+        ])
+        .env("META_APP_SECRET", APP_SECRET)
+        .env("META_VERIFY_TOKEN", VERIFY_TOKEN)
+        .envs(settings.iter().copied())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
         let stderr = child.stderr.take().unwrap();
         let (sender, log) = channel();
         std::thread::spawn(move || {
@@ -88,9 +117,23 @@ impl Serve {
                 let _ = sender.send(line);
             }
         });
-        let mut serve = Self { child, webhook: String::new(), admin: String::new(), log, seen: RefCell::default() };
+        let mut serve = Self {
+            child,
+            webhook: String::new(),
+            admin: String::new(),
+            log,
+            seen: RefCell::default(),
+        };
         let line = serve.logged("listening: ");
-        let word = |after: &str| line.split(after).nth(1).unwrap().split([' ', ',']).next().unwrap().to_owned();
+        let word = |after: &str| {
+            line.split(after)
+                .nth(1)
+                .unwrap()
+                .split([' ', ','])
+                .next()
+                .unwrap()
+                .to_owned()
+        };
         (serve.webhook, serve.admin) = (word("webhook "), word("admin "));
         serve
     }
@@ -102,7 +145,10 @@ impl Serve {
             if let Some(line) = self.seen.borrow().iter().find(|line| line.contains(part)) {
                 return line.clone();
             }
-            match self.log.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            match self
+                .log
+                .recv_timeout(deadline.saturating_duration_since(Instant::now()))
+            {
                 Ok(line) => self.seen.borrow_mut().push(line),
                 Err(error) => panic!("{part:?} was not logged ({error}): {:#?}", self.seen),
             }

@@ -44,7 +44,11 @@ impl Proxy {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let (line, how) = watch::channel(Line::Open);
-        Self { address, line, accepting: tokio::spawn(accept(listener, upstream, how)) }
+        Self {
+            address,
+            line,
+            accepting: tokio::spawn(accept(listener, upstream, how)),
+        }
     }
 
     /// From now on the line is like this.
@@ -81,7 +85,11 @@ async fn carry(mut client: TcpStream, upstream: Upstream, mut line: watch::Recei
     }
 }
 
-async fn exchange(client: &mut TcpStream, upstream: Upstream, line: &watch::Receiver<Line>) -> io::Result<()> {
+async fn exchange(
+    client: &mut TcpStream,
+    upstream: Upstream,
+    line: &watch::Receiver<Line>,
+) -> io::Result<()> {
     match upstream {
         Upstream::Tcp(address) => both_ways(client, TcpStream::connect(address).await?, line).await,
         Upstream::Unix(path) => both_ways(client, UnixStream::connect(path).await?, line).await,

@@ -29,7 +29,9 @@ pub async fn exchange(address: SocketAddr, bytes: &[u8], answers: usize) -> Exch
     while statuses(&received).len() < answers && !closed {
         closed = !receive(&mut stream, &mut received).await;
     }
-    let _ = stream.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n").await;
+    let _ = stream
+        .write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
+        .await;
     let open = loop {
         if memmem::find(&received, b"alive").is_some() {
             break true;
@@ -58,11 +60,19 @@ pub async fn last_words(address: SocketAddr, bytes: &[u8]) -> Vec<u16> {
 /// `false` at the end of the stream, however it comes.
 async fn receive(stream: &mut TcpStream, into: &mut Vec<u8>) -> bool {
     let read = timeout(PATIENCE, stream.read_buf(into)).await;
-    let read = read.unwrap_or_else(|_| panic!("neither an answer nor an end: {}", into.escape_ascii()));
+    let read =
+        read.unwrap_or_else(|_| panic!("neither an answer nor an end: {}", into.escape_ascii()));
     read.is_ok_and(|bytes| bytes > 0)
 }
 
 fn statuses(received: &[u8]) -> Vec<u16> {
-    let status = |at| std::str::from_utf8(received.get(at + 9..at + 12)?).ok()?.parse().ok();
-    memmem::find_iter(received, b"HTTP/1.").filter_map(status).collect()
+    let status = |at| {
+        std::str::from_utf8(received.get(at + 9..at + 12)?)
+            .ok()?
+            .parse()
+            .ok()
+    };
+    memmem::find_iter(received, b"HTTP/1.")
+        .filter_map(status)
+        .collect()
 }

@@ -39,7 +39,10 @@ impl Wire {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let asked = Arc::new(Mutex::new(Vec::new()));
-        let wire = Self { url, asked: Arc::clone(&asked) };
+        let wire = Self {
+            url,
+            asked: Arc::clone(&asked),
+        };
         let scripts = Arc::new(scripts);
         tokio::spawn(async move {
             while let Ok((socket, _)) = listener.accept().await {
@@ -57,7 +60,11 @@ impl Wire {
 }
 
 /// `None` where the other side has gone.
-async fn play(mut socket: TcpStream, scripts: &HashMap<String, Vec<Move>>, asked: &Mutex<Vec<String>>) -> Option<()> {
+async fn play(
+    mut socket: TcpStream,
+    scripts: &HashMap<String, Vec<Move>>,
+    asked: &Mutex<Vec<String>>,
+) -> Option<()> {
     let mut request = Vec::new();
     while !request.ends_with(b"\r\n\r\n") {
         request.push(socket.read_u8().await.ok()?);

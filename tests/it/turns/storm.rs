@@ -46,8 +46,10 @@ async fn storm() -> (TestApp, Service) {
     lock(&db, 2..=2, 20).await;
     lock(&db, 3..=81, 100).await;
     lock(&db, 82..=661, 1).await;
-    let numbers: Vec<String> =
-        sqlx::query_scalar("select phone_number_id from affected_numbers").fetch_all(&db).await.unwrap();
+    let numbers: Vec<String> = sqlx::query_scalar("select phone_number_id from affected_numbers")
+        .fetch_all(&db)
+        .await
+        .unwrap();
     assert_eq!(numbers.len(), 10_000);
 
     let simulator = Simulator::start(ACCESS_TOKEN, APP_SECRET).await.unwrap();
@@ -79,31 +81,69 @@ async fn ten_thousand_due_checks_keep_the_budget_and_starve_nobody() {
     let started = Instant::now();
     let (app, other) = storm().await;
 
-    until("the first 3,000", async || app.simulator.requests().len() >= 3_000).await;
+    until("the first 3,000", async || {
+        app.simulator.requests().len() >= 3_000
+    })
+    .await;
     let failed = Instant::now();
-    app.deliver(&StatusCallback::new().at(OffsetDateTime::now_utc()).failed(LATE, NUMBER_OF_LATE, "x").into_body())
+    app.deliver(
+        &StatusCallback::new()
+            .at(OffsetDateTime::now_utc())
+            .failed(LATE, NUMBER_OF_LATE, "x")
+            .into_body(),
+    )
+    .await;
+    let of_late = || {
+        app.simulator
+            .requests()
+            .into_iter()
+            .find(|request| account(request) == LATE)
+    };
+    app.eventually("the late one's look-up", async || of_late().is_some())
         .await;
-    let of_late = || app.simulator.requests().into_iter().find(|request| account(request) == LATE);
-    app.eventually("the late one's look-up", async || of_late().is_some()).await;
     let late = of_late().unwrap().at - failed;
-    assert!(late < StdDuration::from_secs(3), "whoever is locked in the middle of it waits {late:?}");
+    assert!(
+        late < StdDuration::from_secs(3),
+        "whoever is locked in the middle of it waits {late:?}"
+    );
 
-    let unasked = "select count(*) from affected_numbers where waba_id > '500002' and check_attempt = 0";
-    until("a look-up of every number of the others", async || app.count(unasked).await == 0).await;
-    until("the budget's end", async || by_account(&app.simulator.requests())[LARGE] >= HOUR).await;
+    let unasked =
+        "select count(*) from affected_numbers where waba_id > '500002' and check_attempt = 0";
+    until("a look-up of every number of the others", async || {
+        app.count(unasked).await == 0
+    })
+    .await;
+    until("the budget's end", async || {
+        by_account(&app.simulator.requests())[LARGE] >= HOUR
+    })
+    .await;
     let requests = app.simulator.requests();
-    println!("{} look-ups in {:?}, the late one's after {late:?}", requests.len(), started.elapsed());
+    println!(
+        "{} look-ups in {:?}, the late one's after {late:?}",
+        requests.len(),
+        started.elapsed()
+    );
 
     let asked = by_account(&requests);
     assert!(asked.values().all(|times| *times <= HOUR), "{asked:?}");
     assert_eq!(asked[LARGE], HOUR);
-    assert!(app.simulator.most_at_once() <= 2 * IN_FLIGHT, "{}", app.simulator.most_at_once());
+    assert!(
+        app.simulator.most_at_once() <= 2 * IN_FLIGHT,
+        "{}",
+        app.simulator.most_at_once()
+    );
     assert_eq!(app.simulator.most_under_way(), 1, "one per number");
     let mut known = HashSet::from([LATE]);
-    let firsts = requests.iter().enumerate().filter(|(_, request)| known.insert(account(request)));
+    let firsts = requests
+        .iter()
+        .enumerate()
+        .filter(|(_, request)| known.insert(account(request)));
     let (last_first, _) = firsts.last().unwrap();
     println!("the last account's first look-up was number {last_first}");
-    assert!(last_first < 2 * ACCOUNTS, "an account waited for {last_first} look-ups of others");
+    assert!(
+        last_first < 2 * ACCOUNTS,
+        "an account waited for {last_first} look-ups of others"
+    );
 
     everybody_else_recovers(&app).await;
     the_large_account_goes_on(&app).await;
@@ -121,13 +161,17 @@ async fn everybody_else_recovers(app: &TestApp) {
 
 /// Hour by hour, within its budget, until every number was looked up.
 async fn the_large_account_goes_on(app: &TestApp) {
-    let numbers = "select count(distinct phone_number_id) from health_checks where waba_id = '500001'";
+    let numbers =
+        "select count(distinct phone_number_id) from health_checks where waba_id = '500001'";
     let look_ups = "select count(*) from health_checks where waba_id = '500001'";
     let mut hours = 1;
     while app.count(numbers).await < OF_LARGE {
         let (asked, saved) = (app.simulator.requests().len(), app.count(look_ups).await);
         app.let_time_pass(Duration::minutes(61)).await;
-        until("another hour's look-ups", async || app.count(look_ups).await >= saved + LOOKUPS_PER_HOUR).await;
+        until("another hour's look-ups", async || {
+            app.count(look_ups).await >= saved + LOOKUPS_PER_HOUR
+        })
+        .await;
         let asked = app.simulator.requests().len() - asked;
         assert!(asked <= HOUR, "{asked} in an hour");
         hours += 1;
