@@ -4,7 +4,7 @@ use std::hint::black_box;
 
 use bytes::Bytes;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use lockwatch::meta::callback::{Findings, may_hold_lockout};
+use lockwatch::meta::callback::{CallbackContents, may_hold_lockout};
 use lockwatch::meta::compose::{StatusCallback, message_id};
 use lockwatch::meta::signature::{Signature, Verifier, sign};
 use lockwatch::recorder::{Callback, Capturing};
@@ -57,7 +57,7 @@ fn callback(criterion: &mut Criterion) {
         let mut group = criterion.benchmark_group(format!("{number} failures"));
         group.throughput(Throughput::Elements(number.into()));
         group.bench_function("parse", |b| {
-            b.iter(|| Findings::read(black_box(&body), now))
+            b.iter(|| CallbackContents::parse(black_box(&body), now))
         });
         group.bench_function("find, with its capture", |b| {
             b.iter(|| {

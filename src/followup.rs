@@ -1,7 +1,7 @@
-//! The follow-up: takes the checks that are due, asks Graph, and saves what it answers.
+//! The follow-up: claims the checks that are due, asks Graph, and saves the answers.
 //!
-//! No transaction is open while Graph is asked. A check is a row of state with a lease, so that any
-//! replica can take it, and one that dies leaves it to the next.
+//! No transaction is open while Graph is asked. A check is a row of state with a lease: any replica can
+//! claim it, and when one dies, the next takes over.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,26 +12,29 @@ use tokio::sync::Notify;
 use tokio::task::{Id, JoinSet};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error, info, warn};
+use tracing::{debug, error, warn};
 
+use crate::error_chain::error_chain;
 use crate::graph::Graph;
-use crate::lockout::cause::LockoutCause;
-use crate::meta::health::Answer;
+use crate::meta::health::{Answer, LookupResult};
+use crate::meta::ids::WabaId;
 use crate::metrics::FollowUpMetrics;
-use crate::store::checks::{self, Check, Saved};
 use crate::store::claims::{self, Claim};
-use crate::store::{Pool, StoreError, bounded, incidents};
+use crate::store::conclusion::{self, SavedCheck};
+use crate::store::{Pool, StoreError, bounded, incident_life};
 
-/// Look-ups under way at once, per process.
-const IN_FLIGHT: usize = 32;
-/// How often due checks are looked for without being woken: other replicas' and those in the future.
-const IDLE: Duration = Duration::from_secs(1);
-/// What ends within this time of another look-up is made up for by the same claim.
-const BREATH: Duration = Duration::from_millis(50);
-const AFTER_ERROR: Duration = Duration::from_secs(2);
-/// How often quiet incidents are looked for.
-const SWEEP: Duration = Duration::from_secs(60);
-/// How often saving is tried; the claim's lease is over then.
+/// Look-ups in flight at once, per process.
+const IN_FLIGHT_LIMIT: usize = 32;
+/// The pause between two searches for due checks, unless woken: other replicas make checks due, and so
+/// does time.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
+/// Look-ups that end within this window are replaced by one claim.
+const COALESCE_WINDOW: Duration = Duration::from_millis(50);
+/// The pause after the database failed.
+const RETRY_INTERVAL: Duration = Duration::from_secs(2);
+/// The pause between two searches for quiet incidents.
+const QUIET_INTERVAL: Duration = Duration::from_secs(60);
+/// Attempts to save an answer; after that the claim's lease is over.
 const SAVE_ATTEMPTS: u32 = 3;
 
 /// The worker.
@@ -44,7 +47,7 @@ pub struct FollowUp {
 }
 
 impl FollowUp {
-    /// A worker on this database, which `checks_due` wakes.
+    /// Creates a worker on this database, which `checks_due` wakes.
     #[must_use]
     pub fn new(
         db: Pool,
@@ -60,133 +63,138 @@ impl FollowUp {
         }
     }
 
-    /// Works until told to stop; the look-ups under way then finish.
+    /// Works until told to stop; the look-ups in flight then finish.
     pub async fn run(self, stop: CancellationToken) {
-        let mut under_way = UnderWay::default();
-        let mut next_sweep = Instant::now();
-        let mut failing = false;
-        if let Err(error) = bounded(checks::ask_denied_again(&self.db)).await {
-            debug!(%error, "denied look-ups keep their time");
+        let mut in_flight = InFlight::default();
+        let mut next_quiet = Instant::now();
+        let mut is_failing = false;
+        if let Err(error) = bounded(claims::make_denied_due(&self.db)).await {
+            debug!("denied look-ups keep their time: {}", error_chain(&error));
         }
         while !stop.is_cancelled() {
-            let pause = match self.step(&mut next_sweep, &under_way).await {
-                Ok(claims) => {
-                    failing = false;
-                    // Where something was due there may be more: an account gets its share at a time.
-                    let pause = if claims.is_empty() { IDLE } else { BREATH };
-                    for claim in claims {
-                        let (waba_id, worker) = (claim.waba_id.clone(), self.clone());
-                        under_way.start(waba_id, async move { worker.check(claim).await });
-                    }
+            let pause = match self.step(&mut next_quiet, &mut in_flight).await {
+                Ok(pause) => {
+                    is_failing = false;
                     pause
                 }
                 Err(error) => {
-                    if !std::mem::replace(&mut failing, true) {
+                    if !std::mem::replace(&mut is_failing, true) {
                         error!(
-                            cause = error.cause(),
-                            "health checks wait for the database: {error}"
+                            "health checks wait for the database: {}",
+                            error_chain(&error)
                         );
                     }
-                    AFTER_ERROR
+                    RETRY_INTERVAL
                 }
             };
             tokio::select! {
                 () = stop.cancelled() => {}
                 () = sleep(pause) => {}
-                () = self.checks_due.notified(), if under_way.free() > 0 => {}
-                true = under_way.one_ended() => self.breathe().await,
+                () = self.checks_due.notified(), if in_flight.free() > 0 => {}
+                true = in_flight.next_ended() => self.coalesce().await,
             }
-            while under_way.one_ended().now_or_never() == Some(true) {}
+            while in_flight.next_ended().now_or_never() == Some(true) {}
         }
-        while under_way.one_ended().await {}
+        while in_flight.next_ended().await {}
     }
 
-    /// Where one look-up ended others may be about to: they share a claim. A new number does not wait for that.
-    async fn breathe(&self) {
+    /// Waits a moment after a look-up has ended: others may end as well, and share one claim. The first
+    /// look-up of a new number does not wait for that.
+    async fn coalesce(&self) {
         tokio::select! {
-            () = sleep(BREATH) => {}
+            () = sleep(COALESCE_WINDOW) => {}
             () = self.checks_due.notified() => {}
         }
     }
 
-    /// Claims what is due, and now and then resolves what has been quiet.
+    /// Claims due checks and starts their look-ups; now and then resolves quiet incidents. Returns the
+    /// pause before the next step.
     async fn step(
         &self,
-        next_sweep: &mut Instant,
-        under_way: &UnderWay,
-    ) -> Result<Vec<Claim>, StoreError> {
-        if *next_sweep <= Instant::now() {
-            *next_sweep = Instant::now() + SWEEP;
-            self.sweep().await;
+        next_quiet: &mut Instant,
+        in_flight: &mut InFlight,
+    ) -> Result<Duration, StoreError> {
+        if *next_quiet <= Instant::now() {
+            *next_quiet = Instant::now() + QUIET_INTERVAL;
+            self.resolve_quiet().await;
         }
-        match under_way.free() {
-            0 => Ok(Vec::new()),
-            free => bounded(claims::claim_due(&self.db, free, &under_way.accounts())).await,
+        let free = in_flight.free();
+        if free == 0 {
+            return Ok(POLL_INTERVAL);
+        }
+        let claims = bounded(claims::claim_due(&self.db, free, &in_flight.accounts())).await?;
+        if claims.is_empty() {
+            return Ok(POLL_INTERVAL);
+        }
+        for claim in claims {
+            let (waba_id, worker) = (claim.waba_id.clone(), self.clone());
+            in_flight.start(waba_id, async move { worker.check(claim).await });
+        }
+        // Where checks were due there may be more: an account gets its share at a time.
+        Ok(COALESCE_WINDOW)
+    }
+
+    /// Resolves quiet incidents. A failure here is made up for by the next search.
+    async fn resolve_quiet(&self) {
+        match bounded(incident_life::resolve_quiet(&self.db)).await {
+            Ok(changes) => changes.iter().for_each(incident_life::log),
+            Err(error) => debug!("quiet incidents stay open for now: {}", error_chain(&error)),
         }
     }
 
-    /// Resolves the incidents that have been quiet. What fails here is tried again with the next sweep.
-    async fn sweep(&self) {
-        match bounded(incidents::resolve_quiet(&self.db)).await {
-            Ok(resolved) => {
-                for (id, waba_id) in resolved {
-                    info!(
-                        incident.id = id,
-                        waba.id = waba_id,
-                        "incident {id} of {waba_id} is over: seven quiet days"
-                    );
-                }
-            }
-            Err(error) => debug!(
-                cause = error.cause(),
-                "quiet incidents stay open for now: {error}"
-            ),
-        }
-    }
-
-    /// One look-up, from budget to row. What fails here is tried again when the lease runs out.
+    /// Does one look-up, from budget to row. After a failure it is done again when the lease expires.
     async fn check(&self, claim: Claim) {
         match bounded(claims::take_from_budget(&self.db, &claim)).await {
             Ok(true) => {}
             Ok(false) => {
-                return debug!(
-                    waba.id = claim.waba_id,
-                    "the account's look-ups of this hour are spent"
-                );
+                debug!(waba.id = %claim.waba_id, "the account's look-ups of this hour are spent");
+                return;
             }
             Err(error) => {
-                return warn!(
-                    cause = error.cause(),
-                    "a health check waits for the database: {error}"
+                warn!(
+                    "a health check waits for the database: {}",
+                    error_chain(&error)
                 );
+                return;
             }
         }
-        let check = self
-            .graph
-            .look_up(&claim.waba_id, &claim.phone_number_id)
-            .await;
-        self.metrics.looked_up(&check);
-        match self.save(&claim, check).await {
-            Ok(saved) => tell(&claim, &saved),
+        let node_id = claim.phone_number_id.as_str();
+        let lookup = self.graph.look_up(&claim.waba_id, node_id).await;
+        self.metrics.count_lookup(&lookup);
+        match self.save(&claim, lookup).await {
+            Ok(SavedCheck::Concluded(changes)) => changes.iter().for_each(incident_life::log),
+            Ok(SavedCheck::Late) => debug!(
+                incident.id = claim.incident_id,
+                "a health check was stored and came too late for its incident"
+            ),
             Err(error) => error!(
                 incident.id = claim.incident_id,
-                cause = error.cause(),
-                "a health check was not saved and will be done again: {error}"
+                "a health check was not saved and will be done again: {}",
+                error_chain(&error)
             ),
         }
     }
 
-    /// Saves an answer, patiently: it cost a look-up, and the lease still lasts.
-    async fn save(&self, claim: &Claim, mut check: Check) -> Result<Saved, StoreError> {
+    /// Saves an answer, with retries: it cost a look-up, and the lease still holds.
+    async fn save(
+        &self,
+        claim: &Claim,
+        mut lookup: LookupResult,
+    ) -> Result<SavedCheck, StoreError> {
         let mut attempt = 1;
         loop {
-            match bounded(checks::save(&self.db, claim, &check, fastrand::f64())).await {
-                Err(StoreError::BadData(error)) if check.response.is_some() => {
-                    error!(incident.id = claim.incident_id, %error, "the database refuses an answer of Graph");
-                    check.response = None;
-                    check.answer = Answer::Unreachable("the answer cannot be stored".to_owned());
+            let saved = conclusion::save(&self.db, claim, &lookup, fastrand::f64());
+            match bounded(saved).await {
+                Err(error @ StoreError::BadData(_)) if lookup.response.is_some() => {
+                    error!(
+                        incident.id = claim.incident_id,
+                        "the database refuses an answer of Graph: {}",
+                        error_chain(&error)
+                    );
+                    lookup.response = None;
+                    lookup.answer = Answer::Unreachable("the answer cannot be stored".to_owned());
                 }
-                Err(_) if attempt < SAVE_ATTEMPTS => sleep(AFTER_ERROR).await,
+                Err(_) if attempt < SAVE_ATTEMPTS => sleep(RETRY_INTERVAL).await,
                 saved => return saved,
             }
             attempt += 1;
@@ -194,71 +202,34 @@ impl FollowUp {
     }
 }
 
-/// The look-ups under way, and the account of each.
+/// The look-ups in flight, each with its account.
 #[derive(Default)]
-struct UnderWay {
+struct InFlight {
     tasks: JoinSet<()>,
-    accounts: HashMap<Id, String>,
+    accounts: HashMap<Id, WabaId>,
 }
 
-impl UnderWay {
+impl InFlight {
     fn free(&self) -> usize {
-        IN_FLIGHT - self.tasks.len()
+        IN_FLIGHT_LIMIT - self.tasks.len()
     }
 
-    fn accounts(&self) -> Vec<String> {
+    fn accounts(&self) -> Vec<WabaId> {
         self.accounts.values().cloned().collect()
     }
 
-    fn start(&mut self, waba_id: String, look_up: impl Future<Output = ()> + Send + 'static) {
+    fn start(&mut self, waba_id: WabaId, look_up: impl Future<Output = ()> + Send + 'static) {
         let id = self.tasks.spawn(look_up).id();
         self.accounts.insert(id, waba_id);
     }
 
-    /// Waits until one has ended. `false`: none is under way.
-    async fn one_ended(&mut self) -> bool {
+    /// Waits until one has ended. `false`: none is in flight.
+    async fn next_ended(&mut self) -> bool {
         match self.tasks.join_next_with_id().await {
             Some(Ok((id, ()))) => self.accounts.remove(&id),
             Some(Err(error)) => self.accounts.remove(&error.id()),
             None => return false,
         };
         true
-    }
-}
-
-fn tell(claim: &Claim, saved: &Saved) {
-    let Claim {
-        incident_id,
-        waba_id,
-        ..
-    } = claim;
-    match saved {
-        Saved::Caused(LockoutCause::LookupDenied) => {
-            warn!(
-                incident.id = incident_id,
-                waba.id = waba_id,
-                "the cause of incident {incident_id} cannot be looked up: see `lockwatch incidents show {incident_id}`"
-            );
-        }
-        Saved::Caused(cause) => {
-            warn!(
-                incident.id = incident_id,
-                waba.id = waba_id,
-                "cause of incident {incident_id}: {cause}"
-            );
-        }
-        Saved::Recovered => {
-            info!(
-                incident.id = incident_id,
-                waba.id = waba_id,
-                "incident {incident_id} of {waba_id} is over: recovered"
-            );
-        }
-        Saved::Kept | Saved::Late => debug!(
-            incident.id = incident_id,
-            waba.id = waba_id,
-            ?saved,
-            "health check saved"
-        ),
     }
 }

@@ -26,7 +26,7 @@
 //! them fit to be committed, and the [`simulator`] answers `health_status` as Meta does.
 //!
 //! ```
-//! use lockwatch::meta::callback::Findings;
+//! use lockwatch::meta::callback::CallbackContents;
 //! use lockwatch::meta::capture::Capture;
 //! use lockwatch::meta::compose::StatusCallback;
 //! use lockwatch::meta::signature::{HEADER, sign};
@@ -40,7 +40,7 @@
 //! capture.headers.insert(HEADER.to_owned(), signature);
 //! let read = Capture::from_line(capture.to_line().as_bytes())?;
 //!
-//! let findings = Findings::read(&read.body, OffsetDateTime::now_utc());
+//! let findings = CallbackContents::parse(&read.body, OffsetDateTime::now_utc());
 //! assert_eq!(findings.failures[0].message_id.as_str(), "wamid.1");
 //! # Ok::<_, lockwatch::meta::capture::CaptureError>(())
 //! ```
@@ -64,6 +64,7 @@
 pub mod cli;
 pub mod config;
 pub mod embedded;
+mod error_chain;
 pub mod followup;
 pub mod graph;
 pub mod http;
@@ -76,20 +77,6 @@ pub mod retention;
 pub mod service;
 pub mod simulator;
 pub mod store;
-
-/// An error and what lies behind it, each said once: some libraries repeat the cause in their own words.
-pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let words = cause.to_string();
-        if !text.contains(&words) {
-            text = format!("{text}: {words}");
-        }
-        source = cause.source();
-    }
-    text
-}
 
 /// The database's tables. A newer version's are left alone.
 pub static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate::Migrator {

@@ -16,20 +16,20 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::{MetricType, TypedMetric};
 use prometheus_client::registry::{Metric, Registry, Unit};
 
-use crate::store::checks::{Check, Outcome};
+use crate::meta::health::{LookupResult, Outcome};
 use crate::store::overview::{Overview, PoolUse};
 use crate::store::record::Recorded;
 
 const PREFIX: &str = "lockwatch";
 
 /// Callbacks or failures: from one to as many as may wait.
-const SIZES: [f64; 8] = [1.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 4096.0, 16384.0];
+const SIZE_BUCKETS: [f64; 8] = [1.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 4096.0, 16384.0];
 /// Seconds, from a fast disk's to the most that a batch may take.
-const COMMIT: [f64; 11] = [
+const COMMIT_BUCKETS: [f64; 11] = [
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
 ];
 /// Seconds, from a near server's to the most that a request may take.
-const LOOKUP: [f64; 8] = [0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+const LOOKUP_BUCKETS: [f64; 8] = [0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
 /// Everything that one service counts. Clones count together.
 #[derive(Debug, Clone)]
@@ -45,7 +45,7 @@ pub struct Metrics {
 
 /// What is read for one scrape, beside what was counted.
 #[derive(Debug, Clone)]
-pub struct Reading {
+pub struct Snapshot {
     /// Whether lockouts can be recorded.
     pub ready: bool,
     /// The pool.
@@ -78,7 +78,7 @@ impl Metrics {
 
     /// All of it in the text format of [OpenMetrics 1.0](https://prometheus.io/docs/specs/om/open_metrics_spec/).
     #[must_use]
-    pub fn text(&self, reading: &Reading) -> String {
+    pub fn text(&self, reading: &Snapshot) -> String {
         let mut text = String::new();
         encode_registry(&mut text, &self.registry)
             .and_then(|()| encode_registry(&mut text, &reading.registry()))
@@ -135,7 +135,7 @@ impl Default for WebhookMetrics {
 
 impl WebhookMetrics {
     fn in_registry(registry: &mut Registry) -> Self {
-        let mut outcomes = Labelled::by("outcome");
+        let mut outcomes = Labelled::new("outcome");
         let callbacks = Callbacks {
             recorded: outcomes.counter("recorded"),
             nothing_found: outcomes.counter("nothing_found"),
@@ -151,7 +151,7 @@ impl WebhookMetrics {
                     abandoned one went away before the answer";
         registry.register("callbacks", help, outcomes);
 
-        let mut outcomes = Labelled::by("outcome");
+        let mut outcomes = Labelled::new("outcome");
         let handshakes = Handshakes {
             verified: outcomes.counter("verified"),
             wrong_token: outcomes.counter("wrong_token"),
@@ -189,30 +189,30 @@ impl Default for RecorderMetrics {
 
 impl RecorderMetrics {
     fn in_registry(registry: &mut Registry) -> Self {
-        let sizes = || Histogram::new(SIZES);
-        let batch_callbacks = one(
+        let sizes = || Histogram::new(SIZE_BUCKETS);
+        let batch_callbacks = register_metric(
             registry,
             "batch_callbacks",
             "Callbacks in a batch that was committed",
             sizes(),
         );
-        let batch_failures = one(
+        let batch_failures = register_metric(
             registry,
             "batch_failures",
             "Failed deliveries in a batch that was committed",
             sizes(),
         );
-        let commit = Histogram::new(COMMIT);
+        let commit = Histogram::new(COMMIT_BUCKETS);
         let help = "How long a batch took until it was committed";
         registry.register_with_unit("commit", help, Unit::Seconds, commit.clone());
         let help = "Batches that were not committed; Meta is asked to send their callbacks again";
-        let batches_failed = one(registry, "batches_failed", help, Counter::default());
-        let mut kinds = Labelled::by("kind");
+        let batches_failed = register_metric(registry, "batches_failed", help, Counter::default());
+        let mut kinds = Labelled::new("kind");
         let (recorded, repeated) = (kinds.counter("recorded"), kinds.counter("repeated"));
         let help = "Failed deliveries with error 131031: recorded, or repeated where they were there already";
         registry.register("failures", help, kinds);
         let help = "Parts of callbacks put into quarantine, since they could not be read or stored";
-        let quarantined = one(registry, "quarantined", help, Counter::default());
+        let quarantined = register_metric(registry, "quarantined", help, Counter::default());
         Self {
             batch_callbacks,
             batch_failures,
@@ -225,21 +225,21 @@ impl RecorderMetrics {
     }
 
     /// Counts what is in the database now: also of a batch whose rest failed.
-    pub(crate) fn wrote(&self, written: &Recorded) {
+    pub(crate) fn count_rows(&self, written: &Recorded) {
         self.recorded.inc_by(written.new);
         self.repeated.inc_by(written.repeated);
         self.quarantined.inc_by(written.quarantined);
     }
 
     /// Counts a batch that is in the database as a whole.
-    pub(crate) fn committed(&self, callbacks: usize, failures: usize, took: Duration) {
+    pub(crate) fn count_committed(&self, callbacks: usize, failures: usize, took: Duration) {
         self.batch_callbacks.observe(callbacks as f64);
         self.batch_failures.observe(failures as f64);
         self.commit.observe(took.as_secs_f64());
     }
 
     /// Counts a batch that is not.
-    pub(crate) fn failed(&self) {
+    pub(crate) fn count_failed(&self) {
         self.batches_failed.inc();
     }
 }
@@ -259,30 +259,30 @@ impl Default for FollowUpMetrics {
 
 impl FollowUpMetrics {
     fn in_registry(registry: &mut Registry) -> Self {
-        let mut outcomes = Labelled::by("outcome");
+        let mut outcomes = Labelled::new("outcome");
         let lookups = Outcome::ALL.map(|outcome| outcomes.counter(outcome.as_str()));
         registry.register(
             "lookups",
             "Look-ups of a number's health, with the outcomes of health_checks",
             outcomes,
         );
-        let lookup = Histogram::new(LOOKUP);
+        let lookup = Histogram::new(LOOKUP_BUCKETS);
         let help = "How long Meta took for a look-up, answered or not";
         registry.register_with_unit("lookup", help, Unit::Seconds, lookup.clone());
         Self { lookups, lookup }
     }
 
     /// Counts a look-up, and how long it took if Meta was asked at all.
-    pub(crate) fn looked_up(&self, check: &Check) {
-        let outcome = Outcome::of(&check.answer);
+    pub(crate) fn count_lookup(&self, lookup: &LookupResult) {
+        let outcome = lookup.answer.outcome();
         self.lookups[outcome as usize].inc();
         if outcome != Outcome::NotAsked {
-            self.lookup.observe(check.duration.as_secs_f64());
+            self.lookup.observe(lookup.duration.as_secs_f64());
         }
     }
 }
 
-impl Reading {
+impl Snapshot {
     fn registry(&self) -> Registry {
         fn gauge(n: impl Into<i64>) -> ConstGauge {
             ConstGauge::new(n.into())
@@ -341,7 +341,12 @@ impl Reading {
 }
 
 /// Registers a metric without labels.
-fn one<M: Metric + Clone>(registry: &mut Registry, name: &str, help: &str, metric: M) -> M {
+fn register_metric<M: Metric + Clone>(
+    registry: &mut Registry,
+    name: &str,
+    help: &str,
+    metric: M,
+) -> M {
     registry.register(name, help, metric.clone());
     metric
 }
@@ -355,7 +360,7 @@ struct Labelled<M> {
 }
 
 impl Labelled<Counter> {
-    fn by(label: &'static str) -> Self {
+    fn new(label: &'static str) -> Self {
         Self {
             label,
             series: Vec::new(),

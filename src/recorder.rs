@@ -16,12 +16,12 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{debug, error, info, warn};
 
-use crate::meta::callback::{Findings, Unreadable, may_hold_lockout};
+use crate::meta::callback::{CallbackContents, Unreadable, may_hold_lockout};
 use crate::meta::signature::Signature;
 use crate::metrics::RecorderMetrics;
 use crate::store::bodies::{self, Bodies, NewCapture, Quarantined};
-use crate::store::record::{self, Item, Recorded};
-use crate::store::{Database, RecorderConnection, StoreError};
+use crate::store::record::{self, Item, Recorded, RecorderConnection};
+use crate::store::{Database, StoreError, incident_life};
 
 /// How long a callback waits for its commit, from when its last byte arrived.
 const PATIENCE: Duration = Duration::from_millis(2500);
@@ -62,7 +62,7 @@ pub struct Callback {
 /// What is to be recorded of a callback.
 #[derive(Debug)]
 pub struct Found {
-    findings: Findings,
+    findings: CallbackContents,
     body: Bytes,
     received_at: OffsetDateTime,
     capture: Option<NewCapture>,
@@ -82,7 +82,7 @@ impl Callback {
             signature,
             app_secret,
         } = self;
-        let findings = Findings::read(&body, received_at);
+        let findings = CallbackContents::parse(&body, received_at);
         if !all && findings.is_empty() {
             return None;
         }
@@ -107,7 +107,7 @@ impl Callback {
 impl Found {
     /// What was found.
     #[must_use]
-    pub fn findings(&self) -> &Findings {
+    pub fn findings(&self) -> &CallbackContents {
         &self.findings
     }
 }
@@ -291,7 +291,7 @@ impl Writer {
         let written = timeout(BATCH_BOUND, self.write(batch, &mut recorded)).await;
         // Also where the rest failed: an incident that was opened is never told again.
         self.tell(batch, &recorded);
-        self.metrics.wrote(&recorded);
+        self.metrics.count_rows(&recorded);
         match written.unwrap_or(Err(StoreError::TimedOut)) {
             Ok(()) => {
                 let failures = batch
@@ -299,7 +299,7 @@ impl Writer {
                     .map(|waiting| waiting.found.findings.failures.len())
                     .sum();
                 self.metrics
-                    .committed(batch.len(), failures, started.elapsed());
+                    .count_committed(batch.len(), failures, started.elapsed());
                 if self.failing.take().is_some() {
                     info!("failures are recorded again");
                 }
@@ -307,7 +307,7 @@ impl Writer {
             }
             Err(error) => {
                 self.connection = None;
-                self.metrics.failed();
+                self.metrics.count_failed();
                 if self
                     .failing
                     .is_none_or(|said| said.elapsed() > REPEAT_ERROR)
@@ -328,9 +328,7 @@ impl Writer {
         if recorded.check_due {
             self.checks_due.notify_one();
         }
-        for (id, waba_id) in &recorded.opened {
-            warn!(incident.id = id, waba.id = %waba_id, "account locked: incident {id} opened for {waba_id}");
-        }
+        recorded.opened.iter().for_each(incident_life::log);
         debug!(
             callbacks = batch.len(),
             new = recorded.new,
@@ -345,7 +343,7 @@ impl Writer {
     ) -> Result<(), StoreError> {
         let mut connection = match self.connection.take() {
             Some(connection) => connection.refreshed(&self.database).await?,
-            None => self.database.connect_recorder().await?,
+            None => RecorderConnection::open(&self.database).await?,
         };
         let mut batch = Batch::of(batch);
         let items: Vec<Item<'_>> = batch.items();

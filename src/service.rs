@@ -15,26 +15,27 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use crate::error_chain::error_chain;
 use crate::followup::FollowUp;
 use crate::graph::Graph;
+use crate::http::listener::{connection_limit, serve};
 use crate::http::webhook::Webhook;
-use crate::http::{self, admin_router, connection_limit, public_router};
+use crate::http::{admin_router, public_router};
 use crate::metrics::Metrics;
 use crate::recorder::{Capturing, recorder};
 use crate::retention;
 use crate::store::{self, Database, Pool};
-use crate::with_causes;
 
-/// How long stopping may take; an embedded database stops after it, and both within 20 s.
-const STOP: Duration = Duration::from_secs(12);
+/// Stopping may take this long. An embedded database stops after it, and both within 20 s.
+const STOP_TIMEOUT: Duration = Duration::from_secs(12);
 /// Connections to the admin listener: people and probes.
-const ADMIN_CONNECTIONS: usize = 64;
-/// Connections that may wait to be accepted. One that finds no room there is back only a second later.
-const BACKLOG: u32 = 4096;
-/// How often an absent database is tried.
-const RETRY: Duration = Duration::from_secs(1);
-/// And how often it is said again that it is absent.
-const REPEAT_ERROR: Duration = Duration::from_secs(60);
+const ADMIN_CONNECTIONS_LIMIT: usize = 64;
+/// Connections that may wait to be accepted. A peer that finds no room there retries only after a second.
+const ACCEPT_BACKLOG: u32 = 4096;
+/// The pause between two attempts to reach an absent database.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+/// The same error is logged again after this time.
+const REPEAT_INTERVAL: Duration = Duration::from_secs(60);
 
 /// What the service needs.
 #[derive(Debug)]
@@ -74,7 +75,7 @@ pub struct Service {
 /// An address cannot be listened on.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot listen on {address}: {source}")]
-pub struct CannotListen {
+pub struct ListenError {
     address: SocketAddr,
     source: io::Error,
 }
@@ -85,76 +86,49 @@ impl Service {
     ///
     /// # Errors
     /// An address is taken or not ours.
-    pub async fn start(settings: Settings) -> Result<Self, CannotListen> {
-        let Settings {
-            database,
-            listen,
-            admin_listen,
-            admin_token,
-            app_secrets,
-            verify_token,
-            graph,
-            capturing,
-            retention,
-        } = settings;
-        let public = bind(listen)?;
-        let admin = bind(admin_listen)?;
-        let address = public.local_addr().map_err(|source| CannotListen {
-            address: listen,
-            source,
-        })?;
-        let admin_address = admin.local_addr().map_err(|source| CannotListen {
-            address: admin_listen,
-            source,
-        })?;
+    pub async fn start(settings: Settings) -> Result<Self, ListenError> {
+        let public = bind(settings.listen)?;
+        let admin = bind(settings.admin_listen)?;
+        let address = local_address(&public, settings.listen)?;
+        let admin_address = local_address(&admin, settings.admin_listen)?;
 
         let stop = CancellationToken::new();
-        let db = database.pool();
+        let db = settings.database.pool();
+        let pages = settings.database.pages_pool();
         let checks_due = Arc::new(Notify::new());
         let metrics = Metrics::new();
         let (recorder, recorder_task) = recorder(
-            database.clone(),
+            settings.database.clone(),
             Arc::clone(&checks_due),
             metrics.recorder.clone(),
         );
         let webhook = Webhook::new(
-            &app_secrets,
-            verify_token,
+            &settings.app_secrets,
+            settings.verify_token,
             recorder,
-            capturing,
+            settings.capturing,
             metrics.webhook.clone(),
         );
-        let follow_up = FollowUp::new(
-            db.clone(),
-            Arc::new(graph),
-            checks_due,
-            metrics.follow_up.clone(),
-        );
+        let graph = Arc::new(settings.graph);
+        let follow_up = FollowUp::new(db.clone(), graph, checks_due, metrics.follow_up.clone());
+        let admin_token = settings.admin_token.as_ref();
+        let admin_router = admin_router(db.clone(), pages.clone(), admin_token, metrics);
+        let public_router = public_router(webhook.clone());
+        let public = serve(public, public_router, connection_limit(), stop.clone());
+        let admin = serve(admin, admin_router, ADMIN_CONNECTIONS_LIMIT, stop.clone());
+        let background = Background {
+            database: settings.database,
+            db: db.clone(),
+            follow_up,
+            retention: settings.retention,
+        };
 
         let mut tasks = JoinSet::new();
-        tasks.spawn(webhook.clone().report_refusals(stop.clone()));
-        tasks.spawn(http::serve(
-            public,
-            public_router(webhook),
-            connection_limit(),
-            stop.clone(),
-        ));
-        let pages = database.pages_pool();
-        let admin_router = admin_router(db.clone(), pages.clone(), admin_token.as_ref(), metrics);
-        tasks.spawn(http::serve(
-            admin,
-            admin_router,
-            ADMIN_CONNECTIONS,
-            stop.clone(),
-        ));
-        tasks.spawn(on_a_thread_of_its_own("recorder", recorder_task.run()));
-        tasks.spawn(work_when_migrated(
-            database,
-            db.clone(),
-            follow_up,
-            retention,
-            stop.clone(),
-        ));
+        tasks.spawn(webhook.report_refusals(stop.clone()));
+        tasks.spawn(public);
+        tasks.spawn(admin);
+        tasks.spawn(run_on_own_thread("recorder", recorder_task.run()));
+        tasks.spawn(background.run(stop.clone()));
         Ok(Self {
             address,
             admin_address,
@@ -166,7 +140,7 @@ impl Service {
 
     /// Waits until a part of the service ends that should not: half a service is worse than none, since
     /// whoever watches it would not notice.
-    pub async fn broken(&mut self) {
+    pub async fn wait_for_failure(&mut self) {
         let ended = self.tasks.join_next().await;
         error!(?ended, "a part of the service ended by itself");
     }
@@ -184,15 +158,18 @@ impl Service {
                 pool.close().await;
             }
         };
-        if timeout(STOP, finish).await.is_err() {
-            warn!("not everything finished within {} s", STOP.as_secs());
+        if timeout(STOP_TIMEOUT, finish).await.is_err() {
+            warn!(
+                "not everything finished within {} s",
+                STOP_TIMEOUT.as_secs()
+            );
         }
     }
 }
 
 /// Runs a task beside all others. On the common threads the recorder would wait for every request that is
 /// being read each time the database answers, and everybody waits for the recorder.
-async fn on_a_thread_of_its_own(name: &str, task: impl Future<Output = ()> + Send + 'static) {
+async fn run_on_own_thread(name: &str, task: impl Future<Output = ()> + Send + 'static) {
     let (ended, end) = oneshot::channel();
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()
@@ -206,7 +183,12 @@ async fn on_a_thread_of_its_own(name: &str, task: impl Future<Output = ()> + Sen
     let _ = end.await;
 }
 
-fn bind(address: SocketAddr) -> Result<TcpListener, CannotListen> {
+fn local_address(listener: &TcpListener, address: SocketAddr) -> Result<SocketAddr, ListenError> {
+    let local = listener.local_addr();
+    local.map_err(|source| ListenError { address, source })
+}
+
+fn bind(address: SocketAddr) -> Result<TcpListener, ListenError> {
     let listen = || {
         let socket = if address.is_ipv4() {
             TcpSocket::new_v4()
@@ -215,45 +197,49 @@ fn bind(address: SocketAddr) -> Result<TcpListener, CannotListen> {
         }?;
         socket.set_reuseaddr(true)?;
         socket.bind(address)?;
-        socket.listen(BACKLOG)
+        socket.listen(ACCEPT_BACKLOG)
     };
-    listen().map_err(|source| CannotListen { address, source })
+    listen().map_err(|source| ListenError { address, source })
 }
 
-async fn work_when_migrated(
+/// The work that needs the tables: it starts once they are up to date.
+struct Background {
     database: Database,
     db: Pool,
     follow_up: FollowUp,
     retention: Duration,
-    stop: CancellationToken,
-) {
-    tokio::select! {
-        () = stop.cancelled() => return,
-        () = migrate_patiently(&database) => {}
-    }
-    if let Ok(false) = store::bounded(store::is_durable(&db)).await {
-        warn!(
-            "the database runs with fsync off: a crash of its machine loses what was acknowledged"
-        );
-    }
-    tokio::join!(
-        follow_up.run(stop.clone()),
-        retention::run(db, retention, stop)
-    );
 }
 
-async fn migrate_patiently(database: &Database) {
-    let mut said: Option<(String, Instant)> = None;
-    while let Err(error) = database.migrate().await {
-        let error = with_causes(&error);
-        if said
-            .as_ref()
-            .is_none_or(|(before, at)| *before != error || at.elapsed() > REPEAT_ERROR)
-        {
-            error!("waiting for the database, lockouts are answered with 503 until then: {error}");
-            said = Some((error, Instant::now()));
+impl Background {
+    async fn run(self, stop: CancellationToken) {
+        let migrated = stop.run_until_cancelled(migrate_with_retries(&self.database));
+        if migrated.await.is_none() {
+            return;
         }
-        sleep(RETRY).await;
+        if let Ok(false) = store::bounded(store::is_durable(&self.db)).await {
+            warn!(
+                "the database runs with fsync off: a crash of its machine loses acknowledged callbacks"
+            );
+        }
+        tokio::join!(
+            self.follow_up.run(stop.clone()),
+            retention::run(self.db, self.retention, stop)
+        );
+    }
+}
+
+async fn migrate_with_retries(database: &Database) {
+    let mut logged: Option<(String, Instant)> = None;
+    while let Err(error) = database.migrate().await {
+        let error = error_chain(&error);
+        let is_news = logged
+            .as_ref()
+            .is_none_or(|(before, at)| *before != error || at.elapsed() > REPEAT_INTERVAL);
+        if is_news {
+            error!("waiting for the database, lockouts are answered with 503 until then: {error}");
+            logged = Some((error, Instant::now()));
+        }
+        sleep(RETRY_INTERVAL).await;
     }
     info!("the database is ready");
 }

@@ -11,7 +11,7 @@ use axum::extract::{DefaultBodyLimit, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::routing::post;
 use clap::ValueEnum;
-use lockwatch::meta::callback::Findings;
+use lockwatch::meta::callback::CallbackContents;
 use lockwatch::meta::signature::{HEADER, Signature, Verifier};
 use sqlx::PgPool;
 use sqlx::postgres::PgPoolOptions;
@@ -89,7 +89,7 @@ async fn insert(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Byt
     if !shared.has_signed(&headers, &body) {
         return StatusCode::UNAUTHORIZED;
     }
-    for failure in Findings::read(&body, OffsetDateTime::now_utc()).failures {
+    for failure in CallbackContents::parse(&body, OffsetDateTime::now_utc()).failures {
         let optional = |text: &Option<lockwatch::meta::ids::Text>| {
             text.as_ref().map(|text| text.as_str().to_owned())
         };

@@ -8,7 +8,7 @@
 use bytes::Bytes;
 use hmac::{Hmac, KeyInit, Mac};
 use libfuzzer_sys::fuzz_target;
-use lockwatch_fuzz::meta::callback::{Findings, may_hold_lockout};
+use lockwatch_fuzz::meta::callback::{CallbackContents, may_hold_lockout};
 use lockwatch_fuzz::meta::capture::{Capture, is_capture};
 use lockwatch_fuzz::meta::compose::StatusCallback;
 use lockwatch_fuzz::meta::failure::FailedDelivery;
@@ -46,10 +46,10 @@ fuzz_target!(|input: &[u8]| {
     );
     only_the_right_signature_verifies(&body);
 
-    let findings = Findings::read(&body, NOW);
+    let findings = CallbackContents::parse(&body, NOW);
     assert_eq!(
         format!("{findings:?}"),
-        format!("{:?}", Findings::read(&body, NOW)),
+        format!("{:?}", CallbackContents::parse(&body, NOW)),
         "the same when read again"
     );
     everything_can_be_stored(&findings, &body);
@@ -125,7 +125,7 @@ fn only_the_right_signature_verifies(body: &[u8]) {
 }
 
 /// Postgres takes no NUL, and the columns have their limits.
-fn everything_can_be_stored(findings: &Findings, body: &Bytes) {
+fn everything_can_be_stored(findings: &CallbackContents, body: &Bytes) {
     let text =
         |text: &str, max: usize| assert!(text.len() <= max && !text.contains('\0'), "{text:?}");
     for failure in &findings.failures {
@@ -170,7 +170,7 @@ fn everything_can_be_stored(findings: &Findings, body: &Bytes) {
 }
 
 /// A second, stricter reader: whatever it finds in a tidy callback must be found.
-fn nothing_plain_is_missed(findings: &Findings, body: &[u8]) {
+fn nothing_plain_is_missed(findings: &CallbackContents, body: &[u8]) {
     fn list(value: &Value) -> &[Value] {
         value.as_array().map_or(&[], Vec::as_slice)
     }
@@ -228,7 +228,7 @@ fn neighbours_do_not_notice(body: &[u8]) {
         .expect("entries")
         .0;
     let batch = format!("{{\"entry\":[{element},{entry},{element}]}}");
-    let findings = Findings::read(&Bytes::from(batch), NOW);
+    let findings = CallbackContents::parse(&Bytes::from(batch), NOW);
     assert!(
         findings
             .failures
@@ -238,11 +238,11 @@ fn neighbours_do_not_notice(body: &[u8]) {
 }
 
 /// A body that is JSON stays as readable as it was; of another, redaction may mend a part.
-fn redaction_hides_no_failure(findings: &Findings, body: &[u8]) {
+fn redaction_hides_no_failure(findings: &CallbackContents, body: &[u8]) {
     if serde_json::from_slice::<&RawValue>(body).is_ok() {
         let redacted = Bytes::from(Redaction::new(b"key").body(body));
         assert_eq!(
-            Findings::read(&redacted, NOW).failures.len(),
+            CallbackContents::parse(&redacted, NOW).failures.len(),
             findings.failures.len()
         );
     }

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
 use lockwatch_fuzz::lockout::cause::{self, Evidence, Finding};
-use lockwatch_fuzz::lockout::schedule::{Progress, pause};
-use lockwatch_fuzz::meta::health::{Answer, Entity, read};
+use lockwatch_fuzz::lockout::schedule::{Progress, next_pause};
+use lockwatch_fuzz::meta::health::{Answer, Entity, parse_answer};
 use lockwatch_fuzz::meta::ids::Text;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -17,10 +17,10 @@ fuzz_target!(|body: &[u8]| {
     // The usage header is JSON too, so the same inputs make good ones.
     let usage = std::str::from_utf8(body).ok();
     for http_status in [200, 400, 503] {
-        let answer = read(http_status, usage, body);
+        let answer = parse_answer(http_status, usage, body);
         assert_eq!(
             answer,
-            read(http_status, usage, body),
+            parse_answer(http_status, usage, body),
             "the same when read again"
         );
         can_be_stored(&answer);
@@ -39,7 +39,7 @@ fuzz_target!(|body: &[u8]| {
         }
         .after(&answer);
         for chance in [0.0, 0.999] {
-            assert!(pause(&answer, progress, false, chance) <= 2 * DAY);
+            assert!(next_pause(&answer, progress, false, chance) <= 2 * DAY);
         }
         if let Some(entities) = answer.entities() {
             lead_to_a_cause(entities);
@@ -48,7 +48,7 @@ fuzz_target!(|body: &[u8]| {
 });
 
 fn can_be_stored(answer: &Answer) {
-    if let Some(trouble) = answer.trouble() {
+    if let Some(trouble) = answer.error_text() {
         assert!(
             !trouble.contains('\0') && trouble.len() <= Text::LONG + 100,
             "{trouble:?}"

@@ -2,7 +2,7 @@
 
 use super::render::{BOLD, DIM, GREEN, RED, YELLOW, hanging};
 use crate::report::text::{count, duration, moment, printable};
-use crate::report::timeline::{Health, Timeline};
+use crate::report::timeline::{NumberHealth, Timeline};
 use crate::store::incidents::Incident;
 
 /// What stands before the columns.
@@ -100,27 +100,30 @@ fn events(incident: &Incident, timeline: &Timeline) -> String {
     )
 }
 
-fn cell(health: Option<Health>) -> String {
+fn cell(health: Option<NumberHealth>) -> String {
     let Some(health) = health else {
         return " ".to_owned();
     };
     let style = match health {
-        Health::Available => GREEN,
-        Health::Limited => YELLOW,
-        Health::Blocked => RED,
-        Health::Other | Health::Refused | Health::NotAsked | Health::Unreachable => DIM,
+        NumberHealth::Available => GREEN,
+        NumberHealth::Limited => YELLOW,
+        NumberHealth::Blocked => RED,
+        NumberHealth::Other
+        | NumberHealth::Refused
+        | NumberHealth::NotAsked
+        | NumberHealth::Unreachable => DIM,
     };
     format!("{style}{}{style:#}", cell_text(health))
 }
 
-fn cell_text(health: Health) -> char {
+fn cell_text(health: NumberHealth) -> char {
     match health {
-        Health::Available => '·',
-        Health::Limited => '▒',
-        Health::Blocked => '█',
-        Health::Other => '?',
-        Health::Refused => 'x',
-        Health::NotAsked => 'n',
-        Health::Unreachable => '-',
+        NumberHealth::Available => '·',
+        NumberHealth::Limited => '▒',
+        NumberHealth::Blocked => '█',
+        NumberHealth::Other => '?',
+        NumberHealth::Refused => 'x',
+        NumberHealth::NotAsked => 'n',
+        NumberHealth::Unreachable => '-',
     }
 }

@@ -8,8 +8,8 @@ use serde_json::json;
 use super::{Failure, render, say};
 use crate::config::{GraphArgs, app_secrets};
 use crate::lockout::cause::{Cause, Evidence, Finding, LockoutCause, derive, next_steps};
-use crate::meta::health::{Answer, verdict};
-use crate::store::checks::Check;
+use crate::meta::health::{Answer, LookupResult, verdict};
+use crate::meta::ids::WabaId;
 
 /// Asks Meta for a node's health_status and prints entities, cause and next steps. Exit 0 whenever Meta
 /// answered, refusals included
@@ -20,8 +20,8 @@ pub(super) struct CheckArgs {
     /// A phone number id or an account (WABA) id
     node_id: String,
     /// The account whose token to use, where a file holds several
-    #[arg(long, value_name = "ID")]
-    waba_id: Option<String>,
+    #[arg(long, value_name = "ID", value_parser = WabaId::parse)]
+    waba_id: Option<WabaId>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -42,12 +42,16 @@ pub(super) async fn run(args: CheckArgs) -> Result<(), Failure> {
             args.node_id
         )));
     }
-    let waba_id = args.waba_id.as_deref().unwrap_or(&args.node_id);
-    let check = graph.look_up(waba_id, &args.node_id).await;
-    let trouble = check.answer.trouble();
-    let finding = match &check.answer {
+    let waba_id = match args.waba_id {
+        Some(waba_id) => waba_id,
+        None => WabaId::parse(&args.node_id)
+            .map_err(|error| Failure::Usage(format!("the node id {error}")))?,
+    };
+    let lookup = graph.look_up(&waba_id, &args.node_id).await;
+    let error = lookup.answer.error_text();
+    let finding = match &lookup.answer {
         Answer::Health(entities) => Some(Finding::Health(entities.clone())),
-        Answer::NoHealth | Answer::Refused(_) => trouble.clone().map(Finding::Denied),
+        Answer::NoHealth | Answer::Refused(_) => error.clone().map(Finding::Denied),
         Answer::Throttled { .. } | Answer::NotAsked(_) | Answer::Unreachable(_) => None,
     };
     let cause = finding.and_then(|finding| {
@@ -57,11 +61,11 @@ pub(super) async fn run(args: CheckArgs) -> Result<(), Failure> {
         }])
     });
     if args.json {
-        print_json(&args.node_id, &check, cause.as_ref(), trouble.as_deref())?;
+        print_json(&args.node_id, &lookup, cause.as_ref(), error.as_deref())?;
     } else {
-        print_text(&args.node_id, &check, cause.as_ref(), trouble.as_deref())?;
+        print_text(&args.node_id, &lookup, cause.as_ref(), error.as_deref())?;
     }
-    match check.answer {
+    match lookup.answer {
         Answer::NotAsked(_) | Answer::Unreachable(_) => Err(Failure::Told),
         Answer::Health(_) | Answer::NoHealth | Answer::Refused(_) | Answer::Throttled { .. } => {
             Ok(())
@@ -71,11 +75,11 @@ pub(super) async fn run(args: CheckArgs) -> Result<(), Failure> {
 
 fn print_text(
     node_id: &str,
-    check: &Check,
+    lookup: &LookupResult,
     cause: Option<&Cause>,
     error: Option<&str>,
 ) -> io::Result<()> {
-    if let Some(entities) = check.answer.entities() {
+    if let Some(entities) = lookup.answer.entities() {
         say(render::entities(entities))?;
     }
     match cause {
@@ -109,18 +113,18 @@ fn print_text(
 
 fn print_json(
     node_id: &str,
-    check: &Check,
+    lookup: &LookupResult,
     cause: Option<&Cause>,
     error: Option<&str>,
 ) -> io::Result<()> {
-    let entities = check.answer.entities();
+    let entities = lookup.answer.entities();
     let object = json!({
         "node_id": node_id,
         "can_send_message": entities.and_then(verdict),
         "entities": entities,
-        "http_status": check.http_status,
+        "http_status": lookup.http_status,
         "error": error,
-        "duration_ms": u64::try_from(check.duration.as_millis()).unwrap_or(u64::MAX),
+        "duration_ms": u64::try_from(lookup.duration.as_millis()).unwrap_or(u64::MAX),
         "cause": cause.map(|cause| cause.kind.as_str()),
         "cause_summary": cause.map(|cause| &cause.summary),
         "next_steps": cause.map(|cause| next_steps(cause.kind, cause.possible_solution.as_deref())),

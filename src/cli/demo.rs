@@ -26,8 +26,8 @@ use crate::report::text::{count, state};
 use crate::report::{self, IncidentReport};
 use crate::service::{Service, Settings};
 use crate::simulator::{Scenario, Simulator};
-use crate::store::incidents::{self, Filter, Incident};
-use crate::store::{Database, Pool};
+use crate::store::incidents::{self, Incident, IncidentFilter};
+use crate::store::{Database, Pool, Word};
 
 #[derive(Debug, Args)]
 pub(super) struct DemoArgs {
@@ -211,7 +211,7 @@ impl Demo {
             .tell(self)
             .await?
             .iter()
-            .all(|incident| incident.cause != "pending")
+            .all(|incident| incident.cause != LockoutCause::Pending)
         {
             if Instant::now() > deadline {
                 bail!(
@@ -222,7 +222,7 @@ impl Demo {
             sleep(POLL).await;
         }
         let verdict = self.verify(&watch.tell(self).await?);
-        let mut reports = report::incidents(&self.db, &Filter::default(), 100)
+        let mut reports = report::incidents(&self.db, &IncidentFilter::default(), 100)
             .await?
             .data;
         reports.reverse();
@@ -304,9 +304,7 @@ impl Demo {
                 .find(|incident| incident.waba_id == account.waba_id);
             let incident =
                 incident.with_context(|| format!("account {} has no incident", account.waba_id))?;
-            if incident.cause != account.expected.as_str()
-                || incident.failure_count != i64::from(failures)
-            {
+            if incident.cause != account.expected || incident.failure_count != i64::from(failures) {
                 bail!(
                     "account {}: expected {failures} failures by {}, found {} by {}",
                     account.waba_id,
@@ -369,12 +367,12 @@ impl Demo {
 /// What was told already, so that only news is.
 #[derive(Default)]
 struct Watch {
-    told: BTreeMap<i64, (i64, String)>,
+    told: BTreeMap<i64, (i64, Word<LockoutCause>)>,
 }
 
 impl Watch {
     async fn tell(&mut self, demo: &Demo) -> anyhow::Result<Vec<Incident>> {
-        let mut incidents = incidents::list(&demo.db, &Filter::default(), 100).await?;
+        let mut incidents = incidents::list(&demo.db, &IncidentFilter::default(), 100).await?;
         incidents.reverse();
         for incident in &incidents {
             let (id, account) = (incident.id, &incident.waba_id);
@@ -382,7 +380,7 @@ impl Watch {
             let (told_failures, told_cause) = self
                 .told
                 .insert(id, (failures, incident.cause.clone()))
-                .unwrap_or((0, "pending".to_owned()));
+                .unwrap_or((0, Word::Known(LockoutCause::Pending)));
             if told_failures == 0 {
                 let affected = incidents::numbers(&demo.db, &[id], 1)
                     .await?

@@ -1,7 +1,7 @@
 //! `lockwatch incidents list|show|resolve`
 
 use anyhow::{Context, anyhow};
-use clap::builder::PossibleValuesParser;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand};
 use serde_json::json;
 use time::OffsetDateTime;
@@ -9,11 +9,15 @@ use time::OffsetDateTime;
 use super::{Failure, chart, connect, render, say};
 use crate::config::DataArgs;
 use crate::lockout::cause::LockoutCause;
+use crate::lockout::change::Change;
+use crate::lockout::note::Note;
+use crate::meta::ids::WabaId;
 use crate::report::csv::{self, Row};
 use crate::report::timeline::timeline;
-use crate::report::{self, Note, text};
+use crate::report::{self, text};
 use crate::store::bounded;
-use crate::store::incidents::{self, Filter, Resolved, State};
+use crate::store::incident_life::{self, ManualResolution};
+use crate::store::incidents::{IncidentFilter, IncidentState};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum IncidentsCommand {
@@ -34,13 +38,13 @@ pub(super) struct ListArgs {
         hide_possible_values = true,
         value_name = "open|resolved|all"
     )]
-    state: State,
+    state: IncidentState,
     /// Of this account
-    #[arg(long, value_name = "ID")]
-    waba_id: Option<String>,
+    #[arg(long, value_name = "ID", value_parser = WabaId::parse)]
+    waba_id: Option<WabaId>,
     /// With this cause
-    #[arg(long, value_parser = PossibleValuesParser::new(LockoutCause::ALL.map(LockoutCause::as_str)))]
-    cause: Option<String>,
+    #[arg(long, value_parser = cause_parser())]
+    cause: Option<LockoutCause>,
     /// Opened at this time or later: 2026-11-22, "2026-11-22 18:00:00 UTC", or 36h for so long ago
     #[arg(long, value_name = "TIME", value_parser = text::parse_moment)]
     since: Option<OffsetDateTime>,
@@ -117,16 +121,16 @@ async fn list(args: ListArgs) -> Result<(), Failure> {
         return Err(Failure::Usage("--since is not before --until".to_owned()));
     }
     let db = connect(&data).await?;
-    let is_filtered =
-        state != State::All || [&waba_id, &cause].iter().any(|filter| filter.is_some());
-    let is_filtered = is_filtered || since.is_some() || until.is_some();
-    let filter = Filter {
+    let has_words = waba_id.is_some() || cause.is_some();
+    let has_times = since.is_some() || until.is_some();
+    let is_filtered = state != IncidentState::All || has_words || has_times;
+    let filter = IncidentFilter {
         state,
         waba_id,
         cause,
         since,
         until,
-        ..Filter::default()
+        ..IncidentFilter::default()
     };
     let page = report::incidents(&db, &filter, limit)
         .await
@@ -185,17 +189,25 @@ async fn resolve(args: ResolveArgs) -> Result<(), Failure> {
     let note = Note::parse(args.note.as_deref())
         .map_err(|error| Failure::Usage(format!("--note: {error}")))?;
     let db = connect(&args.data).await?;
-    let resolved = bounded(incidents::resolve(&db, args.id, note.as_str()))
+    let resolved = bounded(incident_life::resolve_by_hand(&db, args.id, note.as_str()))
         .await
         .context("cannot resolve it")?;
     match resolved {
-        Resolved::Now(waba_id) => {
-            anstream::eprintln!("Incident {} of account {waba_id} is resolved.", args.id)
+        ManualResolution::Resolved(Change { waba_id, .. }) => {
+            anstream::eprintln!("Incident {} of account {waba_id} is resolved.", args.id);
+            Ok(())
         }
-        Resolved::Before => return Err(anyhow!("incident {} was resolved before", args.id).into()),
-        Resolved::Unknown => return Err(anyhow!("there is no incident {}", args.id).into()),
+        ManualResolution::AlreadyResolved => {
+            Err(anyhow!("incident {} was resolved before", args.id).into())
+        }
+        ManualResolution::Unknown => Err(anyhow!("there is no incident {}", args.id).into()),
     }
-    Ok(())
+}
+
+/// Accepts the words of the causes, and names them in `--help`.
+fn cause_parser() -> impl TypedValueParser<Value = LockoutCause> {
+    PossibleValuesParser::new(LockoutCause::ALL.map(LockoutCause::as_str))
+        .map(|word| LockoutCause::parse(&word).expect("only known words are accepted"))
 }
 
 fn print_csv<T: Row>(rows: &[T]) -> Result<(), Failure> {

@@ -26,9 +26,9 @@ use tracing_subscriber::EnvFilter;
 
 use crate::config::{ConfigError, DataArgs, LogFormat};
 use crate::embedded::Embedded;
+use crate::error_chain::error_chain;
 use crate::http::api::openapi;
 use crate::store::{Database, Pool, Readiness, bounded, readiness};
-use crate::with_causes;
 
 const ABOUT: &str = "\
 Tells a business within seconds that Meta has locked its WhatsApp Business Account (error 131031), why, \
@@ -153,7 +153,7 @@ fn report(failure: Failure) -> ExitCode {
             // Whoever read our output has gone, as `head` does: nobody is left to tell.
             let is_pipe = |error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe;
             if !error.downcast_ref().is_some_and(is_pipe) {
-                anstream::eprintln!("lockwatch: {}", with_causes(error.as_ref()));
+                anstream::eprintln!("lockwatch: {}", error_chain(error.as_ref()));
             }
             ExitCode::FAILURE
         }

@@ -4,10 +4,10 @@ use std::io::{IsTerminal, stdout};
 
 use crate::meta::health::Entity;
 use crate::report::text::{grouped, moment, printable, short_moment, state};
-use crate::report::timeline::Health;
+use crate::report::timeline::NumberHealth;
 use crate::report::{IncidentReport, NumberReport};
 use crate::store::captures::Summary;
-use crate::store::details::HealthCheck;
+use crate::store::checks::HealthCheck;
 use anstyle::{AnsiColor, Color, Style};
 use comfy_table::{CellAlignment, ContentArrangement, Table};
 
@@ -71,12 +71,15 @@ pub(super) fn incidents(reports: &[IncidentReport]) -> String {
         let last = is_wide.then(|| when(incident.last_failure_at));
         let mut row = vec![
             incident.id.to_string(),
-            incident.waba_id.clone(),
+            incident.waba_id.to_string(),
             state(incident).to_owned(),
         ];
         row.push(when(incident.opened_at));
         row.extend(last);
-        row.extend([incident.failure_count.to_string(), incident.cause.clone()]);
+        row.extend([
+            incident.failure_count.to_string(),
+            incident.cause.to_string(),
+        ]);
         row
     });
     match is_wide {
@@ -106,7 +109,7 @@ pub(super) fn incident(report: &IncidentReport) -> String {
     let mut lines = vec![format!(
         "{BOLD}Incident {}{BOLD:#}, account {}",
         incident.id,
-        printable(&incident.waba_id)
+        printable(incident.waba_id.as_str())
     )];
     let mut field = |name: &str, value: String| {
         lines.push(hanging(&format!("  {name:<14}"), &" ".repeat(16), &value));
@@ -124,7 +127,7 @@ pub(super) fn incident(report: &IncidentReport) -> String {
     field(
         "Cause",
         report.cause().map_or_else(
-            || incident.cause.clone(),
+            || incident.cause.to_string(),
             |cause| format!("{cause}: {}", cause.title()),
         ),
     );
@@ -157,9 +160,9 @@ pub(super) fn numbers(report: &IncidentReport, at_most: usize) -> String {
          }| {
             let health = latest_check
                 .as_ref()
-                .map(|check| Health::of_check(check).word());
+                .map(|check| NumberHealth::from_check(check).word());
             let mut row = vec![
-                number.phone_number_id.clone(),
+                number.phone_number_id.to_string(),
                 number.display_phone_number.clone().unwrap_or_default(),
             ];
             row.extend(is_wide.then(|| moment(number.first_failure_at)));
@@ -213,8 +216,8 @@ pub(super) fn checks(checks: &[HealthCheck]) -> String {
             .unwrap_or_default();
         vec![
             moment(check.checked_at),
-            check.phone_number_id.clone(),
-            check.outcome.clone(),
+            check.phone_number_id.to_string(),
+            check.outcome.to_string(),
             result,
         ]
     });

@@ -2,7 +2,7 @@
 
 use anyhow::Context;
 use clap::Args;
-use secrecy::ExposeSecret;
+use secrecy::{ExposeSecret, SecretString};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
@@ -31,8 +31,8 @@ pub(super) struct ServeArgs {
     log: LogArgs,
 }
 
-/// A shorter admin token can be found by trying.
-const GUESSABLE: usize = 16;
+/// An admin token with fewer characters can be guessed.
+const GUESSABLE_CHARACTERS: usize = 16;
 
 const SECRETS: &str = "\
 Secrets (environment only; or NAME_FILE names a file that holds it):
@@ -46,46 +46,24 @@ pub(super) async fn run(args: ServeArgs) -> Result<(), Failure> {
     let verify_token = verify_token()?;
     let admin_token = args.listen.admin_token()?;
     let graph = args.graph.graph(&app_secrets)?;
-    let outside = args.data.database()?;
+    let database = args.data.database()?;
     start_log(args.log.log_format, "info")?;
     let mut stop = StopSignals::install()?;
 
-    if admin_token
-        .as_ref()
-        .is_some_and(|token| token.expose_secret().chars().count() < GUESSABLE)
-    {
-        warn!("LOCKWATCH_ADMIN_TOKEN has fewer than {GUESSABLE} characters: it can be guessed");
-    }
+    warn_of_guessable(admin_token.as_ref());
     if !graph.has_tokens() {
         warn!("no META_ACCESS_TOKEN: lockouts are recorded, but their causes cannot be looked up");
     }
-    let (database, embedded) = match outside {
-        Some(database) => (database, None),
-        None => {
-            let folder = args.data.postgres_folder()?;
-            let bin = args.data.pg_bin_dir.clone();
-            let start =
-                move |stop: &CancellationToken| Embedded::start(&folder, bin.as_deref(), stop);
-            let Some(embedded) = stop.start_postgres(start).await? else {
-                return Ok(());
-            };
-            (
-                Database::parse(&embedded.url()).context("the embedded PostgreSQL")?,
-                Some(embedded),
-            )
+    let (database, embedded) = match database {
+        Some(database) => {
+            info!("data lives at {}", database.location());
+            (database, None)
         }
+        None => match start_embedded(&args.data, &mut stop).await? {
+            Some((database, embedded)) => (database, Some(embedded)),
+            None => return Ok(()),
+        },
     };
-    match &embedded {
-        Some(embedded) => {
-            info!(
-                "data lives in {}, PostgreSQL {}",
-                embedded.folder().join("data").display(),
-                embedded.version()
-            );
-        }
-        None => info!("data lives at {}", database.location()),
-    }
-
     let settings = Settings {
         database,
         listen: args.listen.listen,
@@ -108,13 +86,42 @@ pub(super) async fn run(args: ServeArgs) -> Result<(), Failure> {
             info!("{signal}: stopping");
             Ok(())
         }
-        () = service.broken() => Err(Failure::Told),
+        () = service.wait_for_failure() => Err(Failure::Told),
     };
     service.stop().await;
     // The server's own shutdown writes its checkpoint; dropping it waits for that.
     let _ = spawn_blocking(move || drop(embedded)).await;
     info!("stopped");
     ended
+}
+
+fn warn_of_guessable(admin_token: Option<&SecretString>) {
+    let characters = admin_token.map(|token| token.expose_secret().chars().count());
+    if characters.is_some_and(|count| count < GUESSABLE_CHARACTERS) {
+        warn!(
+            "LOCKWATCH_ADMIN_TOKEN has fewer than {GUESSABLE_CHARACTERS} characters: it can be guessed"
+        );
+    }
+}
+
+/// Starts the embedded database; `None` where a signal came first.
+async fn start_embedded(
+    data: &DataArgs,
+    stop: &mut StopSignals,
+) -> Result<Option<(Database, Embedded)>, Failure> {
+    let folder = data.postgres_folder()?;
+    let bin = data.pg_bin_dir.clone();
+    let start = move |stop: &CancellationToken| Embedded::start(&folder, bin.as_deref(), stop);
+    let Some(embedded) = stop.start_postgres(start).await? else {
+        return Ok(None);
+    };
+    let database = Database::parse(&embedded.url()).context("the embedded PostgreSQL")?;
+    info!(
+        "data lives in {}, PostgreSQL {}",
+        embedded.folder().join("data").display(),
+        embedded.version()
+    );
+    Ok(Some((database, embedded)))
 }
 
 /// SIGTERM, Ctrl-C, and the end of the terminal.

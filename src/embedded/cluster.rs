@@ -19,12 +19,15 @@ use super::host::{Installation, SOCKET, ServerUser, clean_command};
 use super::{EmbeddedError, ROLE, io_error};
 
 /// How long a server that is on its way out may take before it is told to go.
-const ORPHAN_PATIENCE: Duration = Duration::from_secs(5);
+const ORPHAN_SIGNAL_INTERVAL: Duration = Duration::from_secs(5);
 /// And before we give up on it.
-const ORPHAN_LIMIT: Duration = Duration::from_secs(30);
+const ORPHAN_TIMEOUT: Duration = Duration::from_secs(30);
 /// Recovery after a crash takes as long as there is log to replay.
-const START_LIMIT: Duration = Duration::from_secs(600);
-const POLL: Duration = Duration::from_millis(20);
+const START_TIMEOUT: Duration = Duration::from_secs(600);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
+/// A slow start is logged this often.
+const START_LOG_INTERVAL: Duration = Duration::from_secs(10);
+const SHELL: &str = "/bin/sh";
 
 /// Runs the server (`"$@"`) until it ends, or until standard input does: then lockwatch is gone.
 /// `$0` is a folder to remove in the end, or empty. It lets no signal but the pipe's end decide: whoever
@@ -117,35 +120,62 @@ impl Cluster {
         if !output.status.success() {
             return Err(EmbeddedError::Failed {
                 program: "initdb",
-                said: last_lines(&output.stderr),
+                output: last_lines(&output.stderr),
             });
         }
         fs::rename(&unfinished, self.data()).map_err(io_error("cannot rename", &unfinished))
     }
 
-    /// Starts the server under its wrapper and waits until it takes connections.
+    /// Starts the server under its wrapper and waits until it accepts connections. Returns the wrapper
+    /// and its lifeline: the server stops when the pipe is closed.
     pub(super) fn run(&self) -> Result<(Child, ChildStdin), EmbeddedError> {
-        self.clear_the_way()?;
+        self.stop_orphan()?;
         let before = PidFile::read(&self.data());
         let log_path = self.log();
         let log = open_log(&log_path)?;
-        let said_before = log
-            .metadata()
-            .map_err(io_error("cannot read", &log_path))?
-            .len();
-        let log_too = log
-            .try_clone()
-            .map_err(io_error("cannot open", &log_path))?;
-        let mut wrapper = self.as_server_user(clean_command("/bin/sh"));
+        let metadata = log.metadata();
+        let log_start = metadata.map_err(io_error("cannot read", &log_path))?.len();
+        let mut server = self
+            .wrapper(log)?
+            .spawn()
+            .map_err(io_error("cannot run", Path::new(SHELL)))?;
+        let lifeline = server.stdin.take().expect("the pipe was asked for");
+        let started = Instant::now();
+        let mut logged_at = started;
+        loop {
+            let state = PidFile::read(&self.data());
+            if state.as_ref().is_some_and(PidFile::is_ready) && state != before {
+                return Ok((server, lifeline));
+            }
+            if self.stop.is_cancelled() {
+                drop(lifeline);
+                let _ = server.wait();
+                return Err(EmbeddedError::Stopped);
+            }
+            let ended = server
+                .try_wait()
+                .map_err(io_error("cannot wait for", Path::new(SHELL)))?;
+            if ended.is_some() || started.elapsed() > START_TIMEOUT {
+                return Err(start_failure(&log_path, log_start));
+            }
+            if logged_at.elapsed() > START_LOG_INTERVAL {
+                logged_at = Instant::now();
+                info!("PostgreSQL is still starting, perhaps recovering from a crash");
+            }
+            sleep(POLL_INTERVAL);
+        }
+    }
+
+    /// Returns the command that runs the server under its wrapper.
+    fn wrapper(&self, log: File) -> Result<Command, EmbeddedError> {
+        let log_too = log.try_clone();
+        let log_too = log_too.map_err(io_error("cannot open", &self.log()))?;
         // Quoted: it is a list, and the folder's name may hold a comma.
         let mut sockets = OsString::from("unix_socket_directories=\"");
         sockets.push(&self.socket_folder);
         sockets.push("\"");
-        let removed: OsString = self
-            .temporary
-            .clone()
-            .map(PathBuf::into_os_string)
-            .unwrap_or_default();
+        let removed: OsString = self.temporary.clone().unwrap_or_default().into();
+        let mut wrapper = self.as_server_user(clean_command(SHELL));
         wrapper
             .args(["-c", WRAPPER])
             .arg(removed)
@@ -153,70 +183,29 @@ impl Cluster {
             .arg("-D")
             .arg(self.data())
             .arg("-c")
-            .arg(sockets)
-            .args([
-                "-c",
-                "listen_addresses=",
-                "-c",
-                "port=5432",
-                "-c",
-                "unix_socket_permissions=0700",
-            ])
-            .args(["-c", if self.fsync { "fsync=on" } else { "fsync=off" }])
-            .args([
-                "-c",
-                "log_min_messages=warning",
-                "-c",
-                "cluster_name=lockwatch",
-                "-c",
-                "max_connections=200",
-            ])
+            .arg(sockets);
+        for setting in [
+            "listen_addresses=",
+            "port=5432",
+            "unix_socket_permissions=0700",
+            if self.fsync { "fsync=on" } else { "fsync=off" },
+            "log_min_messages=warning",
+            "cluster_name=lockwatch",
+            "max_connections=200",
+        ] {
+            wrapper.args(["-c", setting]);
+        }
+        wrapper
             .stdin(Stdio::piped())
             .stdout(log)
             .stderr(log_too)
             .process_group(0);
-        let mut server = wrapper
-            .spawn()
-            .map_err(io_error("cannot run", Path::new("/bin/sh")))?;
-        let leash = server.stdin.take().expect("the pipe was asked for");
-        let started = Instant::now();
-        let mut said_at = started;
-        loop {
-            let state = PidFile::read(&self.data());
-            if state.as_ref().is_some_and(PidFile::is_ready) && state != before {
-                return Ok((server, leash));
-            }
-            if self.stop.is_cancelled() {
-                drop(leash);
-                let _ = server.wait();
-                return Err(EmbeddedError::Stopped);
-            }
-            let ended = server
-                .try_wait()
-                .map_err(io_error("cannot wait for", Path::new("/bin/sh")))?
-                .is_some();
-            if ended || started.elapsed() > START_LIMIT {
-                let log = fs::read(&log_path).unwrap_or_default();
-                let said = last_lines(
-                    log.get(usize::try_from(said_before).unwrap_or(0)..)
-                        .unwrap_or_default(),
-                );
-                return Err(EmbeddedError::Failed {
-                    program: "postgres",
-                    said,
-                });
-            }
-            if said_at.elapsed() > Duration::from_secs(10) {
-                said_at = Instant::now();
-                info!("PostgreSQL is still starting, perhaps recovering from a crash");
-            }
-            sleep(POLL);
-        }
+        Ok(wrapper)
     }
 
     /// A server that still runs on our data, though we hold the lock, is an orphan: its lockwatch was
     /// killed. It is mostly on its way out; if not, it is told to go.
-    fn clear_the_way(&self) -> Result<(), EmbeddedError> {
+    fn stop_orphan(&self) -> Result<(), EmbeddedError> {
         let Some(state) = PidFile::read(&self.data()) else {
             return Ok(());
         };
@@ -236,13 +225,13 @@ impl Cluster {
             if self.stop.is_cancelled() {
                 return Err(EmbeddedError::Stopped);
             }
-            if started.elapsed() > ORPHAN_LIMIT {
+            if started.elapsed() > ORPHAN_TIMEOUT {
                 return Err(EmbeddedError::Orphan {
                     pid: state.pid.as_raw_nonzero().get(),
                     folder: self.data(),
                 });
             }
-            let tell = started.elapsed().as_secs() / ORPHAN_PATIENCE.as_secs();
+            let tell = started.elapsed().as_secs() / ORPHAN_SIGNAL_INTERVAL.as_secs();
             if tell > told {
                 told = tell;
                 warn!(
@@ -255,7 +244,7 @@ impl Cluster {
                     if told <= 2 { Signal::INT } else { Signal::QUIT },
                 );
             }
-            sleep(POLL);
+            sleep(POLL_INTERVAL);
         }
         Ok(())
     }
@@ -267,6 +256,16 @@ impl Cluster {
             Ok(folder) => folder == self.data(),
             Err(_) => UnixStream::connect(state.socket_folder.join(SOCKET)).is_ok(),
         }
+    }
+}
+
+/// Returns the error of a server that did not start: the last lines that it wrote to its log.
+fn start_failure(log_path: &Path, log_start: u64) -> EmbeddedError {
+    let log = fs::read(log_path).unwrap_or_default();
+    let start = usize::try_from(log_start).unwrap_or(0);
+    EmbeddedError::Failed {
+        program: "postgres",
+        output: last_lines(log.get(start..).unwrap_or_default()),
     }
 }
 
@@ -310,8 +309,8 @@ impl PidFile {
 /// Appends, so that a restart keeps what the server said last; starts anew once it is long. The folder is
 /// the server's user's, so a link in it is not followed.
 fn open_log(path: &Path) -> Result<File, EmbeddedError> {
-    const LONG: u64 = 10 * 1024 * 1024;
-    if fs::symlink_metadata(path).is_ok_and(|log| log.len() > LONG) {
+    const LOG_LIMIT_BYTES: u64 = 10 * 1024 * 1024;
+    if fs::symlink_metadata(path).is_ok_and(|log| log.len() > LOG_LIMIT_BYTES) {
         fs::rename(path, path.with_extension("log.old"))
             .map_err(io_error("cannot rename", path))?;
     }

@@ -10,13 +10,13 @@ use std::process::{Command, Stdio};
 
 use rustix::process::geteuid;
 
-use super::{EmbeddedError, OLDEST, io_error};
+use super::{EmbeddedError, OLDEST_MAJOR, io_error};
 
 /// The longest socket path that every system takes.
-const SOCKET_PATH: usize = 103;
+const SOCKET_PATH_LIMIT_BYTES: usize = 103;
 /// The variables of our own environment that children get: where programs, libraries and temporary files are,
 /// and the time zone, which initdb writes into the configuration.
-const PASSED_ON: [&str; 4] = ["PATH", "LD_LIBRARY_PATH", "TMPDIR", "TZ"];
+const INHERITED_VARIABLES: [&str; 4] = ["PATH", "LD_LIBRARY_PATH", "TMPDIR", "TZ"];
 /// The socket's name in its folder.
 pub(super) const SOCKET: &str = ".s.PGSQL.5432";
 
@@ -41,7 +41,7 @@ pub(super) struct ServerUser {
 pub(super) fn clean_command(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
     command.env_clear().env("LC_ALL", "C");
-    for name in PASSED_ON {
+    for name in INHERITED_VARIABLES {
         command.envs(std::env::var_os(name).map(|value| (name, value)));
     }
     command
@@ -64,7 +64,10 @@ impl Installation {
                 .collect::<Vec<_>>()
                 .join(", ")
         };
-        if found.first().is_none_or(|newest| newest.major < OLDEST) {
+        if found
+            .first()
+            .is_none_or(|newest| newest.major < OLDEST_MAJOR)
+        {
             let found = match (named, found.is_empty()) {
                 (Some(named), true) => format!(
                     " (PG_BIN_DIR={} has no postgres and initdb)",
@@ -132,7 +135,7 @@ fn usual_folders() -> Vec<PathBuf> {
 
 impl ServerUser {
     /// As root: `postgres`, else `nobody`. Otherwise we are good enough ourselves.
-    pub(super) fn needed() -> Option<Self> {
+    pub(super) fn required() -> Option<Self> {
         if !geteuid().is_root() {
             return None;
         }
@@ -149,11 +152,11 @@ impl ServerUser {
                 })
             })
         };
-        const OVERFLOW: u32 = 65534;
+        const OVERFLOW_ID: u32 = 65534;
         let nobody = || Self {
             name: "nobody".to_owned(),
-            uid: OVERFLOW,
-            gid: OVERFLOW,
+            uid: OVERFLOW_ID,
+            gid: OVERFLOW_ID,
         };
         Some(
             entry("postgres")
@@ -162,7 +165,7 @@ impl ServerUser {
         )
     }
 
-    pub(super) fn own(&self, folder: &Path) -> Result<(), EmbeddedError> {
+    pub(super) fn take_ownership(&self, folder: &Path) -> Result<(), EmbeddedError> {
         chown(folder, Some(self.uid), Some(self.gid)).map_err(io_error("cannot hand over", folder))
     }
 
@@ -187,7 +190,7 @@ impl ServerUser {
 }
 
 /// Creates the folder if missing, and takes its lock.
-pub(super) fn own_folder(
+pub(super) fn lock_folder(
     folder: &Path,
     server_user: Option<&ServerUser>,
 ) -> Result<File, EmbeddedError> {
@@ -209,7 +212,7 @@ pub(super) fn own_folder(
     fs::set_permissions(folder, fs::Permissions::from_mode(0o700))
         .map_err(io_error("cannot close", folder))?;
     if let Some(user) = server_user {
-        user.own(folder)?;
+        user.take_ownership(folder)?;
     }
     Ok(lock)
 }
@@ -230,7 +233,7 @@ pub(super) fn socket_folder(
     folder: &Path,
     server_user: Option<&ServerUser>,
 ) -> Result<PathBuf, EmbeddedError> {
-    if folder.join(SOCKET).as_os_str().len() <= SOCKET_PATH {
+    if folder.join(SOCKET).as_os_str().len() <= SOCKET_PATH_LIMIT_BYTES {
         return Ok(folder.to_owned());
     }
     let inode = fs::metadata(folder).map_err(io_error("cannot read", folder))?;
@@ -245,7 +248,7 @@ pub(super) fn socket_folder(
         }
         Ok(()) => {
             if let Some(user) = server_user {
-                user.own(&elsewhere)?;
+                user.take_ownership(&elsewhere)?;
             }
         }
         Err(_) => {}

@@ -20,14 +20,14 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
 use self::cluster::{Cluster, PidFile};
-use self::host::{Installation, SOCKET, ServerUser, data_version, own_folder, socket_folder};
+use self::host::{Installation, SOCKET, ServerUser, data_version, lock_folder, socket_folder};
 
 /// The oldest PostgreSQL that will do.
-const OLDEST: u32 = 14;
+const OLDEST_MAJOR: u32 = 14;
 /// The superuser, and the only user.
 const ROLE: &str = "lockwatch";
 /// How long to wait before a server that died is started again.
-const BEFORE_RESTART: Duration = Duration::from_secs(1);
+const RESTART_DELAY: Duration = Duration::from_secs(1);
 
 /// A running server. Stops it when dropped.
 #[derive(Debug)]
@@ -40,7 +40,7 @@ pub struct Embedded {
 struct Shared {
     cluster: Cluster,
     /// The pipe's end that keeps the server alive; `None` once it shall stop.
-    leash: Mutex<Option<ChildStdin>>,
+    lifeline: Mutex<Option<ChildStdin>>,
     /// Held for as long as the folder is ours.
     _lock: File,
 }
@@ -50,7 +50,7 @@ struct Shared {
 pub enum EmbeddedError {
     /// No PostgreSQL, or only old ones.
     #[error(
-        "no PostgreSQL {OLDEST} or newer was found on this machine{found}. Install one (Debian, Ubuntu: apt install postgresql; Fedora: dnf install postgresql-server; macOS: brew install postgresql), or name its folder in PG_BIN_DIR, or give a DATABASE_URL, or use docker compose up"
+        "no PostgreSQL {OLDEST_MAJOR} or newer was found on this machine{found}. Install one (Debian, Ubuntu: apt install postgresql; Fedora: dnf install postgresql-server; macOS: brew install postgresql), or name its folder in PG_BIN_DIR, or give a DATABASE_URL, or use docker compose up"
     )]
     NotInstalled {
         /// What was found instead.
@@ -89,12 +89,12 @@ pub enum EmbeddedError {
         folder: PathBuf,
     },
     /// One of PostgreSQL's programs failed.
-    #[error("{program} failed: {said}")]
+    #[error("{program} failed: {output}")]
     Failed {
         /// Which.
         program: &'static str,
-        /// Its last words.
-        said: String,
+        /// The last lines of its output.
+        output: String,
     },
     /// It was told to stop while it started.
     #[error("told to stop")]
@@ -148,8 +148,8 @@ impl Embedded {
             .prefix("lockwatch-")
             .tempdir_in(&parent)
             .map_err(io_error("cannot create a folder in", &parent))?;
-        if let Some(user) = ServerUser::needed() {
-            user.own(folder.path())?;
+        if let Some(user) = ServerUser::required() {
+            user.take_ownership(folder.path())?;
         }
         let embedded = Self::launch(
             &folder.path().join("postgres"),
@@ -170,8 +170,8 @@ impl Embedded {
         temporary: Option<PathBuf>,
         stop: &CancellationToken,
     ) -> Result<Self, EmbeddedError> {
-        let server_user = ServerUser::needed();
-        let lock = own_folder(folder, server_user.as_ref())?;
+        let server_user = ServerUser::required();
+        let lock = lock_folder(folder, server_user.as_ref())?;
         let folder = fs::canonicalize(folder).map_err(io_error("cannot resolve", folder))?;
         if let Some(user) = &server_user {
             user.may_enter(&folder)?;
@@ -189,10 +189,10 @@ impl Embedded {
             stop,
         };
         cluster.initialise()?;
-        let (server, leash) = cluster.run()?;
+        let (server, lifeline) = cluster.run()?;
         let shared = Arc::new(Shared {
             cluster,
-            leash: Mutex::new(Some(leash)),
+            lifeline: Mutex::new(Some(lifeline)),
             _lock: lock,
         });
         let supervisor = thread::Builder::new()
@@ -242,7 +242,7 @@ impl Embedded {
 impl Drop for Embedded {
     fn drop(&mut self) {
         self.shared.cluster.stop.cancel();
-        self.shared.leash().take();
+        self.shared.lifeline().take();
         if let Some(supervisor) = self.supervisor.take() {
             let _ = supervisor.join();
         }
@@ -258,8 +258,8 @@ impl Drop for Embedded {
 }
 
 impl Shared {
-    fn leash(&self) -> MutexGuard<'_, Option<ChildStdin>> {
-        self.leash.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lifeline(&self) -> MutexGuard<'_, Option<ChildStdin>> {
+        self.lifeline.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits for the server's end, and starts it again unless it was meant.
@@ -275,17 +275,17 @@ impl Shared {
                     "PostgreSQL ended and is started again; see {}",
                     self.cluster.log().display()
                 );
-                sleep(BEFORE_RESTART);
+                sleep(RESTART_DELAY);
                 match self.cluster.run() {
-                    Ok((again, leash)) => {
-                        *self.leash() = Some(leash);
+                    Ok((again, lifeline)) => {
+                        *self.lifeline() = Some(lifeline);
                         break again;
                     }
                     Err(error) => error!("PostgreSQL does not start: {error}"),
                 }
             };
             if self.cluster.stop.is_cancelled() {
-                self.leash().take();
+                self.lifeline().take();
             } else {
                 info!("PostgreSQL runs again");
             }

@@ -36,24 +36,24 @@ impl Guard {
         }
     }
 
-    fn check(&self, request: &Request) -> Result<(), Refused> {
+    fn check(&self, request: &Request) -> Result<(), Refusal> {
         match &self.token {
             Some(token) => {
-                let given = credentials(request.headers()).ok_or(Refused::NoToken)?;
+                let given = credentials(request.headers()).ok_or(Refusal::NoToken)?;
                 let is_right = <[u8; 32]>::from(Sha256::digest(given)).ct_eq(token.as_ref());
                 if bool::from(is_right) {
                     Ok(())
                 } else {
-                    Err(Refused::WrongToken)
+                    Err(Refusal::WrongToken)
                 }
             }
             None if is_local(request) => Ok(()),
-            None => Err(Refused::Host),
+            None => Err(Refusal::Host),
         }
     }
 }
 
-enum Refused {
+enum Refusal {
     NoToken,
     WrongToken,
     Host,
@@ -62,16 +62,16 @@ enum Refused {
 pub(super) async fn guard(State(guard): State<Guard>, request: Request, next: Next) -> Response {
     match guard.check(&request) {
         Ok(()) => next.run(request).await,
-        Err(Refused::Host) => {
+        Err(Refusal::Host) => {
             let detail = "without LOCKWATCH_ADMIN_TOKEN this is only served as localhost, 127.0.0.1 or [::1]";
             Problem::new(StatusCode::FORBIDDEN, detail).into_response()
         }
         Err(refused) => {
             let detail = match refused {
-                Refused::NoToken => {
+                Refusal::NoToken => {
                     "give LOCKWATCH_ADMIN_TOKEN as Authorization: Bearer, or as a browser's password"
                 }
-                Refused::WrongToken | Refused::Host => "that is not LOCKWATCH_ADMIN_TOKEN",
+                Refusal::WrongToken | Refusal::Host => "that is not LOCKWATCH_ADMIN_TOKEN",
             };
             let mut response = Problem::new(StatusCode::UNAUTHORIZED, detail).into_response();
             let challenge = HeaderValue::from_static(
@@ -131,7 +131,7 @@ pub(super) fn cross_site(_: ProtectionError) -> Response {
 }
 
 /// What every answer of the admin listener carries.
-pub(super) async fn secure(request: Request, next: Next) -> Response {
+pub(super) async fn add_security_headers(request: Request, next: Next) -> Response {
     const CSP: &str = "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; \
                        form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
     let mut response = next.run(request).await;

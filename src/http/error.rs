@@ -1,5 +1,5 @@
-//! What goes wrong on the admin listener, told as problem details
-//! ([RFC 9457](https://www.rfc-editor.org/rfc/rfc9457)); a browser gets the same as a page.
+//! Errors of the admin listener as problem details
+//! ([RFC 9457](https://www.rfc-editor.org/rfc/rfc9457)). A browser gets the same as a page.
 
 use std::any::Any;
 use std::fmt::Display;
@@ -10,10 +10,10 @@ use serde::Serialize;
 use tracing::warn;
 use utoipa::ToSchema;
 
+use crate::error_chain::error_chain;
 use crate::store::StoreError;
-use crate::with_causes;
 
-/// Why a request is not answered as asked.
+/// The reason for which a request was not answered as asked.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub(super) struct Problem {
     /// Always `about:blank`: the status says what kind of problem it is.
@@ -61,8 +61,8 @@ impl Problem {
     }
 }
 
-/// Whatever made us panic, the one who asked gets an answer, and the log the reason.
-pub(super) fn panicked(_: Box<dyn Any + Send>) -> Response {
+/// Returns the answer to a request whose handler panicked; the panic itself is in the log.
+pub(super) fn panic_response(_: Box<dyn Any + Send>) -> Response {
     Problem::new(
         StatusCode::INTERNAL_SERVER_ERROR,
         "this page cannot be shown; the log says why",
@@ -72,7 +72,7 @@ pub(super) fn panicked(_: Box<dyn Any + Send>) -> Response {
 
 impl From<StoreError> for Problem {
     fn from(failed: StoreError) -> Self {
-        warn!("a page cannot be read: {}", with_causes(&failed));
+        warn!("a page cannot be read: {}", error_chain(&failed));
         Self::new(
             StatusCode::SERVICE_UNAVAILABLE,
             format!("{failed}; try again soon"),

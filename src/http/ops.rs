@@ -10,7 +10,7 @@ use axum::routing::get;
 use tokio::time::timeout;
 use tracing::debug;
 
-use crate::metrics::{Metrics, Reading};
+use crate::metrics::{Metrics, Snapshot};
 use crate::store::{self, Pool, Readiness, overview};
 
 /// `GET /healthz`: 200 while the process lives. The database has no say in it: a receiver without one
@@ -76,7 +76,7 @@ async fn tell(State((db, metrics)): State<(Pool, Metrics)>) -> impl IntoResponse
         })
         .ok()
     });
-    let text = metrics.text(&Reading {
+    let text = metrics.text(&Snapshot {
         ready,
         pool,
         overview,

@@ -8,7 +8,7 @@ use crate::lockout::cause::LockoutCause;
 use crate::meta::ids::WabaId;
 use crate::report::Recipients;
 use crate::report::text::parse_moment;
-use crate::store::incidents::{Filter, State};
+use crate::store::incidents::{IncidentFilter, IncidentState};
 
 /// The parameters that were not taken yet.
 #[derive(Debug)]
@@ -24,7 +24,7 @@ impl Query {
     }
 
     /// As a form sends it: what was left empty was not given.
-    pub(super) fn of_form(query: Option<&str>) -> Self {
+    pub(super) fn parse_form(query: Option<&str>) -> Self {
         let Self(mut parameters) = Self::parse(query);
         parameters.retain(|(_, value)| !value.trim().is_empty());
         Self(parameters)
@@ -77,31 +77,27 @@ impl Query {
 }
 
 /// What the filters of a list of incidents say.
-pub(super) fn filter(query: &mut Query) -> Result<Filter, Problem> {
+pub(super) fn filter(query: &mut Query) -> Result<IncidentFilter, Problem> {
     let states = [
-        ("open", State::Open),
-        ("resolved", State::Resolved),
-        ("all", State::All),
+        ("open", IncidentState::Open),
+        ("resolved", IncidentState::Resolved),
+        ("all", IncidentState::All),
     ];
     let state = query.word("state", &states)?.unwrap_or_default();
     let waba_id = query.take("waba_id", |text| {
-        WabaId::parse(text)
-            .map(|id| id.to_string())
-            .map_err(|error| error.to_string())
+        WabaId::parse(text).map_err(|error| error.to_string())
     })?;
     let causes = LockoutCause::ALL.map(|cause| (cause.as_str(), cause));
-    let cause = query
-        .word("cause", &causes)?
-        .map(|cause| cause.as_str().to_owned());
+    let cause = query.word("cause", &causes)?;
     let since = query.take("since", parse_moment)?;
     let until = query.take("until", parse_moment)?;
-    Ok(Filter {
+    Ok(IncidentFilter {
         state,
         waba_id,
         cause,
         since,
         until,
-        ..Filter::default()
+        ..IncidentFilter::default()
     })
 }
 
@@ -132,7 +128,7 @@ pub(super) fn cursor(list: char, id: i64) -> String {
     format!("{list}{id:016x}")
 }
 
-pub(super) fn read_cursor(list: char, text: &str) -> Option<i64> {
+pub(super) fn parse_cursor(list: char, text: &str) -> Option<i64> {
     let id = i64::from_str_radix(text.strip_prefix(list)?, 16).ok()?;
     (cursor(list, id) == text).then_some(id)
 }

@@ -3,15 +3,14 @@
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
 use axum::http::StatusCode;
-use tracing::info;
 
 use super::error::Problem;
-use crate::report::Note;
-use crate::store::incidents::{self, Resolved};
+use crate::lockout::note::Note;
+use crate::store::incident_life::{self, ManualResolution};
 use crate::store::{Pool, bounded};
 
 /// Of a request: a note has 2000 characters at the most.
-pub(super) const BODY_LIMIT: usize = 64 * 1024;
+pub(super) const BODY_LIMIT_BYTES: usize = 64 * 1024;
 
 /// Resolves an incident, if it is open.
 pub(super) async fn resolve_by_hand(
@@ -23,30 +22,27 @@ pub(super) async fn resolve_by_hand(
         .map_err(|why| Problem::new(StatusCode::BAD_REQUEST, why.to_string()))?;
     let db = db.clone();
     // A task of its own: who goes away must not leave a transaction behind.
-    let resolving =
-        tokio::spawn(async move { bounded(incidents::resolve(&db, id, note.as_str())).await });
+    let resolving = tokio::spawn(async move {
+        bounded(incident_life::resolve_by_hand(&db, id, note.as_str())).await
+    });
     let resolved = resolving
         .await
         .map_err(|_| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "not resolved"))?;
     match resolved? {
-        Resolved::Now(waba_id) => {
-            info!(
-                incident.id = id,
-                waba.id = waba_id,
-                "incident {id} of {waba_id} is resolved by hand"
-            );
+        ManualResolution::Resolved(change) => {
+            incident_life::log(&change);
             Ok(())
         }
-        Resolved::Before => Err(Problem::new(
+        ManualResolution::AlreadyResolved => Err(Problem::new(
             StatusCode::CONFLICT,
             format!("incident {id} was resolved before; nothing changed"),
         )),
-        Resolved::Unknown => Err(Problem::no_incident(id)),
+        ManualResolution::Unknown => Err(Problem::no_incident(id)),
     }
 }
 
 /// A whole body, or why there is none.
-pub(super) fn whole(body: Result<Bytes, BytesRejection>) -> Result<Bytes, Problem> {
+pub(super) fn whole_body(body: Result<Bytes, BytesRejection>) -> Result<Bytes, Problem> {
     body.map_err(|rejection| match rejection.status() {
         StatusCode::PAYLOAD_TOO_LARGE => {
             Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "the body is over 64 KiB")

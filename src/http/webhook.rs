@@ -17,8 +17,8 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::bodies::{self, Bodies, NotTaken};
-use super::holders::Holder;
+use super::body_memory::{BODY_LIMIT_BYTES, BodyError, BodyMemory};
+use super::eviction::Evictable;
 use crate::meta::signature::{self, Signature, Verifier};
 use crate::metrics::{CountedAs, WebhookMetrics};
 use crate::recorder::{Callback, Capturing, NotRecorded, Recorder};
@@ -33,7 +33,7 @@ struct Shared {
     verify_token: SecretString,
     recorder: Recorder,
     capturing: Capturing,
-    bodies: Bodies,
+    bodies: BodyMemory,
     refusals: Refusals,
     metrics: WebhookMetrics,
 }
@@ -53,7 +53,7 @@ impl Webhook {
             verify_token,
             recorder,
             capturing,
-            bodies: Bodies::default(),
+            bodies: BodyMemory::default(),
             refusals: Refusals::default(),
             metrics,
         }))
@@ -78,10 +78,10 @@ async fn receive(
 ) -> Result<StatusCode, WebhookError> {
     let callbacks = &webhook.0.metrics.callbacks;
     let mut counted = CountedAs(&callbacks.abandoned);
-    let taken = take(&webhook.0, request).await;
-    counted.0 = match taken {
-        Ok(Taken::Recorded) => &callbacks.recorded,
-        Ok(Taken::NothingFound) => &callbacks.nothing_found,
+    let acknowledged = acknowledge(&webhook.0, request).await;
+    counted.0 = match acknowledged {
+        Ok(Acknowledgement::Recorded) => &callbacks.recorded,
+        Ok(Acknowledgement::NothingFound) => &callbacks.nothing_found,
         Err(WebhookError::BadSignature) => &callbacks.bad_signature,
         Err(WebhookError::Encoded) => &callbacks.encoded,
         Err(WebhookError::TooLarge) => &callbacks.too_large,
@@ -89,29 +89,29 @@ async fn receive(
         Err(WebhookError::Busy) => &callbacks.busy,
         Err(WebhookError::NotRecorded(_)) => &callbacks.not_recorded,
     };
-    taken.map(|_| StatusCode::OK)
+    acknowledged.map(|_| StatusCode::OK)
 }
 
 /// What became of a callback that is answered with 200.
 #[derive(Debug, Clone, Copy)]
-enum Taken {
+enum Acknowledgement {
     Recorded,
     NothingFound,
 }
 
 /// Takes one callback. `Ok` means every lockout in it is on disk; anything else asks Meta to resend.
-async fn take(shared: &Shared, request: Request) -> Result<Taken, WebhookError> {
+async fn acknowledge(shared: &Shared, request: Request) -> Result<Acknowledgement, WebhookError> {
     let SignedCallback {
         callback,
         arrived,
         held,
-    } = SignedCallback::read(request, shared).await?;
+    } = SignedCallback::receive(request, shared).await?;
     match callback.find(shared.capturing) {
         Some(found) => {
             shared.recorder.record(found, arrived, held).await?;
-            Ok(Taken::Recorded)
+            Ok(Acknowledgement::Recorded)
         }
-        None => Ok(Taken::NothingFound),
+        None => Ok(Acknowledgement::NothingFound),
     }
 }
 
@@ -125,13 +125,14 @@ struct SignedCallback {
 
 impl SignedCallback {
     /// The header comes first: whoever cannot sign is not read any further.
-    async fn read(request: Request, shared: &Shared) -> Result<Self, WebhookError> {
+    async fn receive(request: Request, shared: &Shared) -> Result<Self, WebhookError> {
         let (parts, body) = request.into_parts();
-        let signature = the_signature(&parts.headers).ok_or_else(|| shared.refusals.signature())?;
+        let signature =
+            single_signature(&parts.headers).ok_or_else(|| shared.refusals.signature())?;
         if parts.headers.contains_key(header::CONTENT_ENCODING) {
             return Err(WebhookError::Encoded);
         }
-        if declared_length(&parts.headers).is_some_and(|length| length > bodies::LIMIT) {
+        if declared_length(&parts.headers).is_some_and(|length| length > BODY_LIMIT_BYTES) {
             return Err(WebhookError::TooLarge);
         }
         let (body, held) = shared.bodies.read(body).await?;
@@ -145,7 +146,7 @@ impl SignedCallback {
             "callback verified"
         );
         shared.refusals.matched(position);
-        if let Some(connection) = parts.extensions.get::<Arc<Holder>>() {
+        if let Some(connection) = parts.extensions.get::<Arc<Evictable>>() {
             connection.trust();
         }
         let callback = Callback {
@@ -163,7 +164,7 @@ impl SignedCallback {
 }
 
 /// The one well-formed signature of a request.
-fn the_signature(headers: &HeaderMap) -> Option<Signature> {
+fn single_signature(headers: &HeaderMap) -> Option<Signature> {
     let mut values = headers.get_all(signature::HEADER).iter();
     match (values.next(), values.next()) {
         (Some(value), None) => Signature::parse(value.as_bytes()).ok(),
@@ -198,19 +199,19 @@ impl From<NotRecorded> for WebhookError {
     }
 }
 
-impl From<NotTaken> for WebhookError {
-    fn from(error: NotTaken) -> Self {
+impl From<BodyError> for WebhookError {
+    fn from(error: BodyError) -> Self {
         match error {
-            NotTaken::TooLarge => Self::TooLarge,
-            NotTaken::Incomplete => Self::Incomplete,
-            NotTaken::Busy => Self::Busy,
+            BodyError::TooLarge => Self::TooLarge,
+            BodyError::Incomplete => Self::Incomplete,
+            BodyError::Busy => Self::Busy,
         }
     }
 }
 
 impl IntoResponse for WebhookError {
     fn into_response(self) -> Response {
-        const RETRY: [(header::HeaderName, &str); 1] = [(header::RETRY_AFTER, "5")];
+        const RETRY_AFTER: [(header::HeaderName, &str); 1] = [(header::RETRY_AFTER, "5")];
         match self {
             Self::BadSignature => (StatusCode::UNAUTHORIZED, "bad signature\n").into_response(),
             Self::Encoded => (
@@ -223,19 +224,19 @@ impl IntoResponse for WebhookError {
             }
             Self::Incomplete => (
                 StatusCode::SERVICE_UNAVAILABLE,
-                RETRY,
+                RETRY_AFTER,
                 "the body did not arrive in time\n",
             )
                 .into_response(),
             Self::Busy => (
                 StatusCode::SERVICE_UNAVAILABLE,
-                RETRY,
+                RETRY_AFTER,
                 "too many bodies at once\n",
             )
                 .into_response(),
             Self::NotRecorded(error) => (
                 StatusCode::SERVICE_UNAVAILABLE,
-                RETRY,
+                RETRY_AFTER,
                 format!("not recorded: {error}\n"),
             )
                 .into_response(),

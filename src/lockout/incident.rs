@@ -73,6 +73,9 @@ pub enum Resolution {
 }
 
 impl Resolution {
+    /// Every resolution.
+    pub const ALL: [Self; 3] = [Self::Recovered, Self::Quiet, Self::Manual];
+
     /// The word in the database.
     #[must_use]
     pub fn as_str(self) -> &'static str {
@@ -88,7 +91,7 @@ impl Resolution {
 pub const QUIET_AFTER: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
 /// Two clear checks of a number must lie this far apart to count as recovery.
-pub const RECOVERY_APART: Duration = Duration::from_secs(15 * 60);
+pub const RECOVERY_INTERVAL: Duration = Duration::from_secs(15 * 60);
 
 /// A run of checks of one number in which the recorded cause did not show.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,7 +105,7 @@ pub struct ClearRun {
 /// The run after another answered check: it starts, goes on, or ends. A failure after its start ends it
 /// as well, since the account cannot have been healthy then.
 #[must_use]
-pub fn clear_run(
+pub fn extend_clear_run(
     before: Option<OffsetDateTime>,
     clear: bool,
     checked_at: OffsetDateTime,
@@ -119,11 +122,11 @@ pub fn clear_run(
 /// Whether an incident with a found cause is over: every affected number (`None`: the last check was not
 /// clear) has been clear since the last failure, in two checks far enough apart.
 #[must_use]
-pub fn recovered(numbers: &[Option<ClearRun>], last_failure_at: OffsetDateTime) -> bool {
+pub fn is_recovered(numbers: &[Option<ClearRun>], last_failure_at: OffsetDateTime) -> bool {
     !numbers.is_empty()
         && numbers.iter().all(|run| {
             run.is_some_and(|run| {
-                run.since > last_failure_at && run.until - run.since >= RECOVERY_APART
+                run.since > last_failure_at && run.until - run.since >= RECOVERY_INTERVAL
             })
         })
 }
@@ -179,19 +182,25 @@ mod tests {
 
     #[test]
     fn a_clear_run_starts_goes_on_and_ends() {
-        assert_eq!(clear_run(None, true, minutes(5), T), Some(minutes(5)));
         assert_eq!(
-            clear_run(Some(minutes(5)), true, minutes(9), T),
+            extend_clear_run(None, true, minutes(5), T),
             Some(minutes(5))
         );
-        assert_eq!(clear_run(Some(minutes(5)), false, minutes(9), T), None);
         assert_eq!(
-            clear_run(Some(minutes(5)), true, minutes(9), minutes(6)),
+            extend_clear_run(Some(minutes(5)), true, minutes(9), T),
+            Some(minutes(5))
+        );
+        assert_eq!(
+            extend_clear_run(Some(minutes(5)), false, minutes(9), T),
+            None
+        );
+        assert_eq!(
+            extend_clear_run(Some(minutes(5)), true, minutes(9), minutes(6)),
             Some(minutes(9)),
             "failed in between"
         );
         assert_eq!(
-            clear_run(None, true, minutes(5), minutes(6)),
+            extend_clear_run(None, true, minutes(5), minutes(6)),
             None,
             "failed since it was looked at"
         );
@@ -205,16 +214,16 @@ mod tests {
                 until: minutes(until),
             })
         };
-        assert!(recovered(&[run(1, 16), run(2, 60)], T));
-        assert!(!recovered(&[run(1, 15)], T), "too close together");
+        assert!(is_recovered(&[run(1, 16), run(2, 60)], T));
+        assert!(!is_recovered(&[run(1, 15)], T), "too close together");
         assert!(
-            !recovered(&[run(1, 16), None], T),
+            !is_recovered(&[run(1, 16), None], T),
             "one number is still hit"
         );
         assert!(
-            !recovered(&[run(1, 16)], minutes(1)),
+            !is_recovered(&[run(1, 16)], minutes(1)),
             "a failure since the first"
         );
-        assert!(!recovered(&[], T));
+        assert!(!is_recovered(&[], T));
     }
 }

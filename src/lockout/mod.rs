@@ -4,5 +4,7 @@
 //! over. No I/O, no async and no clock: time and chance are arguments.
 
 pub mod cause;
+pub mod change;
 pub mod incident;
+pub mod note;
 pub mod schedule;

@@ -8,27 +8,27 @@ use crate::meta::health::Answer;
 pub const LOOKUPS_PER_HOUR: i64 = 150;
 
 /// Look-ups of one account under way at once, per process: where its nodes hang, there is room for others.
-pub const AT_ONCE: i64 = 4;
+pub const IN_FLIGHT_PER_ACCOUNT: i64 = 4;
 
 /// How long a claimed check stays with its claimant. Longer than a look-up can take.
-pub const LEASE: Duration = Duration::from_secs(30);
+pub const CLAIM_LEASE: Duration = Duration::from_secs(30);
 
 /// How long an account rests when Meta throttles it without saying for how long.
-pub const REST: Duration = Duration::from_secs(15 * 60);
+pub const DEFAULT_REST: Duration = Duration::from_secs(15 * 60);
 
 const MINUTE: Duration = Duration::from_secs(60);
-/// The pauses after the first, second and third answer; then [`HOURLY`].
-const AFTER_ANSWERS: [Duration; 3] = [
+/// The pauses after the first, second and third answer; then [`HOURLY_INTERVAL`].
+const ANSWER_INTERVALS: [Duration; 3] = [
     MINUTE.saturating_mul(5),
     MINUTE.saturating_mul(15),
     MINUTE.saturating_mul(30),
 ];
-const HOURLY: Duration = MINUTE.saturating_mul(60);
+const HOURLY_INTERVAL: Duration = MINUTE.saturating_mul(60);
 /// The pause between two checks that may together show recovery: the fifteen minutes that the rule asks
 /// for, and the jitter's tenth.
-const TO_CONFIRM: Duration = MINUTE.saturating_mul(17);
-const BACKOFF_FROM: Duration = Duration::from_secs(5);
-const BACKOFF_TO: Duration = MINUTE.saturating_mul(15);
+const CONFIRM_INTERVAL: Duration = MINUTE.saturating_mul(17);
+const BACKOFF_MIN: Duration = Duration::from_secs(5);
+const BACKOFF_MAX: Duration = MINUTE.saturating_mul(15);
 
 /// How far a number's checks have come.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -59,24 +59,37 @@ impl Progress {
     }
 }
 
-/// How long to wait before a number is looked up again. `progress` includes this look-up, `confirming`
+/// How long to wait before a number is looked up again. `progress` includes this look-up, `is_confirming`
 /// says that it may be the first clear one of a recovery, `chance` is uniform in 0.0 … 1.0.
 #[must_use]
-pub fn pause(answer: &Answer, progress: Progress, confirming: bool, chance: f64) -> Duration {
+pub fn next_pause(
+    answer: &Answer,
+    progress: Progress,
+    is_confirming: bool,
+    chance: f64,
+) -> Duration {
     match answer {
-        Answer::Health(_) if confirming => jittered(TO_CONFIRM, chance),
+        Answer::Health(_) if is_confirming => jittered(CONFIRM_INTERVAL, chance),
         Answer::Health(_) => {
             let step = usize::try_from(progress.answers - 1).unwrap_or(0);
-            jittered(AFTER_ANSWERS.get(step).copied().unwrap_or(HOURLY), chance)
+            jittered(
+                ANSWER_INTERVALS
+                    .get(step)
+                    .copied()
+                    .unwrap_or(HOURLY_INTERVAL),
+                chance,
+            )
         }
-        Answer::NoHealth | Answer::NotAsked(_) | Answer::Refused(_) => jittered(HOURLY, chance),
-        Answer::Throttled { rest, .. } => rest.unwrap_or(REST),
+        Answer::NoHealth | Answer::NotAsked(_) | Answer::Refused(_) => {
+            jittered(HOURLY_INTERVAL, chance)
+        }
+        Answer::Throttled { rest, .. } => rest.unwrap_or(DEFAULT_REST),
         Answer::Unreachable(_) => {
             let doublings = u32::try_from(progress.failures).unwrap_or(0).min(16);
-            let ceiling = BACKOFF_FROM
+            let ceiling = BACKOFF_MIN
                 .saturating_mul(2_u32.saturating_pow(doublings))
-                .min(BACKOFF_TO);
-            BACKOFF_FROM + (ceiling - BACKOFF_FROM).mul_f64(chance)
+                .min(BACKOFF_MAX);
+            BACKOFF_MIN + (ceiling - BACKOFF_MIN).mul_f64(chance)
         }
     }
 }
@@ -89,7 +102,7 @@ fn jittered(pause: Duration, chance: f64) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lockout::incident::RECOVERY_APART;
+    use crate::lockout::incident::RECOVERY_INTERVAL;
     use crate::meta::health::GraphError;
 
     fn refused() -> Answer {
@@ -108,7 +121,7 @@ mod tests {
                         answers,
                         failures: 0,
                     };
-                    pause(&Answer::Health(vec![]), progress, false, chance).as_secs()
+                    next_pause(&Answer::Health(vec![]), progress, false, chance).as_secs()
                 })
                 .collect::<Vec<_>>()
         };
@@ -119,13 +132,15 @@ mod tests {
 
     #[test]
     fn a_second_clear_check_always_comes_late_enough_to_count() {
-        assert!(pause(&Answer::Health(vec![]), Progress::default(), true, 0.0) > RECOVERY_APART);
+        assert!(
+            next_pause(&Answer::Health(vec![]), Progress::default(), true, 0.0) > RECOVERY_INTERVAL
+        );
     }
 
     #[test]
     fn a_refusal_is_asked_again_hourly() {
         assert_eq!(
-            pause(
+            next_pause(
                 &refused(),
                 Progress {
                     answers: 1,
@@ -134,14 +149,14 @@ mod tests {
                 false,
                 0.5
             ),
-            HOURLY
+            HOURLY_INTERVAL
         );
     }
 
     #[test]
     fn failures_back_off_with_full_jitter_from_five_seconds_to_a_quarter_of_an_hour() {
         let at = |failures, chance| {
-            pause(
+            next_pause(
                 &Answer::Unreachable(String::new()),
                 Progress {
                     answers: 0,
@@ -183,6 +198,6 @@ mod tests {
         };
         let throttled = Answer::Throttled { error, rest: None };
         assert_eq!(progress.after(&throttled), progress);
-        assert_eq!(pause(&throttled, progress, false, 0.5), REST);
+        assert_eq!(next_pause(&throttled, progress, false, 0.5), DEFAULT_REST);
     }
 }

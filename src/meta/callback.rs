@@ -10,7 +10,7 @@ use memchr::memmem;
 use serde_json::value::RawValue;
 use time::OffsetDateTime;
 
-use super::failure::{self, FailedDelivery, Sender};
+use super::failure::{FailedDelivery, Sender, parse_failure};
 use super::ids::{IdError, PhoneNumberId, TEST_ACCOUNT, Text, WabaId};
 use super::json::{elements, fields, readable, scalar};
 
@@ -26,7 +26,7 @@ pub fn may_hold_lockout(body: &[u8]) -> bool {
 
 /// What one callback holds for us.
 #[derive(Debug, Default)]
-pub struct Findings {
+pub struct CallbackContents {
     /// The first account in it that can be read.
     pub waba_id: Option<WabaId>,
     /// The failed deliveries, in the order of the callback.
@@ -47,18 +47,18 @@ pub struct Unreadable {
     pub bytes: Bytes,
 }
 
-impl Findings {
+impl CallbackContents {
     /// Reads a callback whose signature was verified. Never fails: what cannot be read is a finding.
     #[must_use]
-    pub fn read(body: &Bytes, received_at: OffsetDateTime) -> Self {
+    pub fn parse(body: &Bytes, received_at: OffsetDateTime) -> Self {
         let text = readable(body);
-        let mut reader = Reader {
+        let mut parser = Parser {
             body,
             received_at,
-            findings: Self::default(),
+            contents: Self::default(),
         };
-        reader.body(&text);
-        reader.findings
+        parser.parse_body(&text);
+        parser.contents
     }
 
     /// Nothing in it for us.
@@ -68,115 +68,95 @@ impl Findings {
     }
 }
 
-struct Reader<'b> {
+struct Parser<'b> {
     body: &'b Bytes,
     received_at: OffsetDateTime,
-    findings: Findings,
+    contents: CallbackContents,
 }
 
-impl Reader<'_> {
-    fn body(&mut self, text: &str) {
+impl Parser<'_> {
+    fn parse_body(&mut self, text: &str) {
         let Some([entries]) = fields(text, ["entry"]) else {
-            return self.refuse(None, text, "the body is not a JSON object");
+            return self.add_unreadable(None, text, "the body is not a JSON object");
         };
         let Some(entries) = entries else {
-            return self.refuse(None, text, "the callback has no `entry`");
+            return self.add_unreadable(None, text, "the callback has no `entry`");
         };
-        match elements(entries) {
-            Some(entries) => entries.into_iter().for_each(|entry| self.entry(entry)),
-            None => self.refuse(None, text, "`entry` is not a list"),
+        let Some(entries) = elements(entries) else {
+            return self.add_unreadable(None, text, "`entry` is not a list");
+        };
+        for entry in entries {
+            self.parse_entry(entry);
         }
     }
 
-    fn entry(&mut self, entry: &RawValue) {
+    fn parse_entry(&mut self, entry: &RawValue) {
         let Some([id, changes]) = fields(entry.get(), ["id", "changes"]) else {
-            return self.refuse(None, entry.get(), "the entry is not an object");
+            return self.add_unreadable(None, entry.get(), "the entry is not an object");
         };
-        let id = match id
-            .and_then(scalar)
-            .ok_or(IdError::Empty)
-            .and_then(|id| WabaId::parse(&id))
-        {
+        let id = id.and_then(scalar).ok_or(IdError::Empty);
+        let id = match id.and_then(|id| WabaId::parse(&id)) {
             Ok(id) => id,
-            Err(error) => return self.refuse(None, entry.get(), format!("the entry's id {error}")),
+            Err(error) => {
+                let reason = format!("the entry's id {error}");
+                return self.add_unreadable(None, entry.get(), reason);
+            }
         };
         if id.as_str() != TEST_ACCOUNT {
-            self.findings.waba_id.get_or_insert_with(|| id.clone());
+            self.contents.waba_id.get_or_insert_with(|| id.clone());
         }
-        match changes.and_then(elements) {
-            Some(changes) => changes
-                .into_iter()
-                .for_each(|change| self.change(&id, change)),
-            None => self.refuse(Some(&id), entry.get(), "the entry has no list of `changes`"),
+        let Some(changes) = changes.and_then(elements) else {
+            let reason = "the entry has no list of `changes`";
+            return self.add_unreadable(Some(&id), entry.get(), reason);
+        };
+        for change in changes {
+            self.parse_change(&id, change);
         }
     }
 
-    /// A change without `statuses` is another kind of notice. Its `field` is not asked for: what counts
-    /// is whether there are statuses.
-    fn change(&mut self, entry: &WabaId, change: &RawValue) {
+    /// Parses a change. One without `statuses` is another kind of notice, whatever its `field` says.
+    fn parse_change(&mut self, entry: &WabaId, change: &RawValue) {
         let Some([value]) = fields(change.get(), ["value"]) else {
-            return self.refuse(Some(entry), change.get(), "the change is not an object");
+            let reason = "the change is not an object";
+            return self.add_unreadable(Some(entry), change.get(), reason);
         };
-        let Some([metadata, statuses]) =
-            value.and_then(|value| fields(value.get(), ["metadata", "statuses"]))
-        else {
-            return self.refuse(
-                Some(entry),
-                change.get(),
-                "the change has no object `value`",
-            );
+        let value = value.and_then(|value| fields(value.get(), ["metadata", "statuses"]));
+        let Some([metadata, statuses]) = value else {
+            let reason = "the change has no object `value`";
+            return self.add_unreadable(Some(entry), change.get(), reason);
         };
-        let [number, display] = metadata
-            .and_then(|m| fields(m.get(), ["phone_number_id", "display_phone_number"]))
-            .unwrap_or_default();
-        let number = number
-            .and_then(scalar)
-            .ok_or(IdError::Empty)
-            .and_then(|id| PhoneNumberId::parse(&id));
-        if let Ok(number) = &number {
-            self.findings
-                .waba_id
-                .get_or_insert_with(|| WabaId::of(entry, number));
+        let sender = parse_sender(entry, metadata);
+        if let Ok(sender) = &sender {
+            let waba_id = &mut self.contents.waba_id;
+            waba_id.get_or_insert_with(|| sender.waba_id.clone());
         }
-        let Some(statuses) =
-            statuses.filter(|statuses| may_hold_lockout(statuses.get().as_bytes()))
-        else {
+        let Some(statuses) = statuses.filter(|list| may_hold_lockout(list.get().as_bytes())) else {
             return;
         };
-        let number = match number {
-            Ok(number) => number,
+        match sender {
+            Ok(sender) => self.parse_statuses(&sender, change, statuses),
             Err(error) => {
-                return self.refuse(
-                    Some(entry),
-                    change.get(),
-                    format!("the phone number id {error}"),
-                );
-            }
-        };
-        let sender = Sender {
-            waba_id: WabaId::of(entry, &number),
-            phone_number_id: number,
-            display_phone_number: display
-                .and_then(scalar)
-                .map(|display| Text::cut(&display, Text::SHORT)),
-        };
-        let Some(statuses) = elements(statuses) else {
-            return self.refuse(
-                Some(&sender.waba_id),
-                change.get(),
-                "`statuses` is not a list",
-            );
-        };
-        for status in statuses {
-            match failure::read(status, &sender, self.received_at) {
-                Ok(failure) => self.findings.failures.extend(failure),
-                Err(reason) => self.refuse(Some(&sender.waba_id), status.get(), reason),
+                let reason = format!("the phone number id {error}");
+                self.add_unreadable(Some(entry), change.get(), reason);
             }
         }
     }
 
-    /// Keeps what could not be read, unless it cannot have been about a lockout.
-    fn refuse(
+    fn parse_statuses(&mut self, sender: &Sender, change: &RawValue, statuses: &RawValue) {
+        let waba_id = Some(&sender.waba_id);
+        let Some(statuses) = elements(statuses) else {
+            return self.add_unreadable(waba_id, change.get(), "`statuses` is not a list");
+        };
+        for status in statuses {
+            match parse_failure(status, sender, self.received_at) {
+                Ok(failure) => self.contents.failures.extend(failure),
+                Err(reason) => self.add_unreadable(waba_id, status.get(), reason),
+            }
+        }
+    }
+
+    /// Keeps an element that is not readable, unless it cannot be about a lockout.
+    fn add_unreadable(
         &mut self,
         waba_id: Option<&WabaId>,
         element: &str,
@@ -185,13 +165,13 @@ impl Reader<'_> {
         if !may_hold_lockout(element.as_bytes()) {
             return;
         }
-        let unreadable = &mut self.findings.unreadable;
+        let unreadable = &mut self.contents.unreadable;
         let bytes = if self.body.as_ptr_range().contains(&element.as_ptr()) {
             self.body.slice_ref(element.as_bytes())
         } else if unreadable.is_empty() {
             self.body.clone()
         } else {
-            // None of its elements stands in the body as it is read, so the whole body is kept already.
+            // No element is a slice of the mended text's original, so the whole body is kept already.
             return;
         };
         unreadable.push(Unreadable {
@@ -202,6 +182,21 @@ impl Reader<'_> {
     }
 }
 
+/// Parses the business number of a change.
+fn parse_sender(entry: &WabaId, metadata: Option<&RawValue>) -> Result<Sender, IdError> {
+    let names = ["phone_number_id", "display_phone_number"];
+    let metadata = metadata.and_then(|metadata| fields(metadata.get(), names));
+    let [id, display] = metadata.unwrap_or_default();
+    let id = id.and_then(scalar).ok_or(IdError::Empty)?;
+    let phone_number_id = PhoneNumberId::parse(&id)?;
+    let display = display.and_then(scalar);
+    Ok(Sender {
+        waba_id: WabaId::of_failure(entry, &phone_number_id),
+        phone_number_id,
+        display_phone_number: display.map(|display| Text::cut(&display, Text::SHORT)),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -209,11 +204,11 @@ mod tests {
 
     const NOW: OffsetDateTime = time::macros::datetime!(2026-11-22 12:00 UTC);
 
-    fn read(body: &[u8]) -> Findings {
-        Findings::read(&Bytes::copy_from_slice(body), NOW)
+    fn read(body: &[u8]) -> CallbackContents {
+        CallbackContents::parse(&Bytes::copy_from_slice(body), NOW)
     }
 
-    fn read_json(body: &Value) -> Findings {
+    fn read_json(body: &Value) -> CallbackContents {
         read(body.to_string().as_bytes())
     }
 
@@ -236,7 +231,7 @@ mod tests {
         status
     }
 
-    fn only(findings: &Findings) -> &FailedDelivery {
+    fn only(findings: &CallbackContents) -> &FailedDelivery {
         assert_eq!(
             (findings.failures.len(), findings.unreadable.len()),
             (1, 0),

@@ -45,98 +45,119 @@ pub struct FailedDelivery {
     pub digest: [u8; 32],
 }
 
-/// The number whose messages a list of statuses is about.
+/// The business number that a list of statuses is about.
 pub(super) struct Sender {
     pub(super) waba_id: WabaId,
     pub(super) phone_number_id: PhoneNumberId,
     pub(super) display_phone_number: Option<Text>,
 }
 
-/// Reads one `statuses[]` element. `Ok(None)` is a status that is not about a lockout.
+/// Parses one `statuses[]` element. `Ok(None)` is a status that is not about a lockout.
 ///
 /// # Errors
-/// The reason, where the element cannot be read as far as needed.
-pub(super) fn read(
-    status: &RawValue,
+/// The reason, where the element is not readable as far as needed.
+pub(super) fn parse_failure(
+    element: &RawValue,
     sender: &Sender,
     received_at: OffsetDateTime,
 ) -> Result<Option<FailedDelivery>, &'static str> {
-    let [
-        id,
-        state,
-        timestamp,
-        errors,
-        callback_data,
-        recipient,
-        user,
-        parent,
-        old_parent,
-        participant,
-        old_participant,
-        participant_user,
-    ] = fields(
-        status.get(),
-        [
-            "id",
-            "status",
-            "timestamp",
-            "errors",
-            "biz_opaque_callback_data",
-            "recipient_id",
-            "recipient_user_id",
-            "recipient_parent_user_id",
-            "parent_recipient_user_id",
-            "recipient_participant_id",
-            "participant_recipient_id",
-            "recipient_participant_user_id",
-        ],
-    )
-    .ok_or("the status is not an object")?;
-
-    let state = state
-        .and_then(text)
-        .ok_or("the status has no readable `status`")?;
-    if state != "failed" {
+    let status = Status::parse(element).ok_or("the status is not an object")?;
+    let word = status.status.and_then(text);
+    if word.ok_or("the status has no readable `status`")? != "failed" {
         return Ok(None);
     }
-    let Some(error) = errors.map(lockout_error).transpose()?.flatten() else {
+    let Some(error) = status.errors.map(find_lockout_error).transpose()?.flatten() else {
         return Ok(None);
     };
-    let id = id
+    let id = status
+        .id
         .and_then(scalar)
         .filter(|id| !id.is_empty())
         .ok_or("the failed status has no message id")?;
-    let recipient = first([recipient, user, parent, old_parent]);
-    let participant = first([participant, old_participant, participant_user]);
-    let addressee = participant
-        .as_deref()
-        .or(recipient.as_deref())
-        .unwrap_or_default();
+    let recipient = first_non_empty(status.recipients);
+    let participant = first_non_empty(status.participants);
+    let addressee = participant.as_deref().or(recipient.as_deref());
+    let number = sender.phone_number_id.as_str();
+    let failed_at = status.timestamp.and_then(integer);
+    let failed_at = failed_at.and_then(|seconds| plausible_time(seconds, received_at));
 
     Ok(Some(FailedDelivery {
-        digest: digest([sender.phone_number_id.as_str(), &id, addressee, "131031"]),
+        digest: digest([number, &id, addressee.unwrap_or_default(), "131031"]),
         waba_id: sender.waba_id.clone(),
         phone_number_id: sender.phone_number_id.clone(),
         display_phone_number: sender.display_phone_number.clone(),
         message_id: Text::cut(&id, Text::SHORT),
         recipient_id: recipient.map(|id| Text::cut(&id, Text::SHORT)),
         participant_id: participant.map(|id| Text::cut(&id, Text::SHORT)),
-        failed_at: timestamp
-            .and_then(integer)
-            .and_then(|at| plausible(at, received_at))
-            .unwrap_or(received_at),
+        failed_at: failed_at.unwrap_or(received_at),
         received_at,
         error_title: error.title,
         error_message: error.message,
         error_details: error.details,
-        callback_data: callback_data
+        callback_data: status
+            .callback_data
             .and_then(scalar)
             .map(|data| Text::cut(&data, Text::LONG)),
     }))
 }
 
-/// The first of these that says anything.
-fn first<'a, const N: usize>(candidates: [Option<&'a RawValue>; N]) -> Option<Cow<'a, str>> {
+/// The fields of a `statuses[]` element that are read.
+struct Status<'s> {
+    id: Option<&'s RawValue>,
+    status: Option<&'s RawValue>,
+    timestamp: Option<&'s RawValue>,
+    errors: Option<&'s RawValue>,
+    callback_data: Option<&'s RawValue>,
+    /// The recipient under each of its names, the best first.
+    recipients: [Option<&'s RawValue>; 4],
+    /// The member of a group under each of its names, the best first.
+    participants: [Option<&'s RawValue>; 3],
+}
+
+impl<'s> Status<'s> {
+    const FIELDS: [&'static str; 12] = [
+        "id",
+        "status",
+        "timestamp",
+        "errors",
+        "biz_opaque_callback_data",
+        "recipient_id",
+        "recipient_user_id",
+        "recipient_parent_user_id",
+        "parent_recipient_user_id",
+        "recipient_participant_id",
+        "participant_recipient_id",
+        "recipient_participant_user_id",
+    ];
+
+    fn parse(element: &'s RawValue) -> Option<Self> {
+        let [id, status, timestamp, errors, callback_data, names @ ..] =
+            fields(element.get(), Self::FIELDS)?;
+        let [
+            recipient,
+            user,
+            parent,
+            old_parent,
+            member,
+            old_member,
+            member_user,
+        ] = names;
+        Some(Self {
+            id,
+            status,
+            timestamp,
+            errors,
+            callback_data,
+            recipients: [recipient, user, parent, old_parent],
+            participants: [member, old_member, member_user],
+        })
+    }
+}
+
+/// Returns the first of these fields with a text in it.
+fn first_non_empty<'a, const N: usize>(
+    candidates: [Option<&'a RawValue>; N],
+) -> Option<Cow<'a, str>> {
     candidates
         .into_iter()
         .flatten()
@@ -151,7 +172,7 @@ struct LockoutError {
 
 /// The first 131031 among a status's errors; several of them in one status are one failure. An error
 /// without a readable code is only a reason to refuse the status where it may have been the one.
-fn lockout_error(errors: &RawValue) -> Result<Option<LockoutError>, &'static str> {
+fn find_lockout_error(errors: &RawValue) -> Result<Option<LockoutError>, &'static str> {
     let mut unreadable = None;
     for error in elements(errors).ok_or("`errors` is not a list")? {
         let Some([code, title, message, data, old_details]) = fields(
@@ -187,8 +208,8 @@ fn lockout_error(errors: &RawValue) -> Result<Option<LockoutError>, &'static str
     }
 }
 
-/// Unix seconds as a time, if between 1970 and a day from now.
-fn plausible(seconds: i64, now: OffsetDateTime) -> Option<OffsetDateTime> {
+/// Returns Unix seconds as a time, if between 1970 and a day from now.
+fn plausible_time(seconds: i64, now: OffsetDateTime) -> Option<OffsetDateTime> {
     let at = OffsetDateTime::from_unix_timestamp(seconds).ok()?;
     (at >= OffsetDateTime::UNIX_EPOCH && at <= now.saturating_add(Duration::DAY)).then_some(at)
 }

@@ -42,6 +42,19 @@ pub enum Answer {
 }
 
 impl Answer {
+    /// The kind of this answer.
+    #[must_use]
+    pub fn outcome(&self) -> Outcome {
+        match self {
+            Self::Health(_) => Outcome::Answered,
+            Self::NoHealth => Outcome::NoHealth,
+            Self::NotAsked(_) => Outcome::NotAsked,
+            Self::Refused(_) => Outcome::Refused,
+            Self::Throttled { .. } => Outcome::Throttled,
+            Self::Unreachable(_) => Outcome::Unreachable,
+        }
+    }
+
     /// The entities, if Meta told their health.
     #[must_use]
     pub fn entities(&self) -> Option<&[Entity]> {
@@ -57,7 +70,7 @@ impl Answer {
 
     /// What stood in the way of health, in words.
     #[must_use]
-    pub fn trouble(&self) -> Option<String> {
+    pub fn error_text(&self) -> Option<String> {
         match self {
             Self::Health(_) => None,
             Self::NoHealth => {
@@ -65,6 +78,61 @@ impl Answer {
             }
             Self::Refused(error) | Self::Throttled { error, .. } => Some(error.to_string()),
             Self::NotAsked(reason) | Self::Unreachable(reason) => Some(reason.clone()),
+        }
+    }
+}
+
+/// One look-up of a node's health, done.
+#[derive(Debug, Clone)]
+pub struct LookupResult {
+    /// Its meaning.
+    pub answer: Answer,
+    /// The HTTP status, if there was an answer.
+    pub http_status: Option<u16>,
+    /// The answer's body, cut and without secrets.
+    pub response: Option<String>,
+    /// The time that it took.
+    pub duration: Duration,
+}
+
+/// The kinds of answers, as the words of `health_checks.outcome`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// Meta told the health.
+    Answered,
+    /// Meta answered without the health.
+    NoHealth,
+    /// Meta was not asked.
+    NotAsked,
+    /// Meta refused.
+    Refused,
+    /// Meta throttled us.
+    Throttled,
+    /// There was no answer, or one without meaning.
+    Unreachable,
+}
+
+impl Outcome {
+    /// Every outcome, in the order of the declaration.
+    pub const ALL: [Self; 6] = [
+        Self::Answered,
+        Self::NoHealth,
+        Self::NotAsked,
+        Self::Refused,
+        Self::Throttled,
+        Self::Unreachable,
+    ];
+
+    /// The word in the database.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Answered => "answered",
+            Self::NoHealth => "no_health",
+            Self::NotAsked => "not_asked",
+            Self::Refused => "refused",
+            Self::Throttled => "throttled",
+            Self::Unreachable => "unreachable",
         }
     }
 }
@@ -162,6 +230,24 @@ impl fmt::Display for GraphError {
 }
 
 impl GraphError {
+    /// Reads the error of an answer, if it has one with a code.
+    #[must_use]
+    pub fn parse(body: &[u8]) -> Option<Self> {
+        let body = readable(body);
+        let [error] = fields(&body, ["error"])?;
+        Self::from_envelope(error?).ok()
+    }
+
+    /// Reads Graph's error envelope; without a code there is only the message.
+    fn from_envelope(error: &RawValue) -> Result<Self, String> {
+        let [code, message] = fields(error.get(), ["code", "message"]).unwrap_or_default();
+        let message = message.and_then(long).unwrap_or_default();
+        match code.and_then(integer) {
+            Some(code) => Ok(Self { code, message }),
+            None => Err(message),
+        }
+    }
+
     /// Whether Meta rejects the `appsecret_proof`, and another app's secret may be the right one.
     #[must_use]
     pub fn is_about_the_proof(&self) -> bool {
@@ -171,7 +257,7 @@ impl GraphError {
 
 /// Reads an answer. `usage` is the `X-Business-Use-Case-Usage` header, if it came.
 #[must_use]
-pub fn read(http_status: u16, usage: Option<&str>, body: &[u8]) -> Answer {
+pub fn parse_answer(http_status: u16, usage: Option<&str>, body: &[u8]) -> Answer {
     let body = readable(body);
     let Some([error, health]) = fields(&body, ["error", "health_status"]) else {
         return Answer::Unreachable(format!(
@@ -202,15 +288,14 @@ pub fn read(http_status: u16, usage: Option<&str>, body: &[u8]) -> Answer {
 }
 
 fn refusal(http_status: u16, usage: Option<&str>, error: &RawValue) -> Answer {
-    let [code, message] = fields(error.get(), ["code", "message"]).unwrap_or_default();
-    let message = message.and_then(long).unwrap_or_default();
-    let Some(code) = code.and_then(integer) else {
-        return Answer::Unreachable(format!(
-            "HTTP {http_status}, an error without a code: {message}"
-        ));
+    let error = match GraphError::from_envelope(error) {
+        Ok(error) => error,
+        Err(message) => {
+            let reason = format!("HTTP {http_status}, an error without a code: {message}");
+            return Answer::Unreachable(reason);
+        }
     };
-    let error = GraphError { code, message };
-    match code {
+    match error.code {
         4 | 17 | 32 | 613 | 80007 | 80008 | 130_429 => Answer::Throttled {
             error,
             rest: usage.and_then(rest),
@@ -295,7 +380,7 @@ mod tests {
     use serde_json::json;
 
     fn answer(status: u16, body: &serde_json::Value) -> Answer {
-        read(status, None, body.to_string().as_bytes())
+        parse_answer(status, None, body.to_string().as_bytes())
     }
 
     fn error(code: i64) -> serde_json::Value {
@@ -401,7 +486,10 @@ mod tests {
             (500, "{\"health_status\":{}}"),
         ] {
             assert!(
-                matches!(read(status, None, body.as_bytes()), Answer::Unreachable(_)),
+                matches!(
+                    parse_answer(status, None, body.as_bytes()),
+                    Answer::Unreachable(_)
+                ),
                 "{status} {body}"
             );
         }
@@ -411,7 +499,7 @@ mod tests {
     fn the_usage_header_says_how_many_minutes_to_rest() {
         let usage = json!({"102290129340398": [{"type": "whatsapp", "estimated_time_to_regain_access": 19}],
                            "7": [{"estimated_time_to_regain_access": 3}], "8": "odd"});
-        let throttled = read(
+        let throttled = parse_answer(
             400,
             Some(&usage.to_string()),
             error(80008).to_string().as_bytes(),
@@ -425,7 +513,7 @@ mod tests {
             "[1]",
             "{\"1\":[{\"estimated_time_to_regain_access\":0}]}",
         ] {
-            let throttled = read(400, Some(odd), error(80008).to_string().as_bytes());
+            let throttled = parse_answer(400, Some(odd), error(80008).to_string().as_bytes());
             assert!(
                 matches!(throttled, Answer::Throttled { rest: None, .. }),
                 "{odd}"

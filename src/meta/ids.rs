@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use serde::Serialize;
+
 /// The longest account or phone number id that is taken, in bytes. Meta's have 15 to 17 digits.
 pub const MAX_ID_BYTES: usize = 64;
 
@@ -10,11 +12,11 @@ pub(super) const TEST_ACCOUNT: &str = "0";
 
 /// An account: one WhatsApp Business Account (`entry.id` of a callback). Meta's test numbers send `"0"`
 /// there; then the number itself stands for the account, as `phone:<phone_number_id>`.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct WabaId(String);
 
 /// A business phone number's id: the node whose health is looked up.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct PhoneNumberId(String);
 
 /// Why an id is not taken.
@@ -49,13 +51,18 @@ impl WabaId {
         parse(id).map(Self)
     }
 
-    /// The account of a failure: the entry's own id, or the number's where the entry says `"0"`.
+    /// Returns the account of a failure: the entry's own id, or the number's where the entry is `"0"`.
     #[must_use]
-    pub fn of(entry: &WabaId, number: &PhoneNumberId) -> Self {
+    pub fn of_failure(entry: &WabaId, number: &PhoneNumberId) -> Self {
         match entry.as_str() {
             TEST_ACCOUNT => Self(format!("phone:{number}")),
             _ => entry.clone(),
         }
+    }
+
+    /// Takes an id that was stored before.
+    pub(crate) fn from_stored(id: String) -> Self {
+        Self(id)
     }
 
     /// The id as text.
@@ -74,6 +81,11 @@ impl PhoneNumberId {
         parse(id).map(Self)
     }
 
+    /// Takes an id that was stored before.
+    pub(crate) fn from_stored(id: String) -> Self {
+        Self(id)
+    }
+
     /// The id as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
@@ -83,13 +95,25 @@ impl PhoneNumberId {
 
 impl fmt::Display for WabaId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.pad(&self.0)
     }
 }
 
 impl fmt::Display for PhoneNumberId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.pad(&self.0)
+    }
+}
+
+impl PartialEq<&str> for WabaId {
+    fn eq(&self, id: &&str) -> bool {
+        self.0 == *id
+    }
+}
+
+impl PartialEq<&str> for PhoneNumberId {
+    fn eq(&self, id: &&str) -> bool {
+        self.0 == *id
     }
 }
 
@@ -132,7 +156,8 @@ mod tests {
     #[test]
     fn a_test_numbers_account_is_the_number_itself() {
         let number = PhoneNumberId::parse("106540352242922").unwrap();
-        let account = |entry| WabaId::of(&WabaId::parse(entry).unwrap(), &number).to_string();
+        let account =
+            |entry| WabaId::of_failure(&WabaId::parse(entry).unwrap(), &number).to_string();
         assert_eq!(account("0"), "phone:106540352242922");
         assert_eq!(account("102290129340398"), "102290129340398");
     }

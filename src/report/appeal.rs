@@ -7,7 +7,7 @@ use time::OffsetDateTime;
 use super::text::{count, moment, printable};
 use super::{IncidentReport, Recipients};
 use crate::lockout::cause::LockoutCause;
-use crate::store::details::Delivery;
+use crate::store::deliveries::Delivery;
 
 /// Example messages in it.
 pub const EXAMPLES: i64 = 5;
@@ -27,12 +27,12 @@ pub fn appeal(
         "Since {} our WhatsApp Business Account {} cannot send messages: each is accepted and then fails with error \
          131031. Please review the restriction and lift it.\nWhat we have changed: [fill in]\n\n",
         moment(incident.opened_at),
-        printable(&incident.waba_id)
+        printable(incident.waba_id.as_str())
     );
     let mut line = |name: &str, value: String| {
         let _ = writeln!(text, "{name}: {}", printable(&value));
     };
-    line("WhatsApp Business Account ID", incident.waba_id.clone());
+    line("WhatsApp Business Account ID", incident.waba_id.to_string());
     let listed = &report.affected_numbers[..report.affected_numbers.len().min(numbers)];
     for number in listed {
         let number = &number.number;

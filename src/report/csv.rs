@@ -8,7 +8,8 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::IncidentReport;
-use crate::store::details::{Delivery, HealthCheck};
+use crate::store::checks::HealthCheck;
+use crate::store::deliveries::Delivery;
 
 /// Something with a line in a table: its columns are some of its JSON object's fields.
 pub trait Row: Serialize {

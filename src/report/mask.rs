@@ -6,7 +6,7 @@ use base64::Engine;
 use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 
-use crate::store::details::Delivery;
+use crate::store::deliveries::Delivery;
 
 /// As many digits in a row may be a phone number.
 const SHORTEST_NUMBER: usize = 7;

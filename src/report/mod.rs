@@ -11,11 +11,14 @@ pub mod timeline;
 use std::collections::BTreeMap;
 
 use serde::Serialize;
+use tracing::warn;
 use utoipa::ToSchema;
 
 use crate::lockout::cause::{LockoutCause, next_steps};
-use crate::store::details::{self, Delivery, HealthCheck};
-use crate::store::incidents::{self, AffectedNumber, Filter, Incident, Numbers};
+use crate::meta::ids::PhoneNumberId;
+use crate::store::checks::{self, HealthCheck};
+use crate::store::deliveries::{self, Delivery};
+use crate::store::incidents::{self, AffectedNumber, Incident, IncidentFilter, Numbers};
 use crate::store::{Pool, StoreError, bounded};
 
 /// Numbers that an incident shows in a list.
@@ -52,10 +55,17 @@ pub struct NumberReport {
 }
 
 impl IncidentReport {
+    /// The cause in a few words for a person.
+    #[must_use]
+    pub fn cause_title(&self) -> &str {
+        self.cause()
+            .map_or(self.incident.cause.as_str(), |cause| cause.title())
+    }
+
     /// The cause; `None` for a word of a later version.
     #[must_use]
     pub fn cause(&self) -> Option<LockoutCause> {
-        LockoutCause::parse(&self.incident.cause)
+        self.incident.cause.known()
     }
 }
 
@@ -88,44 +98,6 @@ impl<T> Page<T> {
     }
 }
 
-/// What somebody says who resolves an incident.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Note(Option<String>);
-
-/// A note is longer than [`Note::LONGEST`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the note is longer than 2000 characters")]
-pub struct NoteTooLong;
-
-impl Note {
-    /// In characters.
-    pub const LONGEST: usize = 2000;
-
-    /// A note without blanks around it; without words it is none.
-    ///
-    /// # Errors
-    /// It is too long.
-    pub fn parse(text: Option<&str>) -> Result<Self, NoteTooLong> {
-        // Postgres has no NUL.
-        let note = text
-            .map(|text| text.trim().replace('\0', "\u{fffd}"))
-            .filter(|text| !text.is_empty());
-        match note
-            .as_ref()
-            .is_some_and(|note| note.chars().count() > Self::LONGEST)
-        {
-            true => Err(NoteTooLong),
-            false => Ok(Self(note)),
-        }
-    }
-
-    /// Its text, if there is one.
-    #[must_use]
-    pub fn as_str(&self) -> Option<&str> {
-        self.0.as_deref()
-    }
-}
-
 /// Whether recipients can be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Recipients {
@@ -135,13 +107,25 @@ pub enum Recipients {
     Revealed,
 }
 
+impl Recipients {
+    /// Logs that the recipients of an incident were shown: seeing them leaves a trace.
+    pub fn log_if_revealed(self, incident_id: i64) {
+        if self == Self::Revealed {
+            warn!(
+                incident.id = incident_id,
+                "recipients of incident {incident_id} were shown in full on request"
+            );
+        }
+    }
+}
+
 /// The newest incidents first.
 ///
 /// # Errors
 /// The database does not answer.
 pub async fn incidents(
     db: &Pool,
-    filter: &Filter,
+    filter: &IncidentFilter,
     limit: i64,
 ) -> Result<Page<IncidentReport>, StoreError> {
     bounded(async {
@@ -187,7 +171,7 @@ pub async fn deliveries(
         if incidents::find(db, incident_id).await?.is_none() {
             return Ok(None);
         }
-        let deliveries = details::deliveries(db, incident_id, before, limit + 1).await?;
+        let deliveries = deliveries::list(db, incident_id, before, limit + 1).await?;
         Ok(Some(
             Page::of(deliveries, limit, |delivery| delivery.id).map(|delivery| match recipients {
                 Recipients::Masked => mask::delivery(delivery),
@@ -212,7 +196,7 @@ pub async fn checks(
         if incidents::find(db, incident_id).await?.is_none() {
             return Ok(None);
         }
-        let checks = details::checks(db, incident_id, before, limit + 1).await?;
+        let checks = checks::list(db, incident_id, before, limit + 1).await?;
         Ok(Some(Page::of(checks, limit, |check| check.id)))
     })
     .await
@@ -225,17 +209,17 @@ async fn report(
 ) -> Result<Vec<IncidentReport>, StoreError> {
     let ids: Vec<i64> = incidents.iter().map(|incident| incident.id).collect();
     let mut numbers = incidents::numbers(db, &ids, numbers).await?;
-    let of_numbers: Vec<(i64, &str)> = numbers
+    let of_numbers: Vec<(i64, &PhoneNumberId)> = numbers
         .iter()
         .flat_map(|(id, numbers)| {
             numbers
                 .top
                 .iter()
-                .map(|number| (*id, number.phone_number_id.as_str()))
+                .map(|number| (*id, &number.phone_number_id))
         })
         .collect();
-    let latest = details::latest_checks(db, &of_numbers).await?;
-    let mut latest: BTreeMap<(i64, String), HealthCheck> = latest
+    let latest = checks::latest(db, &of_numbers).await?;
+    let mut latest: BTreeMap<(i64, PhoneNumberId), HealthCheck> = latest
         .into_iter()
         .map(|check| ((check.incident_id, check.phone_number_id.clone()), check))
         .collect();
@@ -243,7 +227,7 @@ async fn report(
         .iter()
         .filter_map(|incident| Some((incident.cause_check_id?, incident.waba_id.as_str())))
         .collect();
-    let mut evidence: BTreeMap<i64, HealthCheck> = details::checks_by_id(db, &causes)
+    let mut evidence: BTreeMap<i64, HealthCheck> = checks::by_id(db, &causes)
         .await?
         .into_iter()
         .map(|check| (check.id, check))
@@ -255,7 +239,10 @@ async fn report(
             latest_check: latest.remove(&(incident.id, number.phone_number_id.clone())),
             number,
         });
-        let cause = LockoutCause::parse(&incident.cause).unwrap_or(LockoutCause::OtherRestriction);
+        let cause = incident
+            .cause
+            .known()
+            .unwrap_or(LockoutCause::OtherRestriction);
         IncidentReport {
             next_steps: next_steps(cause, incident.possible_solution.as_deref()),
             evidence: incident.cause_check_id.and_then(|id| evidence.remove(&id)),

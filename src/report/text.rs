@@ -6,6 +6,7 @@ use time::format_description::well_known::Rfc3339;
 use time::macros::format_description;
 use time::{Date, Duration, OffsetDateTime, PrimitiveDateTime, UtcOffset};
 
+use crate::store::Word;
 use crate::store::incidents::Incident;
 
 /// Received text that cannot move the cursor, change colours or turn the line around.
@@ -107,7 +108,7 @@ pub fn grouped(n: i64) -> String {
 /// `open`, or how it ended.
 #[must_use]
 pub fn state(incident: &Incident) -> &str {
-    incident.resolution.as_deref().unwrap_or("open")
+    incident.resolution.as_ref().map_or("open", Word::as_str)
 }
 
 /// `open`, or how it ended, in words.

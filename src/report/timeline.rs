@@ -4,22 +4,24 @@ use std::collections::BTreeMap;
 
 use time::{Duration, OffsetDateTime};
 
-use super::IncidentReport;
-use crate::meta::health::CanSend;
-use crate::store::details::{self, Bins, HealthCheck};
+use super::{IncidentReport, NumberReport};
+use crate::meta::health::{CanSend, Outcome};
+use crate::meta::ids::PhoneNumberId;
+use crate::store::checks::HealthCheck;
 use crate::store::incidents::Incident;
-use crate::store::{Pool, StoreError, bounded};
+use crate::store::timeline::{self, BinHealth, Bins};
+use crate::store::{Pool, StoreError, Word, bounded};
 
 /// Bins of a whole picture.
-pub const PICTURE: usize = 60;
+pub const PICTURE_BINS: usize = 60;
 /// Bins of a sparkline.
-pub const SPARKLINE: usize = 24;
+pub const SPARKLINE_BINS: usize = 24;
 /// Numbers with a lane; the others are only counted.
-const LANES: usize = 8;
+const LANE_LIMIT: usize = 8;
 
 /// What a number's look-ups said, the worst last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Health {
+pub enum NumberHealth {
     /// No answer came that means anything.
     Unreachable,
     /// Meta was not asked: there is no token to ask with.
@@ -36,7 +38,7 @@ pub enum Health {
     Blocked,
 }
 
-impl Health {
+impl NumberHealth {
     /// All of them, the best first.
     pub const ALL: [Self; 7] = [
         Self::Available,
@@ -48,27 +50,31 @@ impl Health {
         Self::Unreachable,
     ];
 
-    /// What a look-up says, by its outcome and verdict.
+    /// Returns the health that a verdict of Meta's stands for.
     #[must_use]
-    pub fn of(outcome: &str, can_send_message: Option<&str>) -> Self {
-        match (
-            outcome,
-            can_send_message.map(|word| CanSend::from(word.to_owned())),
-        ) {
-            ("answered", Some(CanSend::Available)) => Self::Available,
-            ("answered", Some(CanSend::Limited)) => Self::Limited,
-            ("answered", Some(CanSend::Blocked)) => Self::Blocked,
-            ("answered", _) => Self::Other,
-            ("no_health" | "refused", _) => Self::Refused,
-            ("not_asked", _) => Self::NotAsked,
-            _ => Self::Unreachable,
+    pub fn from_verdict(can_send: &CanSend) -> Self {
+        match can_send {
+            CanSend::Available => Self::Available,
+            CanSend::Limited => Self::Limited,
+            CanSend::Blocked => Self::Blocked,
+            CanSend::Other(_) => Self::Other,
         }
     }
 
-    /// What one look-up says.
+    /// Returns the health that a look-up showed.
     #[must_use]
-    pub fn of_check(check: &HealthCheck) -> Self {
-        Self::of(&check.outcome, check.can_send_message.as_deref())
+    pub fn from_check(check: &HealthCheck) -> Self {
+        Self::from_outcome(&check.outcome, check.can_send_message.as_deref())
+    }
+
+    fn from_outcome(outcome: &Word<Outcome>, can_send_message: Option<&str>) -> Self {
+        let verdict = can_send_message.map(|word| CanSend::from(word.to_owned()));
+        match outcome.known() {
+            Some(Outcome::Answered) => verdict.as_ref().map_or(Self::Other, Self::from_verdict),
+            Some(Outcome::NoHealth | Outcome::Refused) => Self::Refused,
+            Some(Outcome::NotAsked) => Self::NotAsked,
+            Some(Outcome::Throttled | Outcome::Unreachable) | None => Self::Unreachable,
+        }
     }
 
     /// In a word: Meta's own, where it is Meta's verdict.
@@ -105,28 +111,37 @@ pub struct Timeline {
 #[derive(Debug, Clone)]
 pub struct Lane {
     /// The number's id at Meta.
-    pub phone_number_id: String,
+    pub phone_number_id: PhoneNumberId,
     /// The number itself, where it is known.
     pub display_phone_number: Option<String>,
     /// What its latest look-up said.
-    pub latest: Option<Health>,
+    pub latest: Option<NumberHealth>,
     /// What was known of it in each bin. `None` before the first look-up.
-    pub health: Vec<Option<Health>>,
+    pub health: Vec<Option<NumberHealth>>,
 }
 
 impl Lane {
+    fn new(report: &NumberReport, bins: usize) -> Self {
+        Self {
+            phone_number_id: report.number.phone_number_id.clone(),
+            display_phone_number: report.number.display_phone_number.clone(),
+            latest: report.latest_check.as_ref().map(NumberHealth::from_check),
+            health: vec![None; bins],
+        }
+    }
+
     /// The number as people know it.
     #[must_use]
     pub fn name(&self) -> &str {
         self.display_phone_number
             .as_deref()
-            .unwrap_or(&self.phone_number_id)
+            .unwrap_or(self.phone_number_id.as_str())
     }
 
     /// Stretches of the same health: first bin, number of bins, health.
     #[must_use]
-    pub fn stretches(&self) -> Vec<(usize, usize, Health)> {
-        let mut stretches: Vec<(usize, usize, Health)> = Vec::new();
+    pub fn stretches(&self) -> Vec<(usize, usize, NumberHealth)> {
+        let mut stretches: Vec<(usize, usize, NumberHealth)> = Vec::new();
         for (bin, health) in self.health.iter().enumerate() {
             match (stretches.last_mut(), health) {
                 (Some((start, length, same)), Some(health))
@@ -150,8 +165,8 @@ impl Timeline {
     }
 
     /// What the lanes show, the worst last.
-    pub fn healths(&self) -> impl Iterator<Item = Health> {
-        Health::ALL.into_iter().filter(|health| {
+    pub fn healths(&self) -> impl Iterator<Item = NumberHealth> {
+        NumberHealth::ALL.into_iter().filter(|health| {
             self.lanes
                 .iter()
                 .any(|lane| lane.health.contains(&Some(*health)))
@@ -177,46 +192,23 @@ pub async fn timeline(
     at_most: usize,
 ) -> Result<Timeline, StoreError> {
     let bins = bins_of(&report.incident, now, at_most);
-    let numbers: Vec<&str> = report
-        .affected_numbers
+    let shown = &report.affected_numbers[..report.affected_numbers.len().min(LANE_LIMIT)];
+    let numbers: Vec<&str> = shown
         .iter()
-        .take(LANES)
-        .map(|n| n.number.phone_number_id.as_str())
+        .map(|report| report.number.phone_number_id.as_str())
         .collect();
+    let id = report.incident.id;
     let (failures, health) = bounded(async {
-        let failures = details::failures_over_time(db, &[(report.incident.id, bins)]).await?;
-        Ok((
-            failures,
-            details::health_over_time(db, report.incident.id, &numbers, bins).await?,
-        ))
+        let failures = timeline::failures_over_time(db, &[(id, bins)]).await?;
+        let health = timeline::health_over_time(db, id, &numbers, bins).await?;
+        Ok((failures, health))
     })
     .await?;
-
-    let mut lanes: Vec<Lane> = report
-        .affected_numbers
+    let mut lanes: Vec<Lane> = shown
         .iter()
-        .take(LANES)
-        .map(|number| Lane {
-            phone_number_id: number.number.phone_number_id.clone(),
-            display_phone_number: number.number.display_phone_number.clone(),
-            latest: number.latest_check.as_ref().map(Health::of_check),
-            health: vec![None; bins.count],
-        })
+        .map(|report| Lane::new(report, bins.count))
         .collect();
-    // What was said in a bin counts, and of that the worst: a lockout does not vanish from the picture as soon
-    // as it is over.
-    let (within, before): (Vec<_>, Vec<_>) = health.into_iter().partition(|at| at.is_within);
-    for at in within.into_iter().chain(before) {
-        let lane = lanes
-            .iter_mut()
-            .find(|lane| lane.phone_number_id == at.phone_number_id);
-        if let Some(bin) = lane.and_then(|lane| lane.health.get_mut(at.bin)) {
-            let health = Health::of(&at.outcome, at.can_send_message.as_deref());
-            if at.is_within || bin.is_none() {
-                *bin = (*bin).max(Some(health));
-            }
-        }
-    }
+    fill(&mut lanes, health);
     Ok(Timeline {
         bins,
         until: report.incident.resolved_at.unwrap_or(now),
@@ -224,6 +216,23 @@ pub async fn timeline(
         more: report.affected_number_count - i64::try_from(lanes.len()).unwrap_or(i64::MAX),
         lanes,
     })
+}
+
+/// Fills the lanes. The worst health that was seen within a bin counts: a lockout does not vanish from
+/// the picture as soon as it is over. Without a look-up in the bin, the latest one before it counts.
+fn fill(lanes: &mut [Lane], health: Vec<BinHealth>) {
+    let (within, before): (Vec<_>, Vec<_>) = health.into_iter().partition(|at| at.is_within);
+    for at in within.into_iter().chain(before) {
+        let lane = lanes
+            .iter_mut()
+            .find(|lane| lane.phone_number_id == at.phone_number_id);
+        if let Some(bin) = lane.and_then(|lane| lane.health.get_mut(at.bin))
+            && (at.is_within || bin.is_none())
+        {
+            let health = NumberHealth::from_outcome(&at.outcome, at.can_send_message.as_deref());
+            *bin = (*bin).max(Some(health));
+        }
+    }
 }
 
 /// The failures of each incident in a few bins, by incident.
@@ -240,11 +249,11 @@ pub async fn sparklines(
         .map(|report| {
             (
                 report.incident.id,
-                bins_of(&report.incident, now, SPARKLINE),
+                bins_of(&report.incident, now, SPARKLINE_BINS),
             )
         })
         .collect();
-    bounded(details::failures_over_time(db, &of)).await
+    bounded(timeline::failures_over_time(db, &of)).await
 }
 
 fn bins_of(incident: &Incident, now: OffsetDateTime, at_most: usize) -> Bins {
@@ -317,10 +326,10 @@ mod tests {
 
     #[test]
     fn a_lane_falls_into_stretches_of_the_same_health() {
-        let (a, b) = (Some(Health::Available), Some(Health::Blocked));
-        let lane = |health: &[Option<Health>]| {
+        let (a, b) = (Some(NumberHealth::Available), Some(NumberHealth::Blocked));
+        let lane = |health: &[Option<NumberHealth>]| {
             Lane {
-                phone_number_id: String::new(),
+                phone_number_id: PhoneNumberId::parse("1").unwrap(),
                 display_phone_number: None,
                 latest: None,
                 health: health.to_vec(),
@@ -330,9 +339,9 @@ mod tests {
         assert_eq!(
             lane(&[None, b, b, a, b]),
             [
-                (1, 2, Health::Blocked),
-                (3, 1, Health::Available),
-                (4, 1, Health::Blocked)
+                (1, 2, NumberHealth::Blocked),
+                (3, 1, NumberHealth::Available),
+                (4, 1, NumberHealth::Blocked)
             ]
         );
         assert_eq!(lane(&[None, None]), []);
@@ -341,11 +350,29 @@ mod tests {
 
     #[test]
     fn every_outcome_has_its_health() {
-        assert_eq!(Health::of("answered", Some("BLOCKED")), Health::Blocked);
-        assert_eq!(Health::of("answered", Some("SLEEPING")), Health::Other);
-        assert_eq!(Health::of("answered", None), Health::Other);
-        assert_eq!(Health::of("not_asked", None), Health::NotAsked);
-        assert_eq!(Health::of("no_health", None), Health::Refused);
-        assert_eq!(Health::of("throttled", None), Health::Unreachable);
+        let answered = Word::Known(Outcome::Answered);
+        for (outcome, verdict, health) in [
+            (answered.clone(), Some("BLOCKED"), NumberHealth::Blocked),
+            (answered.clone(), Some("SLEEPING"), NumberHealth::Other),
+            (answered, None, NumberHealth::Other),
+            (Word::Known(Outcome::NotAsked), None, NumberHealth::NotAsked),
+            (Word::Known(Outcome::NoHealth), None, NumberHealth::Refused),
+            (
+                Word::Known(Outcome::Throttled),
+                None,
+                NumberHealth::Unreachable,
+            ),
+            (
+                Word::Later("dreamt".to_owned()),
+                None,
+                NumberHealth::Unreachable,
+            ),
+        ] {
+            assert_eq!(
+                NumberHealth::from_outcome(&outcome, verdict),
+                health,
+                "{outcome}"
+            );
+        }
     }
 }

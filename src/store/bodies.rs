@@ -16,8 +16,8 @@ use sha2::{Digest, Sha256};
 use sqlx::{Connection, PgConnection};
 use time::OffsetDateTime;
 
-use super::record::{Item, Recorded};
-use super::{RecorderConnection, StoreError};
+use super::StoreError;
+use super::record::{Item, Recorded, RecorderConnection};
 use crate::meta::callback::Unreadable;
 use crate::meta::ids::WabaId;
 

@@ -1,14 +1,16 @@
-//! Incidents as people read and resolve them.
+//! Incidents as people read them.
 
 use std::collections::BTreeMap;
 
 use serde::Serialize;
-use sqlx::{PgConnection, PgPool};
+use sqlx::PgPool;
 use time::OffsetDateTime;
 use utoipa::ToSchema;
 
-use super::{StoreError, interval, lock_account};
-use crate::lockout::incident::{QUIET_AFTER, Resolution};
+use super::{StoreError, Word};
+use crate::lockout::cause::LockoutCause;
+use crate::lockout::incident::Resolution;
+use crate::meta::ids::{PhoneNumberId, WabaId};
 
 /// One lockout of one account, from its first failure until resolved. The fields are columns.
 #[derive(Debug, Clone, Serialize, ToSchema)]
@@ -17,7 +19,8 @@ pub struct Incident {
     /// Its number.
     pub id: i64,
     /// The WhatsApp Business Account; Meta's test numbers as `phone:<phone_number_id>`.
-    pub waba_id: String,
+    #[schema(value_type = String)]
+    pub waba_id: WabaId,
     /// When the first message failed.
     #[serde(with = "time::serde::rfc3339")]
     pub opened_at: OffsetDateTime,
@@ -28,14 +31,15 @@ pub struct Incident {
     #[serde(with = "time::serde::rfc3339::option")]
     pub resolved_at: Option<OffsetDateTime>,
     /// How it ended: `recovered`, `quiet` or `manual`.
-    pub resolution: Option<String>,
+    #[schema(value_type = Option<String>)]
+    pub resolution: Option<Word<Resolution>>,
     /// What the person said who resolved it.
     pub resolution_note: Option<String>,
     /// How many messages failed.
     pub failure_count: i64,
     /// Why the account is locked; `pending` until Meta's first answer.
-    #[schema(example = "payment")]
-    pub cause: String,
+    #[schema(value_type = String, example = "payment")]
+    pub cause: Word<LockoutCause>,
     /// How badly the entity with the reason is hit, in Meta's words.
     #[schema(example = "BLOCKED")]
     pub cause_severity: Option<String>,
@@ -65,7 +69,8 @@ pub struct Incident {
 #[schema(as = AffectedNumberColumns)]
 pub struct AffectedNumber {
     /// Meta's id of the business phone number: the node that is looked up.
-    pub phone_number_id: String,
+    #[schema(value_type = String)]
+    pub phone_number_id: PhoneNumberId,
     /// The number itself, as Meta writes it.
     pub display_phone_number: Option<String>,
     /// When its first message failed.
@@ -93,7 +98,7 @@ pub struct Numbers {
 /// Which incidents to list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum, ToSchema)]
 #[schema(rename_all = "lowercase")]
-pub enum State {
+pub enum IncidentState {
     /// Not resolved.
     Open,
     /// Resolved.
@@ -105,13 +110,13 @@ pub enum State {
 
 /// Which incidents to list. What is `None` does not restrict.
 #[derive(Debug, Clone, Default)]
-pub struct Filter {
+pub struct IncidentFilter {
     /// Open, resolved, or both.
-    pub state: State,
+    pub state: IncidentState,
     /// Of this account.
-    pub waba_id: Option<String>,
+    pub waba_id: Option<WabaId>,
     /// With this cause, as the column has it.
-    pub cause: Option<String>,
+    pub cause: Option<LockoutCause>,
     /// Opened at this time or later.
     pub since: Option<OffsetDateTime>,
     /// Opened before this time.
@@ -126,7 +131,11 @@ pub struct Filter {
 ///
 /// # Errors
 /// The database does not answer.
-pub async fn list(db: &PgPool, filter: &Filter, limit: i64) -> Result<Vec<Incident>, StoreError> {
+pub async fn list(
+    db: &PgPool,
+    filter: &IncidentFilter,
+    limit: i64,
+) -> Result<Vec<Incident>, StoreError> {
     select(db, None, filter, limit).await
 }
 
@@ -135,25 +144,29 @@ pub async fn list(db: &PgPool, filter: &Filter, limit: i64) -> Result<Vec<Incide
 /// # Errors
 /// The database does not answer.
 pub async fn find(db: &PgPool, id: i64) -> Result<Option<Incident>, StoreError> {
-    Ok(select(db, Some(id), &Filter::default(), 1).await?.pop())
+    Ok(select(db, Some(id), &IncidentFilter::default(), 1)
+        .await?
+        .pop())
 }
 
 async fn select(
     db: &PgPool,
     id: Option<i64>,
-    filter: &Filter,
+    filter: &IncidentFilter,
     limit: i64,
 ) -> Result<Vec<Incident>, StoreError> {
     let resolved = match filter.state {
-        State::Open => Some(false),
-        State::Resolved => Some(true),
-        State::All => None,
+        IncidentState::Open => Some(false),
+        IncidentState::Resolved => Some(true),
+        IncidentState::All => None,
     };
     let incidents = sqlx::query_as!(
         Incident,
-        r#"select id, waba_id, opened_at, last_failure_at, resolved_at, resolution, resolution_note, failure_count,
-                  cause, cause_severity, cause_summary, cause_entity_type, cause_entity_id, cause_error_code,
-                  possible_solution, cause_recorded_at, cause_check_id, previous_incident_id
+        r#"select id, waba_id as "waba_id: _", opened_at, last_failure_at, resolved_at,
+                  resolution as "resolution: _", resolution_note, failure_count,
+                  cause as "cause: _", cause_severity, cause_summary, cause_entity_type,
+                  cause_entity_id, cause_error_code, possible_solution, cause_recorded_at,
+                  cause_check_id, previous_incident_id
              from incidents
             where ($1::bigint is null or id = $1)
               and ($2::boolean is null or (resolved_at is not null) = $2)
@@ -167,8 +180,8 @@ async fn select(
             limit $9"#,
         id,
         resolved,
-        filter.waba_id,
-        filter.cause,
+        filter.waba_id.as_ref().map(WabaId::as_str),
+        filter.cause.map(LockoutCause::as_str),
         filter.since,
         filter.until,
         filter.before,
@@ -231,8 +244,9 @@ pub async fn numbers(
     limit: i64,
 ) -> Result<BTreeMap<i64, Numbers>, StoreError> {
     let rows = sqlx::query!(
-        r#"select n.incident_id, n.phone_number_id, n.display_phone_number, n.first_failure_at, n.last_failure_at,
-                  n.failure_count, n.check_due_at, n.count as "count!"
+        r#"select n.incident_id, n.phone_number_id as "phone_number_id: PhoneNumberId",
+                  n.display_phone_number, n.first_failure_at, n.last_failure_at, n.failure_count,
+                  n.check_due_at, n.count as "count!"
              from unnest($1::bigint[]) as i(id)
             cross join lateral (select *, count(*) over () as count
                                   from affected_numbers
@@ -258,113 +272,4 @@ pub async fn numbers(
         });
     }
     Ok(numbers)
-}
-
-/// What came of resolving an incident by hand.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Resolved {
-    /// It is resolved now: the incident of this account.
-    Now(String),
-    /// It was resolved before; nothing changed.
-    Before,
-    /// There is no such incident.
-    Unknown,
-}
-
-/// Resolves an incident because a person says so. Call it from a task that nobody cancels.
-///
-/// # Errors
-/// Nothing is changed.
-pub async fn resolve(db: &PgPool, id: i64, note: Option<&str>) -> Result<Resolved, StoreError> {
-    let Some(incident) = find(db, id).await? else {
-        return Ok(Resolved::Unknown);
-    };
-    let mut transaction = db.begin().await?;
-    lock_account(&mut transaction, &incident.waba_id).await?;
-    let closed = close(
-        &mut transaction,
-        id,
-        &incident.waba_id,
-        Resolution::Manual,
-        note,
-    )
-    .await?;
-    transaction.commit().await?;
-    Ok(if closed {
-        Resolved::Now(incident.waba_id)
-    } else {
-        Resolved::Before
-    })
-}
-
-/// Resolves some incidents that have been quiet for long enough and have their cause. An account that is
-/// locked by somebody else is left for the next time.
-///
-/// # Errors
-/// Nothing is changed.
-pub async fn resolve_quiet(db: &PgPool) -> Result<Vec<(i64, String)>, StoreError> {
-    let mut transaction = db.begin().await?;
-    let accounts = sqlx::query_scalar!(
-        "select waba_id from accounts
-          where waba_id in (select waba_id from incidents
-                             where resolved_at is null and last_failure_at < now() - $1::interval and cause <> 'pending'
-                             order by last_failure_at
-                             limit 100)
-          order by waba_id
-            for update skip locked",
-        interval(QUIET_AFTER),
-    )
-    .fetch_all(&mut *transaction)
-    .await?;
-    let quiet = sqlx::query!(
-        "select id, waba_id from incidents
-          where resolved_at is null and last_failure_at < now() - $1::interval and cause <> 'pending'
-            and waba_id = any($2)",
-        interval(QUIET_AFTER),
-        &accounts,
-    )
-    .fetch_all(&mut *transaction)
-    .await?;
-    let mut resolved = Vec::new();
-    for incident in quiet {
-        close(
-            &mut transaction,
-            incident.id,
-            &incident.waba_id,
-            Resolution::Quiet,
-            None,
-        )
-        .await?;
-        resolved.push((incident.id, incident.waba_id));
-    }
-    transaction.commit().await?;
-    Ok(resolved)
-}
-
-/// Resolves an incident whose account is locked; `false` where it was resolved before.
-pub(super) async fn close(
-    db: &mut PgConnection,
-    id: i64,
-    waba_id: &str,
-    resolution: Resolution,
-    note: Option<&str>,
-) -> Result<bool, StoreError> {
-    let closed = sqlx::query!(
-        "update incidents set resolved_at = clock_timestamp(), resolution = $3, resolution_note = $4
-          where id = $1 and waba_id = $2 and resolved_at is null",
-        id,
-        waba_id,
-        resolution.as_str(),
-        note,
-    )
-    .execute(&mut *db)
-    .await?;
-    sqlx::query!(
-        "update affected_numbers set check_due_at = null where incident_id = $1 and waba_id = $2",
-        id,
-        waba_id
-    )
-    .execute(db)
-    .await?;
-    Ok(closed.rows_affected() == 1)
 }

@@ -1,18 +1,21 @@
 //! Recording: failed deliveries, exactly once each, into the right incidents.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use sqlx::{Connection, PgConnection};
-use time::{Duration, OffsetDateTime};
+use tokio::time::{Instant, timeout};
 
 use super::bodies::{Bodies, Body};
-use super::{RecorderConnection, StoreError};
+use super::database::PING_TIMEOUT;
+use super::{Database, StoreError, incident_life};
+use crate::lockout::change::Change;
 use crate::lockout::incident::{History, Span};
 use crate::meta::failure::{ACCOUNT_LOCKED, FailedDelivery};
 use crate::meta::ids::{PhoneNumberId, Text, WabaId};
 
 /// Meta sends a callback again for this long: how far back it is worth knowing an account's incidents.
-const REDELIVERED: Duration = Duration::days(7);
+const REDELIVERED: time::Duration = time::Duration::days(7);
 
 /// What a transaction wrote.
 #[derive(Debug, Default)]
@@ -25,8 +28,8 @@ pub struct Recorded {
     pub quarantined: u64,
     /// Whether a number now waits for its first look-up.
     pub check_due: bool,
-    /// Incidents that were opened, with their accounts.
-    pub opened: Vec<(i64, WabaId)>,
+    /// Incidents that were opened.
+    pub opened: Vec<Change>,
 }
 
 impl Recorded {
@@ -37,6 +40,48 @@ impl Recorded {
         self.quarantined += other.quarantined;
         self.check_due |= other.check_due;
         self.opened.extend(other.opened);
+    }
+}
+
+/// The recorder's connection: never pooled, and closed by dropping it wherever its state is in doubt.
+#[derive(Debug)]
+pub struct RecorderConnection {
+    pub(super) connection: PgConnection,
+    used: Instant,
+    histories: Histories,
+}
+
+impl RecorderConnection {
+    /// Opens a connection.
+    ///
+    /// # Errors
+    /// No connection comes about; the caller bounds the time.
+    pub async fn open(database: &Database) -> Result<Self, StoreError> {
+        Ok(Self {
+            connection: database.connect_recorder().await?,
+            used: Instant::now(),
+            histories: Histories::default(),
+        })
+    }
+
+    /// Returns the same connection, or a new one where it has been idle and does not answer: a
+    /// database that restarted meanwhile should not cost the next callback.
+    ///
+    /// # Errors
+    /// No new connection comes about.
+    pub async fn refreshed(mut self, database: &Database) -> Result<Self, StoreError> {
+        const IDLE_LIMIT: Duration = Duration::from_secs(1);
+        let is_idle = self.used.elapsed() > IDLE_LIMIT;
+        self.used = Instant::now();
+        if !is_idle
+            || matches!(
+                timeout(PING_TIMEOUT, self.connection.ping()).await,
+                Ok(Ok(()))
+            )
+        {
+            return Ok(self);
+        }
+        Self::open(database).await
     }
 }
 
@@ -193,9 +238,14 @@ async fn write(
     let opened = if homeless.is_empty() {
         Vec::new()
     } else {
-        open(db, &homeless).await?
+        incident_life::open(db, &homeless).await?
     };
-    for (id, waba_id) in &opened {
+    for Change {
+        incident_id: id,
+        waba_id,
+        ..
+    } in &opened
+    {
         histories.entry(waba_id.clone()).and_modify(|history| {
             history.spans.push(Span {
                 id: *id,
@@ -258,59 +308,6 @@ async fn read(
         });
     }
     Ok(histories)
-}
-
-/// Opens incidents for failures that belong to none. One that is already recorded opens nothing.
-async fn open(
-    db: &mut PgConnection,
-    failures: &[&FailedDelivery],
-) -> Result<Vec<(i64, WabaId)>, StoreError> {
-    let known: HashSet<Vec<u8>> = sqlx::query_scalar!(
-        "select d.digest
-           from unnest($1::text[], $2::bytea[]) as f(waba_id, digest)
-           join failed_deliveries d on d.waba_id = f.waba_id and d.digest = f.digest",
-        &failures
-            .iter()
-            .map(|f| f.waba_id.as_str())
-            .collect::<Vec<_>>() as &[&str],
-        &failures
-            .iter()
-            .map(|f| f.digest.as_slice())
-            .collect::<Vec<_>>() as &[&[u8]],
-    )
-    .fetch_all(&mut *db)
-    .await?
-    .into_iter()
-    .collect();
-
-    let mut spans: BTreeMap<&WabaId, (OffsetDateTime, OffsetDateTime)> = BTreeMap::new();
-    for failure in failures
-        .iter()
-        .filter(|f| !known.contains(f.digest.as_slice()))
-    {
-        let (first, last) = spans
-            .entry(&failure.waba_id)
-            .or_insert((failure.failed_at, failure.failed_at));
-        *first = failure.failed_at.min(*first);
-        *last = failure.failed_at.max(*last);
-    }
-    let rows = sqlx::query!(
-        "insert into incidents (waba_id, opened_at, last_failure_at, previous_incident_id)
-         select a.waba_id, a.opened_at, a.last_failure_at,
-                (select p.id from incidents p where p.waba_id = a.waba_id order by p.resolved_at desc, p.id desc limit 1)
-           from unnest($1::text[], $2::timestamptz[], $3::timestamptz[]) as a(waba_id, opened_at, last_failure_at)
-         returning id, waba_id",
-        &spans.keys().map(|waba_id| waba_id.as_str()).collect::<Vec<_>>() as &[&str],
-        &spans.values().map(|(first, _)| *first).collect::<Vec<_>>(),
-        &spans.values().map(|(_, last)| *last).collect::<Vec<_>>(),
-    )
-    .fetch_all(db)
-    .await?;
-    let ids: BTreeMap<String, i64> = rows.into_iter().map(|row| (row.waba_id, row.id)).collect();
-    Ok(spans
-        .into_keys()
-        .filter_map(|waba_id| Some((*ids.get(waba_id.as_str())?, waba_id.clone())))
-        .collect())
 }
 
 /// A failure in its incident.

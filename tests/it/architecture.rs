@@ -60,13 +60,13 @@ fn sql_lives_only_in_the_store() {
 #[test]
 fn routes_and_status_codes_live_only_in_http_and_the_simulator() {
     for word in ["axum::", "StatusCode"] {
-        only_in(word, &["http/", "simulator.rs"]);
+        only_in(word, &["http/", "simulator/"]);
     }
 }
 
 #[test]
 fn requests_are_made_only_at_the_rim() {
-    only_in("reqwest::", &["graph.rs", "cli/"]);
+    only_in("reqwest::", &["graph/", "cli/"]);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use axum::Router;
 use axum::response::Html;
 use lockwatch::meta::compose::{StatusCallback, message_id};
 use lockwatch::simulator::Scenario;
-use lockwatch::store::incidents::resolve;
+use lockwatch::store::incident_life::resolve_by_hand;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use time::{Duration, OffsetDateTime};
@@ -31,7 +31,7 @@ async fn seed(app: &TestApp) {
     app.fail_of(PAST, "309", minutes_ago(60)).await;
     app.caused("policy_violation").await;
     app.let_time_pass(Duration::days(3)).await;
-    resolve(
+    resolve_by_hand(
         &app.db,
         app.incident().await.id,
         Some("Meta granted the review"),
@@ -648,7 +648,7 @@ async fn what_is_over_goes_from_an_open_page_and_what_is_held_says_so() {
         .await;
 
     browser.type_into("#note", "half a sen").await;
-    resolve(&app.db, app.incident().await.id, None)
+    resolve_by_hand(&app.db, app.incident().await.id, None)
         .await
         .unwrap();
     refresh(&browser).await;
@@ -948,7 +948,7 @@ async fn hostile_text_stays_text_and_keeps_its_place() {
         pages.push(app.admin(&format!("/incidents/{}?reveal=recipients", incident.id)));
     }
     // And one that is over, for the note.
-    resolve(&app.db, incidents[0].id, Some(&text))
+    resolve_by_hand(&app.db, incidents[0].id, Some(&text))
         .await
         .unwrap();
     let problems = [

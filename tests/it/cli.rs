@@ -285,7 +285,7 @@ async fn incidents_are_listed_shown_and_resolved() {
     let incident = app.incident().await;
     assert_eq!(
         (
-            incident.resolution.as_deref(),
+            incident.resolution.as_ref().map(|word| word.as_str()),
             incident.resolution_note.as_deref()
         ),
         (Some("manual"), Some("paid"))

@@ -4,19 +4,20 @@ use std::time::Duration as StdDuration;
 
 use lockwatch::graph::{Graph, GraphSettings, Tokens};
 use lockwatch::meta::compose::StatusCallback;
-use lockwatch::meta::health::Answer;
+use lockwatch::meta::health::{Answer, LookupResult};
 use lockwatch::meta::signature::{HEADER, sign};
 use lockwatch::simulator::{Scenario, Simulator};
-use lockwatch::store::checks::{self, Check, Saved};
 use lockwatch::store::claims;
-use lockwatch::store::incidents::{self, Filter, resolve};
+use lockwatch::store::conclusion::{self, SavedCheck};
+use lockwatch::store::incident_life::resolve_by_hand;
+use lockwatch::store::incidents::{self, IncidentFilter};
 use secrecy::SecretString;
 use time::{Duration, OffsetDateTime};
 use tokio::time::Instant;
 
 use crate::support::database::TestDatabase;
 use crate::support::{
-    ACCESS_TOKEN, APP_SECRET, NUMBER, OTHER_NUMBER, TestApp, WABA, eventually, service,
+    ACCESS_TOKEN, APP_SECRET, NUMBER, OTHER_NUMBER, TestApp, WABA, eventually, service, waba,
 };
 
 /// An app whose usual number answers these.
@@ -252,8 +253,13 @@ async fn without_a_token_the_cause_says_so_and_a_token_given_later_is_used_at_on
     } = app;
     without.stop().await;
     let _restarted = service(database.database(), &simulator, &[APP_SECRET]).await;
-    let is_found =
-        async || incidents::list(&db, &Filter::default(), 1).await.unwrap()[0].cause == "payment";
+    let is_found = async || {
+        incidents::list(&db, &IncidentFilter::default(), 1)
+            .await
+            .unwrap()[0]
+            .cause
+            == "payment"
+    };
     eventually("the cause", is_found).await;
 }
 
@@ -330,7 +336,7 @@ async fn the_proof_is_made_with_the_secret_that_meta_accepts() {
     let graph = Graph::new(settings).unwrap();
     for requests in [3, 4] {
         assert!(matches!(
-            graph.look_up(WABA, NUMBER).await.answer,
+            graph.look_up(&waba(), NUMBER).await.answer,
             Answer::Health(_)
         ));
         assert_eq!(
@@ -364,7 +370,7 @@ async fn a_look_up_that_ends_after_the_resolution_is_kept_and_changes_nothing() 
         app.simulator.requests().len() == 1
     })
     .await;
-    resolve(&app.db, app.incident().await.id, None)
+    resolve_by_hand(&app.db, app.incident().await.id, None)
         .await
         .unwrap();
     app.eventually("its answer", async || {
@@ -388,7 +394,7 @@ async fn a_number_of_two_incidents_is_looked_up_for_one_after_the_other() {
         app.simulator.requests().len() == 1
     })
     .await;
-    resolve(&app.db, app.incident().await.id, None)
+    resolve_by_hand(&app.db, app.incident().await.id, None)
         .await
         .unwrap();
     app.fail_at("b", OffsetDateTime::now_utc() + Duration::minutes(1))
@@ -400,7 +406,7 @@ async fn a_number_of_two_incidents_is_looked_up_for_one_after_the_other() {
     assert_eq!(
         (
             app.simulator.requests().len(),
-            app.simulator.most_under_way()
+            app.simulator.most_in_flight_per_node()
         ),
         (2, 1)
     );
@@ -433,19 +439,21 @@ async fn what_a_lost_claim_saves_is_kept_and_changes_nothing() {
         .unwrap();
     let newer = claims::claim_due(&app.db, 10, &[]).await.unwrap().remove(0);
 
-    let check = Check {
+    let check = LookupResult {
         answer: Answer::NoHealth,
         http_status: Some(200),
         response: None,
         duration: StdDuration::ZERO,
     };
     assert_eq!(
-        checks::save(&app.db, &lost, &check, 0.5).await.unwrap(),
-        Saved::Late
+        conclusion::save(&app.db, &lost, &check, 0.5).await.unwrap(),
+        SavedCheck::Late
     );
     assert!(matches!(
-        checks::save(&app.db, &newer, &check, 0.5).await.unwrap(),
-        Saved::Caused(_)
+        conclusion::save(&app.db, &newer, &check, 0.5)
+            .await
+            .unwrap(),
+        SavedCheck::Concluded(changes) if changes.len() == 1
     ));
     let rows: i64 = sqlx::query_scalar("select count(*) from health_checks")
         .fetch_one(&app.db)

@@ -2,12 +2,12 @@
 
 use bytes::Bytes;
 use futures_util::future::join_all;
-use lockwatch::meta::callback::Findings;
+use lockwatch::meta::callback::CallbackContents;
 use lockwatch::meta::compose::StatusCallback;
 use lockwatch::meta::signature::{HEADER, sign};
 use lockwatch::simulator::{Scenario, Simulator};
 use lockwatch::store::bodies::{self, Bodies, NewCapture};
-use lockwatch::store::record::{self, Item};
+use lockwatch::store::record::{self, Item, RecorderConnection};
 use reqwest::StatusCode;
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
@@ -172,10 +172,10 @@ async fn a_body_that_came_before_captures_were_kept_is_kept_from_then_on() {
 async fn thousands_that_come_again_at_once_are_counted_in_time() {
     let app = TestApp::start().await;
     let now = OffsetDateTime::now_utc();
-    let callbacks: Vec<(NewCapture, Findings)> = (0..5000)
+    let callbacks: Vec<(NewCapture, CallbackContents)> = (0..5000)
         .map(|n| {
             let body = Bytes::from(failures(&[&n.to_string()]));
-            let findings = Findings::read(&body, now);
+            let findings = CallbackContents::parse(&body, now);
             let capture = NewCapture {
                 waba_id: findings.waba_id.clone(),
                 digest: Sha256::digest(&body).into(),
@@ -196,7 +196,9 @@ async fn thousands_that_come_again_at_once_are_counted_in_time() {
             callback,
         })
         .collect();
-    let mut connection = app.database.database().connect_recorder().await.unwrap();
+    let mut connection = RecorderConnection::open(&app.database.database())
+        .await
+        .unwrap();
     for _ in 0..2 {
         let mut bodies = Bodies::default();
         callbacks

@@ -1,17 +1,28 @@
 //! Which incident a failure belongs to, and when an incident is over.
 
 use futures_util::future::join_all;
+use lockwatch::lockout::change::{Change, ChangeKind};
+use lockwatch::lockout::incident::Resolution;
 use lockwatch::meta::compose::StatusCallback;
 use lockwatch::simulator::Scenario;
-use lockwatch::store::incidents::{Resolved, numbers, resolve};
+use lockwatch::store::incident_life::{ManualResolution, resolve_by_hand};
+use lockwatch::store::incidents::numbers;
 use time::{Duration, OffsetDateTime};
 
-use crate::support::{NUMBER, OTHER_NUMBER, TestApp, WABA};
+use crate::support::{NUMBER, OTHER_NUMBER, TestApp, WABA, waba};
 
 fn minutes_ago(minutes: i64) -> OffsetDateTime {
     (OffsetDateTime::now_utc() - Duration::minutes(minutes))
         .replace_nanosecond(0)
         .unwrap()
+}
+
+fn resolved(incident_id: i64, resolution: Resolution) -> Change {
+    Change {
+        incident_id,
+        waba_id: waba(),
+        kind: ChangeKind::Resolved(resolution),
+    }
 }
 
 #[tokio::test]
@@ -44,17 +55,20 @@ async fn a_failure_after_the_resolution_opens_an_incident_that_names_the_one_bef
     app.fail_at("a", minutes_ago(60)).await;
     let first = app.incident().await;
     assert_eq!(
-        resolve(&app.db, first.id, Some("appeal granted"))
+        resolve_by_hand(&app.db, first.id, Some("appeal granted"))
             .await
             .unwrap(),
-        Resolved::Now(WABA.to_owned())
+        ManualResolution::Resolved(resolved(first.id, Resolution::Manual))
     );
     app.fail_at("b", OffsetDateTime::now_utc() + Duration::seconds(5))
         .await;
 
     let incidents = app.incidents().await;
     assert_eq!(incidents.len(), 2);
-    assert_eq!(incidents[0].resolution.as_deref(), Some("manual"));
+    assert_eq!(
+        incidents[0].resolution.as_ref().map(|word| word.as_str()),
+        Some("manual")
+    );
     assert_eq!(
         incidents[0].resolution_note.as_deref(),
         Some("appeal granted")
@@ -71,7 +85,7 @@ async fn a_repetition_after_the_resolution_opens_nothing() {
     let app = TestApp::start().await;
     let soon = OffsetDateTime::now_utc() + Duration::minutes(5);
     app.fail_at("a", soon).await;
-    resolve(&app.db, app.incident().await.id, None)
+    resolve_by_hand(&app.db, app.incident().await.id, None)
         .await
         .unwrap();
     app.fail_at("a", soon).await;
@@ -84,7 +98,7 @@ async fn a_late_failure_joins_the_resolved_incident_it_happened_in_and_asks_nobo
     app.fail_at("a", minutes_ago(60)).await;
     app.caused("unreported").await;
     let id = app.incident().await.id;
-    resolve(&app.db, id, None).await.unwrap();
+    resolve_by_hand(&app.db, id, None).await.unwrap();
     let asked = app.simulator.requests().len();
 
     let earlier = minutes_ago(70);
@@ -135,7 +149,7 @@ async fn resolving_while_failures_stream_in_loses_and_misplaces_none() {
                 .into_iter()
                 .filter(|incident| incident.resolved_at.is_none())
             {
-                resolve(&app.db, incident.id, None).await.unwrap();
+                resolve_by_hand(&app.db, incident.id, None).await.unwrap();
             }
         }
     };
@@ -185,7 +199,12 @@ async fn once_paid_the_incident_recovers_and_still_says_payment() {
     }
     app.next_check(Duration::hours(2)).await;
     app.eventually("recovery", async || {
-        app.incident().await.resolution.as_deref() == Some("recovered")
+        app.incident()
+            .await
+            .resolution
+            .as_ref()
+            .map(|word| word.as_str())
+            == Some("recovered")
     })
     .await;
     let incident = app.incident().await;
@@ -247,7 +266,12 @@ async fn every_number_must_be_clear_and_a_failure_starts_the_wait_anew() {
     );
     app.let_time_pass(Duration::hours(2)).await;
     app.eventually("recovery", async || {
-        app.incident().await.resolution.as_deref() == Some("recovered")
+        app.incident()
+            .await
+            .resolution
+            .as_ref()
+            .map(|word| word.as_str())
+            == Some("recovered")
     })
     .await;
 }
@@ -262,7 +286,7 @@ async fn seven_quiet_days_end_an_incident_whose_cause_is_known() {
         .await;
     app.let_time_pass(Duration::days(6)).await;
     assert_eq!(
-        lockwatch::store::incidents::resolve_quiet(&app.db)
+        lockwatch::store::incident_life::resolve_quiet(&app.db)
             .await
             .unwrap(),
         []
@@ -270,12 +294,19 @@ async fn seven_quiet_days_end_an_incident_whose_cause_is_known() {
     app.let_time_pass(Duration::days(1)).await;
     let id = app.incident().await.id;
     assert_eq!(
-        lockwatch::store::incidents::resolve_quiet(&app.db)
+        lockwatch::store::incident_life::resolve_quiet(&app.db)
             .await
             .unwrap(),
-        [(id, WABA.to_owned())]
+        [resolved(id, Resolution::Quiet)]
     );
-    assert_eq!(app.incident().await.resolution.as_deref(), Some("quiet"));
+    assert_eq!(
+        app.incident()
+            .await
+            .resolution
+            .as_ref()
+            .map(|word| word.as_str()),
+        Some("quiet")
+    );
 }
 
 #[tokio::test]
@@ -284,7 +315,7 @@ async fn an_incident_without_its_cause_does_not_end_by_silence() {
     app.simulator.script(NUMBER, [Scenario::ServerError]);
     app.fail_at("a", minutes_ago(8 * 24 * 60)).await;
     assert_eq!(
-        lockwatch::store::incidents::resolve_quiet(&app.db)
+        lockwatch::store::incident_life::resolve_quiet(&app.db)
             .await
             .unwrap(),
         []
@@ -298,16 +329,16 @@ async fn resolving_twice_or_nothing_says_so() {
     app.fail("a").await;
     let id = app.incident().await.id;
     assert_eq!(
-        resolve(&app.db, id, None).await.unwrap(),
-        Resolved::Now(WABA.to_owned())
+        resolve_by_hand(&app.db, id, None).await.unwrap(),
+        ManualResolution::Resolved(resolved(id, Resolution::Manual))
     );
     assert_eq!(
-        resolve(&app.db, id, Some("again")).await.unwrap(),
-        Resolved::Before
+        resolve_by_hand(&app.db, id, Some("again")).await.unwrap(),
+        ManualResolution::AlreadyResolved
     );
     assert_eq!(app.incident().await.resolution_note, None);
     assert_eq!(
-        resolve(&app.db, id + 1, None).await.unwrap(),
-        Resolved::Unknown
+        resolve_by_hand(&app.db, id + 1, None).await.unwrap(),
+        ManualResolution::Unknown
     );
 }

@@ -1,6 +1,6 @@
 //! How large the dashboard's pages become at the worst, and what their pictures are drawn from.
 
-use lockwatch::store::details::{Bins, failures_over_time};
+use lockwatch::store::timeline::{Bins, failures_over_time};
 use sqlx::AssertSqlSafe;
 use time::{Duration, OffsetDateTime};
 

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
-use lockwatch::meta::callback::Findings;
+use lockwatch::meta::callback::CallbackContents;
 use lockwatch::meta::capture::Capture;
 use lockwatch::meta::compose::StatusCallback;
 use lockwatch::meta::health;
@@ -55,10 +55,10 @@ fn whatever_comes_is_read_without_a_panic_and_twice_the_same() {
     proptest!(cases(500), |(body in any_body(), status in any::<u16>())| {
         let _ = Signature::parse(&body);
         let _ = Capture::from_line(&body);
-        let answer = health::read(status, std::str::from_utf8(&body).ok(), &body);
-        prop_assert_eq!(answer, health::read(status, std::str::from_utf8(&body).ok(), &body));
+        let answer = health::parse_answer(status, std::str::from_utf8(&body).ok(), &body);
+        prop_assert_eq!(answer, health::parse_answer(status, std::str::from_utf8(&body).ok(), &body));
         let body = Bytes::from(body);
-        let read = || format!("{:?}", Findings::read(&body, now));
+        let read = || format!("{:?}", CallbackContents::parse(&body, now));
         prop_assert_eq!(read(), read());
     });
 }
@@ -221,7 +221,8 @@ fn what_is_taken_can_be_stored() {
     for _ in 0..runner.config().cases {
         let bodies = strategy.new_tree(&mut runner).unwrap().current();
         for body in &bodies {
-            let findings = Findings::read(&Bytes::copy_from_slice(body), OffsetDateTime::now_utc());
+            let findings =
+                CallbackContents::parse(&Bytes::copy_from_slice(body), OffsetDateTime::now_utc());
             failures.extend(
                 findings
                     .failures

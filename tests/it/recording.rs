@@ -227,7 +227,7 @@ async fn a_batch_of_several_accounts_and_numbers_is_taken_apart() {
         .incidents()
         .await
         .into_iter()
-        .map(|i| (i.waba_id, i.failure_count))
+        .map(|i| (i.waba_id.to_string(), i.failure_count))
         .collect();
     let expected =
         [(WABA, 2), ("1033", 1), ("phone:3088", 1)].map(|(waba, n)| (waba.to_owned(), n));
@@ -497,7 +497,7 @@ async fn two_processes_on_one_database_record_each_failure_once() {
     let found = async || count("select count(*) from incidents where cause = 'payment'").await == 5;
     eventually("five causes", found).await;
     assert_eq!(
-        simulator.most_under_way(),
+        simulator.most_in_flight_per_node(),
         1,
         "one look-up in flight per number"
     );

@@ -897,7 +897,7 @@ async fn a_rebuild_waits_for_a_database_that_is_busy_and_loses_nothing() {
         .incidents()
         .await
         .into_iter()
-        .map(|incident| (incident.waba_id, incident.failure_count))
+        .map(|incident| (incident.waba_id.to_string(), incident.failure_count))
         .collect();
     assert_eq!(counts, accounts);
 }

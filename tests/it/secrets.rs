@@ -8,8 +8,8 @@ use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use lockwatch::meta::compose::{StatusCallback, message_id};
 use lockwatch::meta::signature::{HEADER, sign};
 use lockwatch::simulator::{Scenario, Simulator};
-use lockwatch::store::details;
-use lockwatch::store::incidents::{self, Filter};
+use lockwatch::store::checks;
+use lockwatch::store::incidents::{self, IncidentFilter};
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST};
 use rustix::process::Signal;
 use serde_json::json;
@@ -140,21 +140,24 @@ async fn no_page_log_metric_or_error_holds_a_secret_a_token_or_a_full_recipient(
 
     let db = database.database().pool();
     eventually("both numbers are looked up", async || {
-        let Some(incident) = incidents::list(&db, &Filter::default(), 1)
+        let Some(incident) = incidents::list(&db, &IncidentFilter::default(), 1)
             .await
             .unwrap()
             .pop()
         else {
             return false;
         };
-        details::checks(&db, incident.id, None, 10)
+        checks::list(&db, incident.id, None, 10)
             .await
             .unwrap()
             .len()
             >= 2
     })
     .await;
-    let id = incidents::list(&db, &Filter::default(), 1).await.unwrap()[0].id;
+    let id = incidents::list(&db, &IncidentFilter::default(), 1)
+        .await
+        .unwrap()[0]
+        .id;
 
     let api = format!("/api/v1/incidents/{id}");
     let pages = [

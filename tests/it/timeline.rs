@@ -1,6 +1,6 @@
 //! What pictures of an incident are drawn from.
 
-use lockwatch::report::timeline::Health;
+use lockwatch::report::timeline::NumberHealth;
 use lockwatch::report::{self, timeline};
 use time::{Duration, OffsetDateTime};
 
@@ -23,7 +23,7 @@ async fn a_failure_is_drawn_in_the_stretch_of_time_in_which_it_happened() {
         .await
         .unwrap()
         .unwrap();
-    let drawn = timeline::timeline(&app.db, &report, now, timeline::PICTURE)
+    let drawn = timeline::timeline(&app.db, &report, now, timeline::PICTURE_BINS)
         .await
         .unwrap();
     assert_eq!((drawn.bins.start, drawn.bins.width), (start, five));
@@ -53,7 +53,7 @@ async fn a_lane_shows_the_worst_of_each_stretch_of_time_and_its_word_the_latest(
         &app.db,
         &report,
         OffsetDateTime::now_utc(),
-        timeline::PICTURE,
+        timeline::PICTURE_BINS,
     )
     .await
     .unwrap();
@@ -72,5 +72,8 @@ async fn a_lane_shows_the_worst_of_each_stretch_of_time_and_its_word_the_latest(
             "AVAILABLE"
         ]
     );
-    assert_eq!(drawn.lanes[0].latest.map(Health::word), Some("AVAILABLE"));
+    assert_eq!(
+        drawn.lanes[0].latest.map(NumberHealth::word),
+        Some("AVAILABLE")
+    );
 }

@@ -7,6 +7,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration as StdDuration;
 
 use lockwatch::meta::compose::StatusCallback;
+use lockwatch::meta::ids::WabaId;
 use lockwatch::simulator::Scenario;
 use lockwatch::store::Pool;
 use lockwatch::store::claims::claim_due;
@@ -57,7 +58,7 @@ async fn every_incident_has_its_first_look_up_before_any_backlog() {
     lock(&db, 1..=3, 1_000).await;
     lock(&db, 4..=40, 2).await;
     let first = claim_due(&db, IN_FLIGHT, &[]).await.unwrap();
-    let mut under_way: Vec<String> = first.iter().map(|claim| claim.waba_id.clone()).collect();
+    let mut under_way: Vec<WabaId> = first.iter().map(|claim| claim.waba_id.clone()).collect();
     assert_eq!(
         under_way.iter().collect::<HashSet<_>>().len(),
         IN_FLIGHT,
@@ -77,7 +78,7 @@ async fn every_incident_has_its_first_look_up_before_any_backlog() {
     }
     let most = under_way
         .iter()
-        .filter(|waba_id| *waba_id == "500001")
+        .filter(|waba_id| waba_id.as_str() == "500001")
         .count();
     assert_eq!(most, OF_ONE_ACCOUNT, "no account has more than its share");
     assert_eq!(
@@ -136,7 +137,7 @@ async fn an_account_that_rests_holds_up_no_other() {
             .await
             .unwrap();
         let mut claims = claim_due(&db, IN_FLIGHT, &[]).await.unwrap();
-        let under_way: Vec<String> = claims.iter().map(|claim| claim.waba_id.clone()).collect();
+        let under_way: Vec<WabaId> = claims.iter().map(|claim| claim.waba_id.clone()).collect();
         claims.extend(claim_due(&db, IN_FLIGHT, &under_way).await.unwrap());
         assert_eq!(claims.len(), OF_ONE_ACCOUNT, "{cause}: one does not");
         assert!(claims.iter().all(|claim| claim.waba_id == "500005"));
@@ -185,7 +186,7 @@ async fn at_most_32_look_ups_are_under_way_at_once() {
     })
     .await;
     sleep(StdDuration::from_millis(1500)).await;
-    assert_eq!(app.simulator.most_at_once(), IN_FLIGHT);
+    assert_eq!(app.simulator.most_in_flight(), IN_FLIGHT);
 }
 
 #[tokio::test]

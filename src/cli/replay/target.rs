@@ -14,10 +14,10 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
 
 use crate::cli::Failure;
+use crate::error_chain::error_chain;
 use crate::meta::capture::Capture;
 use crate::meta::signature::{HEADER, Signature, Verifier, sign};
 use crate::recorder::{Callback, Capturing, Found, NotRecorded, Recorder, Submitted};
-use crate::with_causes;
 
 /// What receivers answer: 200 is success, to Meta no other is, and 503 asks to come again.
 const RECORDED: u16 = 200;
@@ -180,16 +180,16 @@ impl Webhook {
                     // A receiver that is being restarted is back in a moment.
                     self.say_once(&format!(
                         "no answer, trying again: {}",
-                        with_causes(&error.without_url())
+                        error_chain(&error.without_url())
                     ));
                     PAUSE
                 }
                 // Where there is no receiver at all. One that breaks off may do so for this callback only.
                 Err(error) if error.is_connect() => {
-                    return Outcome::hopeless("no answer", &with_causes(&error.without_url()));
+                    return Outcome::hopeless("no answer", &error_chain(&error.without_url()));
                 }
                 Err(error) => {
-                    return Outcome::bad("no answer", &with_causes(&error.without_url()), None);
+                    return Outcome::bad("no answer", &error_chain(&error.without_url()), None);
                 }
             };
             sleep(pause).await;

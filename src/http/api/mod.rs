@@ -2,39 +2,32 @@
 //! the handlers say about them becomes the description in [`openapi`].
 
 mod openapi;
+mod paging;
 
 use std::sync::LazyLock;
 
 use axum::Router;
-use axum::body::{Body, Bytes};
+use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{RawQuery, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use futures_util::StreamExt;
-use futures_util::future::ready;
-use futures_util::stream;
 use serde::{Deserialize, Serialize};
-use tracing::warn;
 use utoipa::ToSchema;
 
 pub use self::openapi::openapi;
 use self::openapi::{BadParameter, Moment, NoIncident, OtherProblem, PageParameters, Reveal};
+use self::paging::ListRequest;
 use super::error::Problem;
-use super::query::{IncidentId, Query, cursor, filter, read_cursor, recipients};
-use super::resolve::{resolve_by_hand, whole};
+use super::query::{IncidentId, Query, filter, recipients};
+use super::resolve::{resolve_by_hand, whole_body};
 use crate::lockout::cause::LockoutCause;
-use crate::report::csv::{self, Row};
-use crate::report::{self, IncidentReport, Page, Recipients};
-use crate::store::details::{Delivery, HealthCheck};
-use crate::store::incidents::{Filter, State as IncidentState};
-use crate::store::{Pool, StoreError};
-
-const CSV: &str = "text/csv; charset=utf-8; header=present";
-/// How many a page holds if nothing else is asked for, and at the most.
-const LIMIT: i64 = 50;
-const LONGEST_PAGE: i64 = 200;
+use crate::report::{self, IncidentReport};
+use crate::store::Pool;
+use crate::store::checks::HealthCheck;
+use crate::store::deliveries::Delivery;
+use crate::store::incidents::{IncidentFilter, IncidentState};
 
 pub(super) fn router(db: Pool) -> Router {
     Router::new()
@@ -84,73 +77,6 @@ struct Resolution {
     note: Option<String>,
 }
 
-/// JSON or CSV.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ToSchema)]
-#[schema(rename_all = "lowercase")]
-enum Format {
-    Json,
-    Csv,
-}
-
-/// What every page takes.
-#[derive(Clone, Copy)]
-struct PageRequest {
-    before: Option<i64>,
-    limit: i64,
-    format: Format,
-    /// Without a limit a CSV has everything: nobody who downloads one looks for a next page.
-    is_whole: bool,
-}
-
-impl PageRequest {
-    /// A cursor fits the list that it came from.
-    fn take(query: &mut Query, headers: &HeaderMap, list: char) -> Result<Self, Problem> {
-        let before = query.take("cursor", |text| {
-            read_cursor(list, text).ok_or("not a cursor of this list")
-        })?;
-        let limit = query.take("limit", |text| {
-            text.parse()
-                .ok()
-                .filter(|n| (1..=LONGEST_PAGE).contains(n))
-                .ok_or("not a number from 1 to 200")
-        })?;
-        let format = query.word("format", &[("json", Format::Json), ("csv", Format::Csv)])?;
-        let format = format.unwrap_or_else(|| preferred(headers));
-        let is_whole = format == Format::Csv && limit.is_none() && before.is_none();
-        Ok(Self {
-            before,
-            limit: limit.unwrap_or(if is_whole { LONGEST_PAGE } else { LIMIT }),
-            format,
-            is_whole,
-        })
-    }
-}
-
-/// What the header Accept asks for.
-fn preferred(headers: &HeaderMap) -> Format {
-    let accepted = headers
-        .get_all(header::ACCEPT)
-        .iter()
-        .filter_map(|value| value.to_str().ok());
-    let mut best = (0.0, Format::Json);
-    for range in accepted.flat_map(|value| value.split(',')) {
-        let mut parts = range.split(';').map(str::trim);
-        let format = match parts.next().map(str::to_ascii_lowercase).as_deref() {
-            Some("text/csv") => Format::Csv,
-            Some("application/json" | "application/*" | "*/*") => Format::Json,
-            _ => continue,
-        };
-        let weight = parts
-            .find_map(|part| part.strip_prefix("q=")?.parse().ok())
-            .unwrap_or(1.0);
-        // Among equals the first counts.
-        if weight > best.0 {
-            best = (weight, format);
-        }
-    }
-    best.1
-}
-
 /// List incidents
 ///
 /// The newest first.
@@ -175,40 +101,17 @@ fn preferred(headers: &HeaderMap) -> Format {
         (status = "default", response = OtherProblem),
     )
 )]
-async fn list(
-    State(db): State<Pool>,
-    uri: Uri,
-    headers: HeaderMap,
-    RawQuery(query): RawQuery,
-) -> Result<Response, Problem> {
-    let mut query = Query::parse(query.as_deref());
-    let filter = filter(&mut query)?;
-    let request = PageRequest::take(&mut query, &headers, 'i')?;
-    query.finish()?;
-    let filter = Filter {
-        before: request.before,
-        ..filter
+async fn list(State(db): State<Pool>, mut request: ListRequest) -> Result<Response, Problem> {
+    let filter = filter(&mut request.query)?;
+    let page = request.parse('i')?;
+    let fetch = move |before, limit| {
+        let (db, filter) = (db.clone(), filter.clone());
+        let filter = IncidentFilter { before, ..filter };
+        async move { report::incidents(&db, &filter, limit).await.map(Some) }
     };
-    let page = report::incidents(&db, &filter, request.limit).await?;
-    if request.is_whole {
-        return Ok(whole_table(page, move |before| {
-            let (db, filter) = (
-                db.clone(),
-                Filter {
-                    before: Some(before),
-                    ..filter.clone()
-                },
-            );
-            async move {
-                report::incidents(&db, &filter, LONGEST_PAGE)
-                    .await
-                    .map(Some)
-            }
-        }));
-    }
-    Ok(answer(&uri, 'i', &request, page, |data, next_cursor| {
-        IncidentList { data, next_cursor }
-    }))
+    let body = |data, next_cursor| IncidentList { data, next_cursor };
+    let response = page.respond(fetch, body).await?;
+    Ok(response.expect("there is always a list of incidents"))
 }
 
 /// Get an incident
@@ -260,26 +163,19 @@ async fn show(
 async fn deliveries(
     State(db): State<Pool>,
     IncidentId(id): IncidentId,
-    uri: Uri,
-    headers: HeaderMap,
-    RawQuery(query): RawQuery,
+    mut request: ListRequest,
 ) -> Result<Response, Problem> {
-    let mut query = Query::parse(query.as_deref());
-    let recipients = recipients(&mut query)?;
-    let request = PageRequest::take(&mut query, &headers, 'd')?;
-    query.finish()?;
-    let page = report::deliveries(&db, id, request.before, request.limit, recipients).await?;
-    let page = page.ok_or_else(|| Problem::no_incident(id))?;
-    tell_revealed(recipients, id);
-    if request.is_whole {
-        return Ok(whole_table(page, move |before| {
-            let db = db.clone();
-            async move { report::deliveries(&db, id, Some(before), LONGEST_PAGE, recipients).await }
-        }));
-    }
-    Ok(answer(&uri, 'd', &request, page, |data, next_cursor| {
-        DeliveryList { data, next_cursor }
-    }))
+    let recipients = recipients(&mut request.query)?;
+    let page = request.parse('d')?;
+    let fetch = move |before, limit| {
+        let db = db.clone();
+        async move { report::deliveries(&db, id, before, limit, recipients).await }
+    };
+    let body = |data, next_cursor| DeliveryList { data, next_cursor };
+    let response = page.respond(fetch, body).await?;
+    let response = response.ok_or_else(|| Problem::no_incident(id))?;
+    recipients.log_if_revealed(id);
+    Ok(response)
 }
 
 /// List an incident's health checks
@@ -305,24 +201,16 @@ async fn deliveries(
 async fn checks(
     State(db): State<Pool>,
     IncidentId(id): IncidentId,
-    uri: Uri,
-    headers: HeaderMap,
-    RawQuery(query): RawQuery,
+    request: ListRequest,
 ) -> Result<Response, Problem> {
-    let mut query = Query::parse(query.as_deref());
-    let request = PageRequest::take(&mut query, &headers, 'c')?;
-    query.finish()?;
-    let page = report::checks(&db, id, request.before, request.limit).await?;
-    let page = page.ok_or_else(|| Problem::no_incident(id))?;
-    if request.is_whole {
-        return Ok(whole_table(page, move |before| {
-            let db = db.clone();
-            async move { report::checks(&db, id, Some(before), LONGEST_PAGE).await }
-        }));
-    }
-    Ok(answer(&uri, 'c', &request, page, |data, next_cursor| {
-        HealthCheckList { data, next_cursor }
-    }))
+    let page = request.parse('c')?;
+    let fetch = move |before, limit| {
+        let db = db.clone();
+        async move { report::checks(&db, id, before, limit).await }
+    };
+    let body = |data, next_cursor| HealthCheckList { data, next_cursor };
+    let response = page.respond(fetch, body).await?;
+    response.ok_or_else(|| Problem::no_incident(id))
 }
 
 /// Resolve an incident
@@ -350,11 +238,11 @@ async fn resolve(
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Problem> {
     Query::parse(query.as_deref()).finish()?;
-    let body = whole(body)?;
+    let body = whole_body(body)?;
     let resolution = if body.is_empty() {
         Resolution::default()
     } else {
-        read_json(&headers, &body)?
+        parse_resolution(&headers, &body)?
     };
     resolve_by_hand(&db, id, resolution.note).await?;
     let report = report::incident(&db, id)
@@ -363,7 +251,7 @@ async fn resolve(
     Ok(json(&report))
 }
 
-fn read_json(headers: &HeaderMap, body: &[u8]) -> Result<Resolution, Problem> {
+fn parse_resolution(headers: &HeaderMap, body: &[u8]) -> Result<Resolution, Problem> {
     let kind = headers
         .get(header::CONTENT_TYPE)
         .and_then(|value| value.to_str().ok())
@@ -387,68 +275,6 @@ fn read_json(headers: &HeaderMap, body: &[u8]) -> Result<Resolution, Problem> {
             format!("the body is not {{\"note\": \"…\"}}: {why}"),
         )
     })
-}
-
-/// Who looks at recipients leaves a trace.
-pub(super) fn tell_revealed(recipients: Recipients, id: i64) {
-    match recipients {
-        Recipients::Revealed => warn!(
-            incident.id = id,
-            "recipients of incident {id} were shown in full on request"
-        ),
-        Recipients::Masked => {}
-    }
-}
-
-fn answer<T: Row, L: Serialize>(
-    uri: &Uri,
-    list: char,
-    request: &PageRequest,
-    page: Page<T>,
-    body: impl FnOnce(Vec<T>, Option<String>) -> L,
-) -> Response {
-    let next = page.next.map(|id| cursor(list, id));
-    let link = next.as_deref().map(|next| next_link(uri, next));
-    let mut response = match request.format {
-        Format::Csv => ([(header::CONTENT_TYPE, CSV)], csv::table(&page.data)).into_response(),
-        Format::Json => json(&body(page.data, next)),
-    };
-    if let Some(link) = link.and_then(|link| HeaderValue::try_from(link).ok()) {
-        response.headers_mut().insert(header::LINK, link);
-    }
-    response
-        .headers_mut()
-        .insert(header::VARY, HeaderValue::from_static("accept"));
-    response
-}
-
-/// A whole list as CSV, read page by page while it is sent: little of it is ever in memory. Where the database
-/// goes away meanwhile the answer breaks off, which whoever reads it notices.
-fn whole_table<T, F>(first: Page<T>, next: impl Fn(i64) -> F + Send + 'static) -> Response
-where
-    T: Row + Send + 'static,
-    F: Future<Output = Result<Option<Page<T>>, StoreError>> + Send + 'static,
-{
-    let start = csv::header::<T>() + &csv::lines(&first.data);
-    let rest = stream::try_unfold((first.next, next), async |(before, next)| {
-        let Some(before) = before else {
-            return Ok(None);
-        };
-        let page = next(before).await?;
-        Ok(page.map(|page| (csv::lines(&page.data), (page.next, next))))
-    });
-    let body = stream::once(ready(Ok::<_, StoreError>(start))).chain(rest);
-    let headers = [(header::CONTENT_TYPE, CSV), (header::VARY, "accept")];
-    (headers, Body::from_stream(body)).into_response()
-}
-
-/// The same request with another cursor ([RFC 8288](https://www.rfc-editor.org/rfc/rfc8288)).
-fn next_link(uri: &Uri, cursor: &str) -> String {
-    let mut query = form_urlencoded::Serializer::new(String::new());
-    let given = form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes());
-    query.extend_pairs(given.filter(|(name, _)| name != "cursor"));
-    query.append_pair("cursor", cursor);
-    format!("<{}?{}>; rel=\"next\"", uri.path(), query.finish())
 }
 
 fn json(value: &impl Serialize) -> Response {

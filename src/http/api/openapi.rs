@@ -8,10 +8,10 @@ use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa::openapi::{RefOr, SecurityRequirement};
 use utoipa::{IntoParams, Modify, OpenApi, PartialSchema, ToResponse, ToSchema};
 
-use super::Format;
+use super::paging::Format;
 use crate::http::error::Problem;
 use crate::lockout::cause::LockoutCause;
-use crate::store::incidents::State;
+use crate::store::incidents::IncidentState;
 
 /// The API's description as OpenAPI 3.1, in JSON.
 #[must_use]
@@ -33,7 +33,7 @@ pub fn openapi() -> String {
     ),
     paths(super::list, super::show, super::deliveries, super::checks, super::resolve),
     components(
-        schemas(State, LockoutCause, Moment, Format, Reveal),
+        schemas(IncidentState, LockoutCause, Moment, Format, Reveal),
         responses(BadParameter, NoIncident, OtherProblem)
     ),
     modifiers(&Security)

@@ -8,23 +8,23 @@ use axum::response::Response;
 use maud::{Markup, html};
 use time::OffsetDateTime;
 
-use super::list::cause_title;
 use super::{
     Refresh, badge, cut, full_time, linked, page as whole_page, picture, received, see_other,
     support_home, time_ago,
 };
-use crate::http::api::tell_revealed;
 use crate::http::error::Problem;
-use crate::http::query::{IncidentId, Query, cursor, read_cursor, recipients};
-use crate::http::resolve::{resolve_by_hand, whole};
+use crate::http::query::{IncidentId, Query, cursor, parse_cursor, recipients};
+use crate::http::resolve::{resolve_by_hand, whole_body};
 use crate::lockout::cause::LockoutCause;
+use crate::lockout::note::Note;
 use crate::meta::health::Entity;
 use crate::report::appeal::{EXAMPLES, appeal};
 use crate::report::text::{count, duration, ended, grouped};
-use crate::report::timeline::{self, Health, timeline};
-use crate::report::{self, IncidentReport, Note, NumberReport, Page, Recipients};
+use crate::report::timeline::{self, NumberHealth, timeline};
+use crate::report::{self, IncidentReport, NumberReport, Page, Recipients};
 use crate::store::Pool;
-use crate::store::details::{Delivery, HealthCheck};
+use crate::store::checks::HealthCheck;
+use crate::store::deliveries::Delivery;
 
 const DELIVERIES: i64 = 20;
 const CHECKS: i64 = 8;
@@ -46,20 +46,20 @@ const ROOM: usize = 94_000;
 const LINE: usize = 800;
 
 /// Where the two lists on the page are, and whether recipients are shown.
-struct Asked {
+struct PageQuery {
     id: i64,
     deliveries: Option<i64>,
     checks: Option<i64>,
     recipients: Recipients,
 }
 
-impl Asked {
-    fn read(id: i64, query: Option<&str>) -> Result<Self, Problem> {
-        let mut query = Query::of_form(query);
+impl PageQuery {
+    fn parse(id: i64, query: Option<&str>) -> Result<Self, Problem> {
+        let mut query = Query::parse_form(query);
         let recipients = recipients(&mut query)?;
         let mut place = |name, list| {
             query.take(name, |text| {
-                read_cursor(list, text).ok_or("not a cursor of this list")
+                parse_cursor(list, text).ok_or("not a cursor of this list")
             })
         };
         let (deliveries, checks) = (place("deliveries", 'd')?, place("checks", 'c')?);
@@ -102,24 +102,24 @@ pub(super) async fn page(
     IncidentId(id): IncidentId,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Problem> {
-    let asked = Asked::read(id, query.as_deref())?;
+    let query = PageQuery::parse(id, query.as_deref())?;
     let now = OffsetDateTime::now_utc();
     let none = || Problem::no_incident(id);
-    let report = report::incident(&db, asked.id).await?.ok_or_else(none)?;
-    let timeline = timeline(&db, &report, now, timeline::PICTURE).await?;
+    let report = report::incident(&db, query.id).await?.ok_or_else(none)?;
+    let timeline = timeline(&db, &report, now, timeline::PICTURE_BINS).await?;
     let deliveries = report::deliveries(
         &db,
-        asked.id,
-        asked.deliveries,
+        query.id,
+        query.deliveries,
         DELIVERIES,
-        asked.recipients,
+        query.recipients,
     )
     .await?;
     let deliveries = deliveries.ok_or_else(none)?;
-    let checks = report::checks(&db, asked.id, asked.checks, CHECKS)
+    let checks = report::checks(&db, query.id, query.checks, CHECKS)
         .await?
         .ok_or_else(none)?;
-    tell_revealed(asked.recipients, asked.id);
+    query.recipients.log_if_revealed(query.id);
 
     let incident = &report.incident;
     let is_open = incident.resolved_at.is_none();
@@ -131,8 +131,8 @@ pub(super) async fn page(
     let before = html! {
         nav #crumbs .crumbs aria-label="Breadcrumb" { a href="/" { "All incidents" } " › Incident " (incident.id) }
         div #headline data-live .headline .alarm[is_open] {
-            h1 { "Account " (received(&incident.waba_id, 64)) (if is_open { " is locked" } else { " was locked" }) " " (badge(is_open, &ended(incident))) }
-            p .cause { strong { (cause_title(&report)) } @if let Some(summary) = &incident.cause_summary { ": " (received(summary, 400)) } }
+            h1 { "Account " (received(incident.waba_id.as_str(), 64)) (if is_open { " is locked" } else { " was locked" }) " " (badge(is_open, &ended(incident))) }
+            p .cause { strong { (report.cause_title()) } @if let Some(summary) = &incident.cause_summary { ": " (received(summary, 400)) } }
         }
         (facts(&report, now))
         @if is_open { (what_to_do(&report)) }
@@ -142,13 +142,13 @@ pub(super) async fn page(
         }
         (why(&report))
         (numbers(&report, now))
-        (for_the_appeal(&asked, &report, &deliveries.data, now))
+        (for_the_appeal(&query, &report, &deliveries.data, now))
         @if is_open { (resolve_form(&report)) }
     };
-    let after = deliveries_list(&asked, &deliveries);
+    let after = deliveries_list(&query, &deliveries);
     let room = ROOM.saturating_sub(before.0.len() + after.0.len());
-    let main = html! { (before) (checks_list(&asked, &checks, room)) (after) };
-    let refresh = match asked.recipients {
+    let main = html! { (before) (checks_list(&query, &checks, room)) (after) };
+    let refresh = match query.recipients {
         Recipients::Masked => Refresh::WithScript,
         // Each look leaves a line in the log.
         Recipients::Revealed => Refresh::Never,
@@ -170,7 +170,7 @@ fn facts(report: &IncidentReport, now: OffsetDateTime) -> Markup {
             div { dt { "Messages failed" } dd { span .big { (grouped(incident.failure_count)) } } }
             div { dt { "Latest failure" } dd { (time_ago(incident.last_failure_at, now)) } }
             div { dt { "Numbers affected" } dd { span .big { (grouped(report.affected_number_count)) } } }
-            @if let Some(note) = &incident.resolution_note { div .wide { dt { "Note" } dd { (received(note, Note::LONGEST)) } } }
+            @if let Some(note) = &incident.resolution_note { div .wide { dt { "Note" } dd { (received(note, Note::LIMIT_CHARACTERS)) } } }
             @if let Some(previous) = incident.previous_incident_id {
                 div { dt { "Incident before" } dd { a href={ "/incidents/" (previous) } { "Incident " (previous) } } }
             }
@@ -197,7 +197,7 @@ fn why(report: &IncidentReport) -> Markup {
         section #why data-live aria-labelledby="why-heading" {
             h2 #why-heading { "Why" }
             dl .facts {
-                div { dt { "Cause" } dd { code { (received(&incident.cause, 64)) } } }
+                div { dt { "Cause" } dd { code { (received(incident.cause.as_str(), 64)) } } }
                 @if let Some(at) = incident.cause_recorded_at { div { dt { "Recorded" } dd { (full_time(at)) } } }
                 @if let Some(kind) = &incident.cause_entity_type {
                     div { dt { "Entity" } dd { (received(kind, 64)) " " (received(incident.cause_entity_id.as_deref().unwrap_or_default(), 64)) } }
@@ -209,7 +209,7 @@ fn why(report: &IncidentReport) -> Markup {
             @match &report.evidence {
                 Some(check) => {
                     p {
-                        "We say so because of health check " (check.id) " of number " (received(&check.phone_number_id, 64)) " at " (full_time(check.checked_at))
+                        "We say so because of health check " (check.id) " of number " (received(check.phone_number_id.as_str(), 64)) " at " (full_time(check.checked_at))
                         @match &check.error { Some(error) => { ": " (received(error, 400)) } None => { ":" } }
                     }
                     (within(&mut { EVIDENCE }, entities(check)))
@@ -248,7 +248,7 @@ fn entities(check: &HealthCheck) -> Markup {
                         @for entity in entities.iter().take(8) {
                             tr {
                                 th scope="row" { (received(&entity.entity_type, 32)) " " (received(&entity.id, 64)) }
-                                td { (health(Health::of("answered", Some(&entity.can_send_message.to_string())), &entity.can_send_message.to_string())) }
+                                td { (health(NumberHealth::from_verdict(&entity.can_send_message), &entity.can_send_message.to_string())) }
                                 td {
                                     @for error in entity.errors.iter().take(3) {
                                         p { @if let Some(code) = error.error_code { "(" (code) ") " } (received(&error.error_description, 300)) }
@@ -281,7 +281,7 @@ fn numbers(report: &IncidentReport, now: OffsetDateTime) -> Markup {
                             tr {
                                 th scope="row" {
                                     @if let Some(display) = &number.display_phone_number { (received(display, 40)) br; }
-                                    small { "ID " (received(&number.phone_number_id, 64)) }
+                                    small { "ID " (received(number.phone_number_id.as_str(), 64)) }
                                 }
                                 td { @match latest_check { Some(check) => (check_health(check)), None => "not looked up yet" } }
                                 td .right { (grouped(number.failure_count)) }
@@ -310,21 +310,21 @@ fn next_look(due_at: Option<OffsetDateTime>, now: OffsetDateTime) -> Markup {
 }
 
 fn check_health(check: &HealthCheck) -> Markup {
-    let health_of = Health::of_check(check);
+    let health_of = NumberHealth::from_check(check);
     let word = match health_of {
-        Health::Other => check.can_send_message.as_deref().unwrap_or("no verdict"),
+        NumberHealth::Other => check.can_send_message.as_deref().unwrap_or("no verdict"),
         known => known.word(),
     };
     health(health_of, word)
 }
 
 /// A verdict with its colour; the word says the same.
-fn health(health: Health, word: &str) -> Markup {
+fn health(health: NumberHealth, word: &str) -> Markup {
     html! { span .verdict .(picture::class(health)) { (received(word, 32)) } }
 }
 
 fn for_the_appeal(
-    asked: &Asked,
+    query: &PageQuery,
     report: &IncidentReport,
     deliveries: &[Delivery],
     now: OffsetDateTime,
@@ -332,7 +332,7 @@ fn for_the_appeal(
     let examples = &deliveries[..deliveries
         .len()
         .min(usize::try_from(EXAMPLES).unwrap_or_default())];
-    let text = appeal(report, NUMBERS_IN_APPEAL, examples, asked.recipients, now);
+    let text = appeal(report, NUMBERS_IN_APPEAL, examples, query.recipients, now);
     let text = cut(&text, APPEAL);
     html! {
         section #appeal data-live aria-labelledby="appeal-heading" {
@@ -342,9 +342,9 @@ fn for_the_appeal(
             p {
                 button type="button" .copy data-copy="appeal-text" { "Copy" } " "
                 span role="status" data-copied="appeal-text" {}
-                @if asked.recipients == Recipients::Masked {
+                @if query.recipients == Recipients::Masked {
                     " Message IDs are left out, since they contain recipients' numbers. "
-                    a href=(asked.link(asked.deliveries, asked.checks, Recipients::Revealed, "appeal")) { "Add some" } " (this is logged)."
+                    a href=(query.link(query.deliveries, query.checks, Recipients::Revealed, "appeal")) { "Add some" } " (this is logged)."
                 }
             }
         }
@@ -371,7 +371,7 @@ fn seems_over(report: &IncidentReport) -> bool {
     let is_clear = |NumberReport { latest_check, .. }: &NumberReport| {
         latest_check
             .as_ref()
-            .is_some_and(|check| Health::of_check(check) == Health::Available)
+            .is_some_and(|check| NumberHealth::from_check(check) == NumberHealth::Available)
     };
     report.cause().is_some_and(LockoutCause::is_found)
         && report.affected_numbers.iter().all(is_clear)
@@ -384,25 +384,25 @@ fn resolve_form(report: &IncidentReport) -> Markup {
             p { (ends_by_itself(report)) " If you know better, say so. Should messages go on failing, a new incident opens." }
             form method="post" action={ "/incidents/" (report.incident.id) "/resolve" } {
                 label for="note" { "Note, for those who read it later" }
-                input #note name="note" maxlength=(Note::LONGEST) autocomplete="off" placeholder="Meta granted the review";
+                input #note name="note" maxlength=(Note::LIMIT_CHARACTERS) autocomplete="off" placeholder="Meta granted the review";
                 button { "Resolve" }
             }
         }
     }
 }
 
-fn checks_list(asked: &Asked, checks: &Page<HealthCheck>, room: usize) -> Markup {
+fn checks_list(query: &PageQuery, checks: &Page<HealthCheck>, room: usize) -> Markup {
     // Each has its line and a word on what is missing, whatever there is room for.
     let mut room = room.saturating_sub(checks.data.len() * LINE);
     html! {
-        section #checks data-live[asked.checks.is_none()] aria-labelledby="checks-heading" {
+        section #checks data-live[query.checks.is_none()] aria-labelledby="checks-heading" {
             h2 #checks-heading { "Health checks" }
             @if checks.data.is_empty() { p .none { "None yet." } }
             @for check in &checks.data { (check_details(check, &mut room)) }
             p .pages {
-                @if asked.checks.is_some() { a href=(asked.link(asked.deliveries, None, asked.recipients, "checks")) { "Latest checks" } " " }
-                @if let Some(next) = checks.next { a .older href=(asked.link(asked.deliveries, Some(next), asked.recipients, "checks")) { "Older checks" } " " }
-                a href={ "/api/v1/incidents/" (asked.id) "/checks?format=csv" } download { "All as CSV" }
+                @if query.checks.is_some() { a href=(query.link(query.deliveries, None, query.recipients, "checks")) { "Latest checks" } " " }
+                @if let Some(next) = checks.next { a .older href=(query.link(query.deliveries, Some(next), query.recipients, "checks")) { "Older checks" } " " }
+                a href={ "/api/v1/incidents/" (query.id) "/checks?format=csv" } download { "All as CSV" }
             }
         }
     }
@@ -418,35 +418,35 @@ fn check_details(check: &HealthCheck, room: &mut usize) -> Markup {
     html! {
         details #{ "check-" (check.id) } {
             summary {
-                (full_time(check.checked_at)) " " (check_health(check)) " " (received(&check.phone_number_id, 64)) " "
-                span .ago { (received(&check.outcome, 32)) @if let Some(status) = check.http_status { ", HTTP " (status) } ", " (check.duration_ms) " ms" }
+                (full_time(check.checked_at)) " " (check_health(check)) " " (received(check.phone_number_id.as_str(), 64)) " "
+                span .ago { (received(check.outcome.as_str(), 32)) @if let Some(status) = check.http_status { ", HTTP " (status) } ", " (check.duration_ms) " ms" }
             }
             (within(room, details))
         }
     }
 }
 
-fn deliveries_list(asked: &Asked, deliveries: &Page<Delivery>) -> Markup {
-    let is_masked = asked.recipients == Recipients::Masked;
+fn deliveries_list(query: &PageQuery, deliveries: &Page<Delivery>) -> Markup {
+    let is_masked = query.recipients == Recipients::Masked;
     let reveal = if is_masked { "" } else { "&reveal=recipients" };
     let csv = format!(
         "/api/v1/incidents/{}/deliveries?format=csv{reveal}",
-        asked.id
+        query.id
     );
     let has_references = deliveries
         .data
         .iter()
         .any(|delivery| delivery.callback_data.is_some());
     html! {
-        section #deliveries data-live[asked.deliveries.is_none()] aria-labelledby="deliveries-heading" {
+        section #deliveries data-live[query.deliveries.is_none()] aria-labelledby="deliveries-heading" {
             h2 #deliveries-heading { "Failed deliveries" }
             p {
                 @if is_masked {
                     "Recipients are masked. "
-                    a href=(asked.link(asked.deliveries, asked.checks, Recipients::Revealed, "deliveries")) { "Show recipients" } " (this is logged)."
+                    a href=(query.link(query.deliveries, query.checks, Recipients::Revealed, "deliveries")) { "Show recipients" } " (this is logged)."
                 } @else {
                     "Recipients are shown, and that was logged. "
-                    a href=(asked.link(asked.deliveries, asked.checks, Recipients::Masked, "deliveries")) { "Mask them" } "."
+                    a href=(query.link(query.deliveries, query.checks, Recipients::Masked, "deliveries")) { "Mask them" } "."
                 }
             }
             @if deliveries.data.is_empty() {
@@ -464,8 +464,8 @@ fn deliveries_list(asked: &Asked, deliveries: &Page<Delivery>) -> Markup {
                 }
             }
             p .pages {
-                @if asked.deliveries.is_some() { a href=(asked.link(None, asked.checks, asked.recipients, "deliveries")) { "Latest deliveries" } " " }
-                @if let Some(next) = deliveries.next { a .older href=(asked.link(Some(next), asked.checks, asked.recipients, "deliveries")) { "Older deliveries" } " " }
+                @if query.deliveries.is_some() { a href=(query.link(None, query.checks, query.recipients, "deliveries")) { "Latest deliveries" } " " }
+                @if let Some(next) = deliveries.next { a .older href=(query.link(Some(next), query.checks, query.recipients, "deliveries")) { "Older deliveries" } " " }
                 a href=(csv) download { (if is_masked { "All as CSV, masked" } else { "All as CSV, with recipients (logged)" }) }
             }
         }
@@ -491,7 +491,7 @@ fn delivery_row(delivery: &Delivery, has_references: bool) -> Markup {
                 (received(delivery.recipient_id.as_deref().unwrap_or("unknown"), 64))
                 @if let Some(participant) = &delivery.participant_id { br; small { "participant " (received(participant, 64)) } }
             }
-            td { (received(&delivery.phone_number_id, 64)) }
+            td { (received(delivery.phone_number_id.as_str(), 64)) }
             td { (delivery.error_code) @if let Some(said) = said { " " (received(said, 120)) } }
             td { code { (received(&delivery.message_id, 120)) } }
             @if has_references { td { (received(delivery.callback_data.as_deref().unwrap_or_default(), 120)) } }
@@ -516,7 +516,7 @@ pub(super) async fn resolve(
             "a form is expected; programs use /api/v1",
         ));
     }
-    let body = whole(body)?;
+    let body = whole_body(body)?;
     let note = form_urlencoded::parse(&body)
         .find(|(name, _)| name == "note")
         .map(|(_, note)| note.into_owned());

@@ -11,28 +11,28 @@ use time::format_description::well_known::Rfc3339;
 use super::picture::sparkline;
 use super::{Refresh, badge, full_time, linked, page as whole_page, received, time_ago};
 use crate::http::error::Problem;
-use crate::http::query::{Query, cursor, filter, read_cursor};
+use crate::http::query::{Query, cursor, filter, parse_cursor};
 use crate::lockout::cause::LockoutCause;
 use crate::report::text::{count, duration, ended, grouped, printable};
 use crate::report::timeline::sparklines;
 use crate::report::{self, IncidentReport, NumberReport, Page};
-use crate::store::incidents::{self, Filter, State as Which};
+use crate::store::incidents::{self, IncidentFilter, IncidentState};
 use crate::store::{Pool, bounded};
 
 const OPEN: i64 = 20;
 const RESOLVED: i64 = 25;
 const LONGEST_SEARCH: usize = 64;
 
-/// What the page was asked for.
-struct Asked {
-    filter: Filter,
+/// The query of the page: its filters, and the text that is searched for.
+struct ListQuery {
+    filter: IncidentFilter,
     /// What is searched for; empty: nothing.
     search: String,
 }
 
-impl Asked {
-    fn read(query: Option<&str>) -> Result<Self, Problem> {
-        let mut query = Query::of_form(query);
+impl ListQuery {
+    fn parse(query: Option<&str>) -> Result<Self, Problem> {
+        let mut query = Query::parse_form(query);
         let mut filter = filter(&mut query)?;
         let search = query.take("q", |text| {
             let text = text.trim().trim_start_matches('+').replace('\0', "");
@@ -43,7 +43,7 @@ impl Asked {
             }
         })?;
         filter.before = query.take("cursor", |text| {
-            read_cursor('i', text).ok_or("not a cursor of this list")
+            parse_cursor('i', text).ok_or("not a cursor of this list")
         })?;
         query.finish()?;
         Ok(Self {
@@ -53,7 +53,7 @@ impl Asked {
     }
 
     fn is_filtered(&self) -> bool {
-        let Filter {
+        let IncidentFilter {
             state,
             waba_id,
             cause,
@@ -63,20 +63,24 @@ impl Asked {
             before,
         } = &self.filter;
         let has_words = waba_id.is_some() || cause.is_some() || !self.search.is_empty();
-        *state != Which::All || has_words || since.is_some() || until.is_some() || before.is_some()
+        *state != IncidentState::All
+            || has_words
+            || since.is_some()
+            || until.is_some()
+            || before.is_some()
     }
 
     /// Filters that the form has no field for.
     fn unseen(&self) -> Vec<(&'static str, String)> {
         let time = |time: Option<OffsetDateTime>| time?.format(&Rfc3339).ok();
-        let Filter {
+        let IncidentFilter {
             waba_id,
             since,
             until,
             ..
         } = &self.filter;
         let filters = [
-            ("waba_id", waba_id.clone()),
+            ("waba_id", waba_id.as_ref().map(ToString::to_string)),
             ("since", time(*since)),
             ("until", time(*until)),
         ];
@@ -90,8 +94,11 @@ impl Asked {
     fn link(&self, state: &str, before: Option<i64>) -> String {
         let mut query = form_urlencoded::Serializer::for_suffix(String::from("/?"), 2);
         query.append_pair("state", state);
-        let search = Some(&self.search).filter(|search| !search.is_empty());
-        let seen = [("cause", self.filter.cause.as_ref()), ("q", search)];
+        let search = Some(self.search.as_str()).filter(|search| !search.is_empty());
+        let seen = [
+            ("cause", self.filter.cause.map(LockoutCause::as_str)),
+            ("q", search),
+        ];
         query.extend_pairs(
             seen.into_iter()
                 .filter_map(|(name, word)| Some((name, word?))),
@@ -108,14 +115,14 @@ pub(super) async fn page(
     State(db): State<Pool>,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Problem> {
-    let mut asked = Asked::read(query.as_deref())?;
+    let mut query = ListQuery::parse(query.as_deref())?;
     let now = OffsetDateTime::now_utc();
     let open_count = bounded(incidents::count_open(&db)).await?;
-    if !asked.search.is_empty() {
-        asked.filter.among = Some(bounded(incidents::search(&db, &asked.search)).await?);
+    if !query.search.is_empty() {
+        query.filter.among = Some(bounded(incidents::search(&db, &query.search)).await?);
     }
-    let open = some(&db, &asked, Which::Open, OPEN).await?;
-    let resolved = some(&db, &asked, Which::Resolved, RESOLVED).await?;
+    let open = some(&db, &query, IncidentState::Open, OPEN).await?;
+    let resolved = some(&db, &query, IncidentState::Resolved, RESOLVED).await?;
     let open_reports = open.as_ref().map_or(&[][..], |page| &page.data);
     let sparks = sparklines(&db, open_reports, now).await?;
     let title = match open_count {
@@ -128,12 +135,12 @@ pub(super) async fn page(
         .all(|page| page.data.is_empty());
     let main = html! {
         (headline(&title, open_count))
-        @if is_empty && !asked.is_filtered() {
+        @if is_empty && !query.is_filtered() {
             (welcome())
         } @else {
-            (filter_form(&asked))
-            @if let Some(open) = &open { (open_section(&asked, open, &sparks, now)) }
-            @if let Some(resolved) = &resolved { (resolved_section(&asked, resolved)) }
+            (filter_form(&query))
+            @if let Some(open) = &open { (open_section(&query, open, &sparks, now)) }
+            @if let Some(resolved) = &resolved { (resolved_section(&query, resolved)) }
         }
     };
     Ok(whole_page(&title, Refresh::Always, now, &main))
@@ -142,16 +149,16 @@ pub(super) async fn page(
 /// The incidents of one state, unless the filter leaves them out.
 async fn some(
     db: &Pool,
-    asked: &Asked,
-    state: Which,
+    query: &ListQuery,
+    state: IncidentState,
     limit: i64,
 ) -> Result<Option<Page<IncidentReport>>, Problem> {
-    if asked.filter.state != Which::All && asked.filter.state != state {
+    if query.filter.state != IncidentState::All && query.filter.state != state {
         return Ok(None);
     }
-    let filter = Filter {
+    let filter = IncidentFilter {
         state,
-        ..asked.filter.clone()
+        ..query.filter.clone()
     };
     Ok(Some(report::incidents(db, &filter, limit).await?))
 }
@@ -195,15 +202,15 @@ fn welcome() -> Markup {
     }
 }
 
-fn filter_form(asked: &Asked) -> Markup {
-    let Filter { state, cause, .. } = &asked.filter;
+fn filter_form(query: &ListQuery) -> Markup {
+    let IncidentFilter { state, cause, .. } = &query.filter;
     html! {
         form #filter .filter role="search" method="get" action="/" {
-            label { "Account or number" input type="search" name="q" value=(printable(&asked.search)) maxlength=(LONGEST_SEARCH) autocomplete="off"; }
+            label { "Account or number" input type="search" name="q" value=(printable(&query.search)) maxlength=(LONGEST_SEARCH) autocomplete="off"; }
             label {
                 "State"
                 select name="state" {
-                    @for (which, word, text) in [(Which::All, "all", "Open and resolved"), (Which::Open, "open", "Open"), (Which::Resolved, "resolved", "Resolved")] {
+                    @for (which, word, text) in [(IncidentState::All, "all", "Open and resolved"), (IncidentState::Open, "open", "Open"), (IncidentState::Resolved, "resolved", "Resolved")] {
                         option value=(word) selected[which == *state] { (text) }
                     }
                 }
@@ -213,20 +220,20 @@ fn filter_form(asked: &Asked) -> Markup {
                 select name="cause" {
                     option value="" { "Any" }
                     @for known in LockoutCause::ALL {
-                        option value=(known) selected[cause.as_deref() == Some(known.as_str())] { (known.title()) }
+                        option value=(known) selected[*cause == Some(known)] { (known.title()) }
                     }
                 }
             }
             button { "Filter" }
             // What only an address says goes on with the form.
-            @for (name, value) in asked.unseen() { input type="hidden" name=(name) value=(value); }
-            @if asked.is_filtered() { a .clear href="/" { "Clear" } }
+            @for (name, value) in query.unseen() { input type="hidden" name=(name) value=(value); }
+            @if query.is_filtered() { a .clear href="/" { "Clear" } }
         }
     }
 }
 
 fn open_section(
-    asked: &Asked,
+    query: &ListQuery,
     page: &Page<IncidentReport>,
     sparks: &BTreeMap<i64, Vec<u64>>,
     now: OffsetDateTime,
@@ -234,9 +241,9 @@ fn open_section(
     html! {
         section #open data-live aria-labelledby="open-title" {
             h2 #open-title { "Open" }
-            @if page.data.is_empty() { p .none { @if asked.is_filtered() { "None that fits." } @else { "None." } } }
+            @if page.data.is_empty() { p .none { @if query.is_filtered() { "None that fits." } @else { "None." } } }
             @for report in &page.data { (card(report, sparks.get(&report.incident.id), now)) }
-            @if let Some(next) = page.next { p { a .older href=(asked.link("open", Some(next))) { "Older open incidents" } } }
+            @if let Some(next) = page.next { p { a .older href=(query.link("open", Some(next))) { "Older open incidents" } } }
         }
     }
 }
@@ -248,10 +255,10 @@ fn card(report: &IncidentReport, spark: Option<&Vec<u64>>, now: OffsetDateTime) 
     html! {
         article .card {
             header {
-                h3 { a href=(url) { "Account " (received(&incident.waba_id, 64)) } }
+                h3 { a href=(url) { "Account " (received(incident.waba_id.as_str(), 64)) } }
                 (badge(true, "open"))
             }
-            p .cause { strong { (cause_title(report)) } @if let Some(summary) = &incident.cause_summary { ": " (received(summary, 240)) } }
+            p .cause { strong { (report.cause_title()) } @if let Some(summary) = &incident.cause_summary { ": " (received(summary, 240)) } }
             div .facts {
                 p { span .label { "Locked since" } (time_ago(incident.opened_at, now)) }
                 p {
@@ -275,18 +282,18 @@ fn numbers(report: &IncidentReport) -> Markup {
     html! {
         @for (position, NumberReport { number, .. }) in report.affected_numbers.iter().enumerate() {
             @if position > 0 { ", " }
-            span .number { (received(number.display_phone_number.as_deref().unwrap_or(&number.phone_number_id), 40)) }
+            span .number { (received(number.display_phone_number.as_deref().unwrap_or(number.phone_number_id.as_str()), 40)) }
         }
         @if more > 0 { " and " (count(more, "more", "more")) }
     }
 }
 
-fn resolved_section(asked: &Asked, page: &Page<IncidentReport>) -> Markup {
+fn resolved_section(query: &ListQuery, page: &Page<IncidentReport>) -> Markup {
     html! {
         section #resolved data-live aria-labelledby="resolved-title" {
             h2 #resolved-title { "Resolved" }
             @if page.data.is_empty() {
-                p .none { @if asked.is_filtered() { "None that fits." } @else { "None yet." } }
+                p .none { @if query.is_filtered() { "None that fits." } @else { "None yet." } }
             } @else {
                 div .scroll role="region" aria-labelledby="resolved-title" tabindex="0" {
                     table {
@@ -298,7 +305,7 @@ fn resolved_section(asked: &Asked, page: &Page<IncidentReport>) -> Markup {
                     }
                 }
             }
-            @if let Some(next) = page.next { p { a .older href=(asked.link("resolved", Some(next))) { "Older resolved incidents" } } }
+            @if let Some(next) = page.next { p { a .older href=(query.link("resolved", Some(next))) { "Older resolved incidents" } } }
         }
     }
 }
@@ -311,18 +318,12 @@ fn row(report: &IncidentReport) -> Markup {
         .unwrap_or_default();
     html! {
         tr {
-            th scope="row" { a href={ "/incidents/" (incident.id) } { (received(&incident.waba_id, 64)) } }
-            td { (cause_title(report)) }
+            th scope="row" { a href={ "/incidents/" (incident.id) } { (received(incident.waba_id.as_str(), 64)) } }
+            td { (report.cause_title()) }
             td { (full_time(incident.opened_at)) }
             td { (lasted) }
             td .right { (grouped(incident.failure_count)) }
             td { (ended(incident)) }
         }
     }
-}
-
-pub(super) fn cause_title(report: &IncidentReport) -> &str {
-    report
-        .cause()
-        .map_or(report.incident.cause.as_str(), |cause| cause.title())
 }

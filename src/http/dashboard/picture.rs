@@ -9,7 +9,7 @@ use time::OffsetDateTime;
 use super::cut;
 use crate::report::IncidentReport;
 use crate::report::text::{count, duration, ended, grouped, moment, printable, short_moment};
-use crate::report::timeline::{Health, Lane, Timeline};
+use crate::report::timeline::{Lane, NumberHealth, Timeline};
 
 const MARKER: u32 = 18;
 const BARS: u32 = 96;
@@ -202,10 +202,10 @@ fn lane_of(timeline: &Timeline, lane: &Lane, top: u32, has_titles: bool) -> Mark
     let end = timeline.position(timeline.until) * 100.0;
     html! {
         text .lane x="0" y=(top + 12) {
-            (name) ": " tspan .word { (lane.latest.map_or("not looked up yet", Health::word)) }
+            (name) ": " tspan .word { (lane.latest.map_or("not looked up yet", NumberHealth::word)) }
         }
         rect .track x="0" y=(top + NAME) width="100%" height="16" {}
-        @for health in Health::ALL.into_iter().filter(|health| lane.health.contains(&Some(*health))) {
+        @for health in NumberHealth::ALL.into_iter().filter(|health| lane.health.contains(&Some(*health))) {
             @let (offset, high) = shape(health);
             g .(class(health)) {
                 @for (bin, length, _) in lane.stretches().into_iter().filter(|(_, _, other)| *other == health) {
@@ -226,24 +226,27 @@ fn name(lane: &Lane) -> String {
 }
 
 /// The worse, the higher.
-fn shape(health: Health) -> (u32, u32) {
+fn shape(health: NumberHealth) -> (u32, u32) {
     match health {
-        Health::Available => (11, 5),
-        Health::Limited => (6, 10),
-        Health::Blocked | Health::Other | Health::Refused | Health::NotAsked => (0, 16),
-        Health::Unreachable => (6, 10),
+        NumberHealth::Available => (11, 5),
+        NumberHealth::Limited => (6, 10),
+        NumberHealth::Blocked
+        | NumberHealth::Other
+        | NumberHealth::Refused
+        | NumberHealth::NotAsked => (0, 16),
+        NumberHealth::Unreachable => (6, 10),
     }
 }
 
-pub(super) fn class(health: Health) -> &'static str {
+pub(super) fn class(health: NumberHealth) -> &'static str {
     match health {
-        Health::Available => "available",
-        Health::Limited => "limited",
-        Health::Blocked => "blocked",
-        Health::Other => "other",
-        Health::Refused => "refused",
-        Health::NotAsked => "not-asked",
-        Health::Unreachable => "unreachable",
+        NumberHealth::Available => "available",
+        NumberHealth::Limited => "limited",
+        NumberHealth::Blocked => "blocked",
+        NumberHealth::Other => "other",
+        NumberHealth::Refused => "refused",
+        NumberHealth::NotAsked => "not-asked",
+        NumberHealth::Unreachable => "unreachable",
     }
 }
 
@@ -276,15 +279,15 @@ fn legend(timeline: &Timeline) -> Markup {
     }
 }
 
-fn meaning(health: Health) -> &'static str {
+fn meaning(health: NumberHealth) -> &'static str {
     match health {
-        Health::Available => "AVAILABLE: can send",
-        Health::Limited => "LIMITED",
-        Health::Blocked => "BLOCKED: cannot send",
-        Health::Other => "a word of Meta's that we do not know",
-        Health::Refused => "look-up refused",
-        Health::NotAsked => "not asked: no token",
-        Health::Unreachable => "Meta not reached",
+        NumberHealth::Available => "AVAILABLE: can send",
+        NumberHealth::Limited => "LIMITED",
+        NumberHealth::Blocked => "BLOCKED: cannot send",
+        NumberHealth::Other => "a word of Meta's that we do not know",
+        NumberHealth::Refused => "look-up refused",
+        NumberHealth::NotAsked => "not asked: no token",
+        NumberHealth::Unreachable => "Meta not reached",
     }
 }
 

@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use super::{look_up_each, number};
 use crate::support::wire::Move::{Hold, Repeat, Reset, Say};
 use crate::support::wire::{Move, Wire, answer};
-use crate::support::{ACCESS_TOKEN, APP_SECRET, NUMBER, WABA, graph};
+use crate::support::{ACCESS_TOKEN, APP_SECRET, NUMBER, graph, waba};
 
 const HEALTH: &str = r#"{"health_status":{"entities":[{"entity_type":"WABA","id":"1","can_send_message":"BLOCKED","errors":[{"error_code":141006,"error_description":"payment!"}]}]}}"#;
 
@@ -30,7 +30,7 @@ fn asking(url: &str) -> Graph {
 
 /// One look-up that must come to nothing: what it says, and the seconds that it took.
 async fn fails(url: &str) -> (String, f64) {
-    let check = asking(url).look_up(WABA, NUMBER).await;
+    let check = asking(url).look_up(&waba(), NUMBER).await;
     let Answer::Unreachable(reason) = check.answer else {
         panic!("{check:?}")
     };
@@ -364,7 +364,7 @@ async fn what_closes_after_an_answer_takes_no_later_look_up_with_it() {
     let wire = Wire::start(HashMap::from([(NUMBER.to_owned(), script)])).await;
     let graph = asking(&wire.url);
     for _ in 0..3 {
-        let check = graph.look_up(WABA, NUMBER).await;
+        let check = graph.look_up(&waba(), NUMBER).await;
         assert!(!matches!(check.answer, Answer::Unreachable(_)), "{check:?}");
     }
 }
@@ -480,7 +480,7 @@ async fn the_simulator_breaks_as_the_network_does() {
         .enumerate()
         .map(async |(n, (scenario, says))| {
             simulator.script(&number(n), [scenario.clone()]);
-            let check = graph.look_up(WABA, &number(n)).await;
+            let check = graph.look_up(&waba(), &number(n)).await;
             assert!(
                 matches!(&check.answer, Answer::Unreachable(reason) if reason.contains(says)),
                 "{scenario:?}: {check:?}"

@@ -91,7 +91,7 @@ async fn whatever_happens_no_promise_is_broken() {
     println!("{}", oracle::summary(&mut session, &book).await);
     oracle::settled(&mut session, &book).await.none();
     assert!(
-        world.simulator.most_under_way() <= 1,
+        world.simulator.most_in_flight_per_node() <= 1,
         "a number was looked up by two at once"
     );
     nothing_is_held(&world, at_first).await;

@@ -11,12 +11,13 @@ use std::time::Duration;
 
 use lockwatch::graph::{Graph, GraphSettings, Tokens};
 use lockwatch::meta::compose::StatusCallback;
+use lockwatch::meta::ids::WabaId;
 use lockwatch::meta::signature::{HEADER, sign};
 use lockwatch::recorder::Capturing;
 use lockwatch::service::{Service, Settings};
 use lockwatch::simulator::{Scenario, Simulator};
-use lockwatch::store::details::{self, HealthCheck};
-use lockwatch::store::incidents::{self, Filter, Incident};
+use lockwatch::store::checks::{self, HealthCheck};
+use lockwatch::store::incidents::{self, Incident, IncidentFilter};
 use lockwatch::store::{Database, Pool};
 use reqwest::{Client, RequestBuilder, Response, StatusCode};
 use secrecy::SecretString;
@@ -30,6 +31,11 @@ use database::TestDatabase;
 pub const APP_SECRET: &str = "an-app-secret-of-the-tests";
 pub const VERIFY_TOKEN: &str = "a-verify-token";
 pub const ACCESS_TOKEN: &str = "EAAtestsAccessToken1234567890";
+
+/// The account of most tests, as an id.
+pub fn waba() -> WabaId {
+    WabaId::parse(WABA).unwrap()
+}
 
 pub const WABA: &str = "102290129340398";
 pub const NUMBER: &str = "106540352242922";
@@ -192,7 +198,7 @@ impl TestApp {
     }
 
     pub async fn incidents(&self) -> Vec<Incident> {
-        let mut incidents = incidents::list(&self.db, &Filter::default(), 1000)
+        let mut incidents = incidents::list(&self.db, &IncidentFilter::default(), 1000)
             .await
             .unwrap();
         incidents.reverse();
@@ -206,7 +212,7 @@ impl TestApp {
     }
 
     pub async fn checks(&self) -> Vec<HealthCheck> {
-        let mut checks = details::checks(&self.db, self.incident().await.id, None, 1000)
+        let mut checks = checks::list(&self.db, self.incident().await.id, None, 1000)
             .await
             .unwrap();
         checks.reverse();

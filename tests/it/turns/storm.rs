@@ -7,7 +7,7 @@ use lockwatch::lockout::schedule::LOOKUPS_PER_HOUR;
 use lockwatch::meta::compose::StatusCallback;
 use lockwatch::service::Service;
 use lockwatch::simulator::{Request, Scenario, Simulator};
-use lockwatch::store::incidents::resolve;
+use lockwatch::store::incident_life::resolve_by_hand;
 use time::{Duration, OffsetDateTime};
 use tokio::time::{Instant, sleep};
 
@@ -128,11 +128,11 @@ async fn ten_thousand_due_checks_keep_the_budget_and_starve_nobody() {
     assert!(asked.values().all(|times| *times <= HOUR), "{asked:?}");
     assert_eq!(asked[LARGE], HOUR);
     assert!(
-        app.simulator.most_at_once() <= 2 * IN_FLIGHT,
+        app.simulator.most_in_flight() <= 2 * IN_FLIGHT,
         "{}",
-        app.simulator.most_at_once()
+        app.simulator.most_in_flight()
     );
-    assert_eq!(app.simulator.most_under_way(), 1, "one per number");
+    assert_eq!(app.simulator.most_in_flight_per_node(), 1, "one per number");
     let mut known = HashSet::from([LATE]);
     let firsts = requests
         .iter()
@@ -154,7 +154,7 @@ async fn ten_thousand_due_checks_keep_the_budget_and_starve_nobody() {
 async fn everybody_else_recovers(app: &TestApp) {
     for incident in app.incidents().await {
         if incident.waba_id != LARGE {
-            resolve(&app.db, incident.id, None).await.unwrap();
+            resolve_by_hand(&app.db, incident.id, None).await.unwrap();
         }
     }
 }

@@ -1,0 +1,121 @@
+//! Why an account is locked, and what a person does next.
+//!
+//! A [`LockoutCause`] is the kind of reason. [`choice`](derive) chooses it from what Meta's health answers
+//! show; [`next_steps`] are the sentences for the person who has to act.
+
+mod choice;
+mod steps;
+
+use std::fmt;
+
+pub use self::choice::{Cause, Evidence, Finding, derive, is_clear, supersedes};
+pub use self::steps::next_steps;
+
+/// Why an account is locked. The order is that of the rules: among equally severe evidence the earlier
+/// cause is chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, utoipa::ToSchema)]
+#[schema(as = Cause, rename_all = "snake_case")]
+pub enum LockoutCause {
+    /// The account or its business broke a policy.
+    PolicyViolation,
+    /// A payment method is missing or failed.
+    Payment,
+    /// The business has not passed verification.
+    BusinessVerification,
+    /// The number is not registered, or its certificate does not fit.
+    PhoneRegistration,
+    /// The two-step verification PIN is missing or wrong.
+    TwoStepVerification,
+    /// Meta restricts something, with a code we do not know or with none.
+    OtherRestriction,
+    /// Meta reports everything AVAILABLE: it gives no reason.
+    Unreported,
+    /// Meta does not let us look, or we have no token to look with.
+    LookupDenied,
+    /// No answer yet.
+    Pending,
+}
+
+impl LockoutCause {
+    /// Every cause, in the order of the rules.
+    pub const ALL: [Self; 9] = [
+        Self::PolicyViolation,
+        Self::Payment,
+        Self::BusinessVerification,
+        Self::PhoneRegistration,
+        Self::TwoStepVerification,
+        Self::OtherRestriction,
+        Self::Unreported,
+        Self::LookupDenied,
+        Self::Pending,
+    ];
+
+    /// The word in the database.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::PolicyViolation => "policy_violation",
+            Self::Payment => "payment",
+            Self::BusinessVerification => "business_verification",
+            Self::PhoneRegistration => "phone_registration",
+            Self::TwoStepVerification => "two_step_verification",
+            Self::OtherRestriction => "other_restriction",
+            Self::Unreported => "unreported",
+            Self::LookupDenied => "lookup_denied",
+            Self::Pending => "pending",
+        }
+    }
+
+    /// The cause of a word in the database; `None` for a word of a later version.
+    #[must_use]
+    pub fn parse(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|cause| cause.as_str() == word)
+    }
+
+    /// The cause in a few words for a person.
+    #[must_use]
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::PolicyViolation => "Policy violation",
+            Self::Payment => "Payment problem",
+            Self::BusinessVerification => "Business not verified",
+            Self::PhoneRegistration => "Number not registered",
+            Self::TwoStepVerification => "Two-step PIN problem",
+            Self::OtherRestriction => "Other restriction by Meta",
+            Self::Unreported => "Meta gives no reason",
+            Self::LookupDenied => "Cause unknown, no access",
+            Self::Pending => "Cause is being looked up",
+        }
+    }
+
+    /// Whether Meta named it: a found cause stays until another found one takes its place.
+    #[must_use]
+    pub fn is_found(self) -> bool {
+        match self {
+            Self::PolicyViolation
+            | Self::Payment
+            | Self::BusinessVerification
+            | Self::PhoneRegistration
+            | Self::TwoStepVerification
+            | Self::OtherRestriction => true,
+            Self::Unreported | Self::LookupDenied | Self::Pending => false,
+        }
+    }
+
+    fn from_code(code: Option<i64>) -> Self {
+        match code {
+            Some(141_005) => Self::PolicyViolation,
+            Some(141_006) => Self::Payment,
+            Some(141_010) => Self::BusinessVerification,
+            Some(141_000 | 131_045 | 133_010) => Self::PhoneRegistration,
+            Some(133_005 | 133_006 | 133_008 | 133_009) => Self::TwoStepVerification,
+            _ => Self::OtherRestriction,
+        }
+    }
+}
+
+impl fmt::Display for LockoutCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}

@@ -1,0 +1,369 @@
+//! A small Graph API for demonstrations and tests: a real HTTP server that answers for chosen nodes as
+//! Meta does, or as badly as a network can.
+//!
+//! ```
+//! use lockwatch::meta::signature::appsecret_proof;
+//! use lockwatch::simulator::{Scenario, Simulator};
+//!
+//! # #[tokio::main]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let meta = Simulator::start("an-access-token", "an-app-secret").await?;
+//! meta.script("106540352242922", [Scenario::ServerError, Scenario::Payment]);
+//! // Ask as your code would. With Lockwatch itself: META_GRAPH_URL is what `url` says.
+//! let proof = appsecret_proof("an-app-secret", "an-access-token");
+//! let url = format!("{}/v25.0/106540352242922?fields=health_status&appsecret_proof={proof}", meta.url());
+//! let ask = || reqwest::Client::new().get(&url).bearer_auth("an-access-token").send();
+//! assert_eq!(ask().await?.status(), 500);
+//! assert!(ask().await?.text().await?.contains("141006"));
+//! assert_eq!(meta.requests().len(), 2);
+//! # Ok(())
+//! # }
+//! ```
+
+mod scenario;
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Path, Query, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use bytes::Bytes;
+use futures_util::{Stream, stream};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+
+pub use self::scenario::Scenario;
+use self::scenario::{Entity, Health};
+use crate::meta::signature::appsecret_proof;
+
+/// The account that answers name unless a script says otherwise: one of Meta's examples.
+const EXAMPLE_ACCOUNT: &str = "102290129340398";
+
+/// A request that arrived.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// The node asked for.
+    pub node_id: String,
+    /// When.
+    pub at: Instant,
+}
+
+/// A running simulator. It stops when dropped.
+#[derive(Debug)]
+pub struct Simulator {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    stop: CancellationToken,
+}
+
+#[derive(Debug)]
+struct Shared {
+    access_token: String,
+    app_secret: String,
+    nodes: Mutex<Nodes>,
+}
+
+#[derive(Debug, Default)]
+struct Nodes {
+    scripts: HashMap<String, Vec<Scenario>>,
+    accounts: HashMap<String, String>,
+    requests: Vec<Request>,
+    in_flight_per_node: HashMap<String, usize>,
+    most_in_flight_per_node: usize,
+    in_flight: usize,
+    most_in_flight: usize,
+}
+
+impl Simulator {
+    /// Starts on a free loopback port. It takes this access token only, with the proof made from this
+    /// app secret.
+    ///
+    /// # Errors
+    /// No port is free.
+    pub async fn start(access_token: &str, app_secret: &str) -> io::Result<Self> {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
+        let address = listener.local_addr()?;
+        let shared = Arc::new(Shared {
+            access_token: access_token.to_owned(),
+            app_secret: app_secret.to_owned(),
+            nodes: Mutex::default(),
+        });
+        let router = Router::new()
+            .route("/{version}/{node}", get(answer))
+            .with_state(Arc::clone(&shared));
+        let stop = CancellationToken::new();
+        let stopped = stop.clone().cancelled_owned();
+        tokio::spawn(
+            axum::serve(listener, router)
+                .with_graceful_shutdown(stopped)
+                .into_future(),
+        );
+        Ok(Self {
+            address,
+            shared,
+            stop,
+        })
+    }
+
+    /// What to set `META_GRAPH_URL` to.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// From now on a node answers these, one after the other; the last one stays.
+    pub fn script(&self, node_id: &str, scenarios: impl IntoIterator<Item = Scenario>) {
+        let mut scenarios: Vec<_> = scenarios.into_iter().collect();
+        scenarios.reverse();
+        self.shared
+            .nodes()
+            .scripts
+            .insert(node_id.to_owned(), scenarios);
+    }
+
+    /// From now on a node's answers name this account. Without it they name one of Meta's examples.
+    pub fn belongs_to(&self, node_id: &str, waba_id: &str) {
+        self.shared
+            .nodes()
+            .accounts
+            .insert(node_id.to_owned(), waba_id.to_owned());
+    }
+
+    /// The requests so far, in order of arrival.
+    #[must_use]
+    pub fn requests(&self) -> Vec<Request> {
+        self.shared.nodes().requests.clone()
+    }
+
+    /// The most requests that were ever under way at once for a single node.
+    #[must_use]
+    pub fn most_in_flight_per_node(&self) -> usize {
+        self.shared.nodes().most_in_flight_per_node
+    }
+
+    /// The most requests that were ever under way at once, for whichever nodes.
+    #[must_use]
+    pub fn most_in_flight(&self) -> usize {
+        self.shared.nodes().most_in_flight
+    }
+}
+
+impl Drop for Simulator {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+impl Shared {
+    fn nodes(&self) -> MutexGuard<'_, Nodes> {
+        self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn answer(
+    State(shared): State<Arc<Shared>>,
+    Path((_version, node_id)): Path<(String, String)>,
+    Query(query): Query<HashMap<String, String>>,
+    headers: HeaderMap,
+) -> Response {
+    let (scenario, node) = shared.nodes().begin(&node_id);
+    // Ends the request when the response is made, or when its client went away before.
+    let _in_flight = InFlight {
+        shared: Arc::clone(&shared),
+        node_id: node_id.clone(),
+    };
+    let token = headers
+        .get(header::AUTHORIZATION)
+        .and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
+    let proof = query.get("appsecret_proof");
+    if token != Some(&shared.access_token) {
+        let message = "Invalid OAuth access token - Cannot parse access token";
+        return error_response(400, 190, message);
+    }
+    if proof != Some(&appsecret_proof(&shared.app_secret, &shared.access_token)) {
+        let message = "Invalid appsecret_proof provided in the API argument";
+        return error_response(400, 100, message);
+    }
+    if query.get("fields").map(String::as_str) != Some("health_status") {
+        return id_response(&node_id);
+    }
+    play(scenario, &node, &shared.access_token).await
+}
+
+impl Nodes {
+    /// Records a request and returns the next scenario of its node.
+    fn begin(&mut self, node_id: &str) -> (Scenario, Node) {
+        self.requests.push(Request {
+            node_id: node_id.to_owned(),
+            at: Instant::now(),
+        });
+        let of_node = self
+            .in_flight_per_node
+            .entry(node_id.to_owned())
+            .or_default();
+        *of_node += 1;
+        self.most_in_flight_per_node = self.most_in_flight_per_node.max(*of_node);
+        self.in_flight += 1;
+        self.most_in_flight = self.most_in_flight.max(self.in_flight);
+        let scenario = match self.scripts.get_mut(node_id) {
+            Some(script) if script.len() > 1 => script.pop(),
+            Some(script) => script.last().cloned(),
+            None => None,
+        };
+        let node = Node {
+            id: node_id.to_owned(),
+            waba_id: self
+                .accounts
+                .get(node_id)
+                .map_or(EXAMPLE_ACCOUNT, String::as_str)
+                .to_owned(),
+        };
+        (scenario.unwrap_or(Scenario::UnknownNode), node)
+    }
+}
+
+/// A request in flight. Dropping it ends the request.
+struct InFlight {
+    shared: Arc<Shared>,
+    node_id: String,
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        let mut nodes = self.shared.nodes();
+        nodes.in_flight -= 1;
+        if let Some(of_node) = nodes.in_flight_per_node.get_mut(&self.node_id) {
+            *of_node -= 1;
+        }
+    }
+}
+
+/// The node that is looked up, and its account.
+struct Node {
+    id: String,
+    waba_id: String,
+}
+
+async fn play(mut scenario: Scenario, node: &Node, access_token: &str) -> Response {
+    while let Scenario::Slow(pause, then) = scenario {
+        sleep(pause).await;
+        scenario = *then;
+    }
+    if let Some(health) = scenario.health() {
+        return health_response(node, health);
+    }
+    if let Some(refusal) = scenario.refusal(&node.id, access_token) {
+        let response = error_response(refusal.http_status, refusal.code, &refusal.message);
+        return match scenario {
+            Scenario::Throttled(minutes) => with_usage(response, minutes),
+            _ => response,
+        };
+    }
+    match scenario {
+        Scenario::Garbage => "<html>Sorry, something went wrong.</html>".into_response(),
+        Scenario::Redirect(to) => (StatusCode::FOUND, [(header::LOCATION, to)]).into_response(),
+        Scenario::Reset => Body::from_stream(broken_body()).into_response(),
+        Scenario::Endless => Body::from_stream(endless_body()).into_response(),
+        Scenario::Drip => Body::from_stream(dripping_body()).into_response(),
+        _ => id_response(&node.id),
+    }
+}
+
+fn broken_body() -> impl Stream<Item = io::Result<Bytes>> {
+    stream::iter([
+        Ok(Bytes::from_static(b"{\"health_status\":")),
+        Err(io::ErrorKind::ConnectionReset.into()),
+    ])
+}
+
+fn endless_body() -> impl Stream<Item = Result<Bytes, Infallible>> {
+    const CHUNK_BYTES: usize = 64 * 1024;
+    let chunk = Bytes::from_static(&[b' '; CHUNK_BYTES]);
+    stream::iter((0..(1 << 30) / CHUNK_BYTES).map(move |_| Ok(chunk.clone())))
+}
+
+fn dripping_body() -> impl Stream<Item = Result<Bytes, Infallible>> {
+    stream::unfold((), |()| async {
+        sleep(Duration::from_millis(100)).await;
+        Some((Ok(Bytes::from_static(b" ")), ()))
+    })
+}
+
+/// Answers with the usual four entities, of which some say more than AVAILABLE.
+fn health_response(node: &Node, health: &Health) -> Response {
+    let ids = [
+        ("PHONE_NUMBER", node.id.as_str()),
+        ("WABA", &node.waba_id),
+        ("BUSINESS", "506914307656634"),
+        ("APP", "634974688087057"),
+    ];
+    let entities = ids.map(|(entity_type, id)| {
+        let mut entity =
+            json!({"entity_type": entity_type, "id": id, "can_send_message": "AVAILABLE"});
+        let mut entities = health.entities.iter();
+        if let Some(more) = entities.find(|more| more.entity_type == entity_type) {
+            say_more(&mut entity, more);
+        }
+        entity
+    });
+    let status = json!({"can_send_message": health.root, "entities": entities});
+    json_response(200, &json!({"health_status": status, "id": node.id}))
+}
+
+fn say_more(entity: &mut Value, more: &Entity) {
+    entity["can_send_message"] = json!(more.can_send_message);
+    if let Some(verdict) = more.can_receive_call_sip {
+        entity["can_receive_call_sip"] = json!(verdict);
+    }
+    if let Some(info) = more.additional_info {
+        entity["additional_info"] = json!([info]);
+    }
+    if let Some(error) = &more.error {
+        let mut object = json!({"error_code": error.code, "error_description": error.description});
+        if let Some(solution) = error.solution {
+            object["possible_solution"] = json!(solution);
+        }
+        entity["errors"] = json!([object]);
+    }
+}
+
+fn id_response(node_id: &str) -> Response {
+    json_response(200, &json!({"id": node_id}))
+}
+
+fn error_response(http_status: u16, code: u32, message: &str) -> Response {
+    let error = json!({
+        "message": message,
+        "type": "OAuthException",
+        "code": code,
+        "fbtrace_id": "AAAAAAAAAAAAAAAAAAAAAAA",
+    });
+    json_response(http_status, &json!({"error": error}))
+}
+
+fn with_usage(response: Response, minutes: u64) -> Response {
+    let usage = json!({EXAMPLE_ACCOUNT: [{
+        "type": "whatsapp",
+        "call_count": 100,
+        "total_cputime": 25,
+        "total_time": 25,
+        "estimated_time_to_regain_access": minutes,
+    }]});
+    ([("x-business-use-case-usage", usage.to_string())], response).into_response()
+}
+
+fn json_response(http_status: u16, body: &Value) -> Response {
+    let status = StatusCode::from_u16(http_status).expect("a real status");
+    let headers = [(header::CONTENT_TYPE, "application/json")];
+    (status, headers, body.to_string()).into_response()
+}

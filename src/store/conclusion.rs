@@ -1,0 +1,249 @@
+//! The conclusions from a look-up: the incident's cause, the time of the next check, and its end.
+
+use sqlx::types::Json;
+use sqlx::{PgConnection, PgPool};
+use time::OffsetDateTime;
+
+use super::checks::{self, InsertedCheck};
+use super::claims::{Claim, release};
+use super::{StoreError, Word, incident_life, interval, lock_account};
+use crate::lockout::cause::{self, Evidence, Finding, LockoutCause};
+use crate::lockout::change::Change;
+use crate::lockout::incident::{ClearRun, Resolution, extend_clear_run, is_recovered};
+use crate::lockout::schedule::{self, Progress};
+use crate::meta::health::{Answer, CanSend, Entity, LookupResult};
+
+/// The result of saving a look-up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SavedCheck {
+    /// The check is stored; its incident went through these changes.
+    Concluded(Vec<Change>),
+    /// The check is stored and nothing else was touched: the incident was resolved meanwhile, or the
+    /// claim had expired and another process has taken it.
+    Late,
+}
+
+/// Saves a look-up.
+///
+/// The check is always stored. While its claim holds and the incident is open, the cause is derived
+/// anew, the next check is scheduled, and the incident may turn out to be over. `chance` spreads the
+/// time of the next check (0.0 … 1.0).
+///
+/// # Errors
+/// Nothing is saved; the claim expires with its lease, and the number is looked up again.
+pub async fn save(
+    db: &PgPool,
+    claim: &Claim,
+    lookup: &LookupResult,
+    chance: f64,
+) -> Result<SavedCheck, StoreError> {
+    let mut transaction = db.begin().await?;
+    lock_account(&mut transaction, &claim.waba_id).await?;
+    let check = checks::insert(&mut transaction, claim, lookup).await?;
+    if let Answer::Throttled { rest, .. } = &lookup.answer {
+        let rest = rest.unwrap_or(schedule::DEFAULT_REST);
+        sqlx::query!(
+            "update accounts
+                set lookups_paused_until = greatest(lookups_paused_until, now() + $2)
+              where waba_id = $1",
+            claim.waba_id.as_str(),
+            interval(rest),
+        )
+        .execute(&mut *transaction)
+        .await?;
+    }
+    let saved = match open_incident(&mut transaction, claim).await? {
+        None => {
+            release(&mut transaction, claim).await?;
+            SavedCheck::Late
+        }
+        Some(incident) => {
+            let step = Step {
+                claim,
+                lookup,
+                check: &check,
+                incident: &incident,
+            };
+            step.schedule_next(&mut transaction, chance).await?;
+            SavedCheck::Concluded(step.conclude(&mut transaction).await?)
+        }
+    };
+    transaction.commit().await?;
+    Ok(saved)
+}
+
+/// The claim's incident while it is open, and the claim's number in it.
+struct OpenIncident {
+    last_failure_at: OffsetDateTime,
+    cause: LockoutCause,
+    severity: Option<CanSend>,
+    clear_since: Option<OffsetDateTime>,
+}
+
+/// Returns the claim's incident; `None` where it was resolved meanwhile, or the claim is another's now.
+async fn open_incident(
+    db: &mut PgConnection,
+    claim: &Claim,
+) -> Result<Option<OpenIncident>, StoreError> {
+    let row = sqlx::query!(
+        r#"select i.last_failure_at, i.cause as "cause: Word<LockoutCause>", i.cause_severity,
+                  n.clear_since
+             from affected_numbers n
+             join incidents i on i.id = n.incident_id and i.waba_id = n.waba_id
+            where n.incident_id = $1 and n.waba_id = $2 and n.phone_number_id = $3
+              and n.check_attempt = $4 and i.resolved_at is null"#,
+        claim.incident_id,
+        claim.waba_id.as_str(),
+        claim.phone_number_id.as_str(),
+        claim.attempt,
+    )
+    .fetch_optional(db)
+    .await?;
+    Ok(row.map(|row| OpenIncident {
+        last_failure_at: row.last_failure_at,
+        // A cause of a later version counts as found: better kept than overwritten.
+        cause: row.cause.known().unwrap_or(LockoutCause::OtherRestriction),
+        severity: row.cause_severity.map(CanSend::from),
+        clear_since: row.clear_since,
+    }))
+}
+
+/// One look-up of a number in an open incident.
+struct Step<'s> {
+    claim: &'s Claim,
+    lookup: &'s LookupResult,
+    check: &'s InsertedCheck,
+    incident: &'s OpenIncident,
+}
+
+impl Step<'_> {
+    /// Whether Meta answered the question, be it by a refusal.
+    fn is_answered(&self) -> bool {
+        let answer = &self.lookup.answer;
+        !matches!(answer, Answer::Throttled { .. } | Answer::Unreachable(_))
+    }
+
+    /// Returns since when the number has been clear of the recorded cause, this look-up included.
+    fn clear_since(&self) -> Option<OffsetDateTime> {
+        let incident = self.incident;
+        if !self.is_answered() {
+            return incident.clear_since;
+        }
+        let severity = incident.severity.as_ref();
+        let is_clear = incident.cause.is_found()
+            && self
+                .lookup
+                .answer
+                .entities()
+                .is_some_and(|entities| cause::is_clear(entities, incident.cause, severity));
+        extend_clear_run(
+            incident.clear_since,
+            is_clear,
+            self.check.checked_at,
+            incident.last_failure_at,
+        )
+    }
+
+    /// Schedules the number's next check, and makes this one its evidence if Meta answered.
+    async fn schedule_next(&self, db: &mut PgConnection, chance: f64) -> Result<(), StoreError> {
+        let Self {
+            claim,
+            lookup,
+            check,
+            ..
+        } = self;
+        let clear_since = self.clear_since();
+        let before = Progress {
+            answers: claim.answers,
+            failures: claim.failures,
+        };
+        let progress = before.after(&lookup.answer);
+        let is_confirming = clear_since == Some(check.checked_at);
+        let pause = schedule::next_pause(&lookup.answer, progress, is_confirming, chance);
+        sqlx::query!(
+            "update affected_numbers
+                set check_due_at = now() + $5, check_lease_until = null, check_started_at = null,
+                    check_answers = $6, check_failures = $7, clear_since = $8,
+                    latest_check_id  = case when $9 then $10 else latest_check_id end,
+                    latest_answer_at = case when $9 then $11 else latest_answer_at end
+              where incident_id = $1 and waba_id = $2 and phone_number_id = $3
+                and check_attempt = $4",
+            claim.incident_id,
+            claim.waba_id.as_str(),
+            claim.phone_number_id.as_str(),
+            claim.attempt,
+            interval(pause),
+            progress.answers,
+            progress.failures,
+            clear_since,
+            self.is_answered(),
+            check.id,
+            check.checked_at,
+        )
+        .execute(db)
+        .await?;
+        Ok(())
+    }
+
+    /// Derives the cause from the evidence of every number, and ends the incident if it is over.
+    async fn conclude(&self, db: &mut PgConnection) -> Result<Vec<Change>, StoreError> {
+        if !self.is_answered() {
+            return Ok(Vec::new());
+        }
+        let Self {
+            claim, incident, ..
+        } = self;
+        let (evidence, runs) = evidence(db, claim).await?;
+        let mut changes = Vec::new();
+        let severity = incident.severity.as_ref();
+        let derived = cause::derive(&evidence)
+            .filter(|cause| cause::supersedes(cause, incident.cause, severity));
+        if let Some(cause) = derived {
+            changes.extend(incident_life::set_cause(db, claim, &cause, incident.cause).await?);
+        }
+        if incident.cause.is_found() && is_recovered(&runs, incident.last_failure_at) {
+            let Claim {
+                incident_id: id,
+                waba_id,
+                ..
+            } = claim;
+            let resolution = Resolution::Recovered;
+            let resolved = incident_life::resolve(db, *id, waba_id, resolution, None).await?;
+            changes.extend(resolved);
+        }
+        Ok(changes)
+    }
+}
+
+/// Reads the evidence of every number of the claim's incident, and its run of clear checks (`None`
+/// where the last check was not clear).
+async fn evidence(
+    db: &mut PgConnection,
+    claim: &Claim,
+) -> Result<(Vec<Evidence>, Vec<Option<ClearRun>>), StoreError> {
+    let numbers = sqlx::query!(
+        r#"select n.latest_answer_at, n.clear_since, c.id as "check_id?", c.error,
+                  c.entities as "entities: Json<Vec<Entity>>"
+             from affected_numbers n
+             left join health_checks c on c.id = n.latest_check_id and c.waba_id = n.waba_id
+            where n.incident_id = $1 and n.waba_id = $2"#,
+        claim.incident_id,
+        claim.waba_id.as_str(),
+    )
+    .fetch_all(db)
+    .await?;
+    let mut evidence = Vec::new();
+    let mut runs = Vec::new();
+    for number in numbers {
+        let run = number.clear_since.zip(number.latest_answer_at);
+        runs.push(run.map(|(since, until)| ClearRun { since, until }));
+        if let Some(check_id) = number.check_id {
+            let finding = match number.entities {
+                Some(Json(entities)) => Finding::Health(entities),
+                None => Finding::Denied(number.error.unwrap_or_default()),
+            };
+            evidence.push(Evidence { check_id, finding });
+        }
+    }
+    Ok((evidence, runs))
+}
