@@ -1,199 +1,180 @@
-//! Configuration: flags, environment, secrets.
+//! Configuration: flags, environment variables and secrets.
 //!
-//! Every setting is a flag and an environment variable, except secrets: those come from the environment
-//! or from a file (`NAME_FILE`), never from a command line that others can read.
+//! Every setting is a flag and an environment variable. Secrets are the exception: they come from
+//! the environment or from a file (`NAME_FILE`), never from a command line that other users can
+//! read.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use std::{env, fs, io};
 
 use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, ValueEnum};
 use secrecy::{ExposeSecret, SecretString};
 
-use crate::graph::{BadGraphSettings, BadTokens, Graph, GraphSettings, Tokens};
+use crate::graph::{Graph, GraphSettings, GraphSettingsError, Tokens, TokensError};
 use crate::recorder::Capturing;
 use crate::store::{BadDatabaseUrl, Database};
 
-/// An app secret of Meta has 32 characters; a short one can be guessed.
-const SHORTEST_APP_SECRET: usize = 16;
+/// The fewest characters of an app secret. Meta's have 32; a short secret can be guessed.
+const APP_SECRET_MIN_CHARACTERS: usize = 16;
 
-/// A setting that cannot be used: one line for whoever has to mend it.
+/// A setting that cannot be used. The text is one line for the person who has to correct it.
 #[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    /// A required setting is missing.
-    #[error("{name} is not set: {what}")]
+pub(crate) enum ConfigError {
+    #[error("{name} is not set: {purpose}")]
     Missing {
-        /// The setting.
         name: &'static str,
-        /// What it is for.
-        what: &'static str,
+        purpose: &'static str,
     },
-    /// Set, but empty.
     #[error("{0} is set, but empty")]
     Empty(String),
-    /// Both the variable and the one that names a file.
+    #[error("{0} is not valid UTF-8")]
+    NotUnicode(&'static str),
     #[error("{0} and {0}_FILE are both set: choose one")]
-    Twice(&'static str),
-    /// The file of a secret cannot be read.
+    Conflict(&'static str),
     #[error("{name} {path}: {source}", path = path.display())]
-    File {
-        /// The setting that names it.
+    UnreadableFile {
         name: String,
-        /// The file.
         path: PathBuf,
-        /// Why.
-        source: std::io::Error,
+        source: io::Error,
     },
-    /// A secret that could be guessed.
     #[error(
-        "META_APP_SECRET number {0} has fewer than 16 characters: copy it from the app's settings, Basic"
+        "META_APP_SECRET number {0} has fewer than {APP_SECRET_MIN_CHARACTERS} characters: \
+         copy it from the app's settings, Basic"
     )]
     ShortSecret(usize),
-    /// The admin listener would be open to everybody.
     #[error(
         "LOCKWATCH_ADMIN_LISTEN {0} is not a loopback address: set LOCKWATCH_ADMIN_TOKEN as well"
     )]
-    OpenAdmin(SocketAddr),
-    /// The database's URL.
+    UnprotectedAdmin(SocketAddr),
     #[error("DATABASE_URL is {0}")]
     Database(#[from] BadDatabaseUrl),
-    /// The access tokens.
     #[error(transparent)]
-    Tokens(#[from] BadTokens),
-    /// Graph.
+    Tokens(#[from] TokensError),
     #[error(transparent)]
-    Graph(#[from] BadGraphSettings),
-    /// Neither a folder given nor a home to put one in.
-    #[error("LOCKWATCH_DATA_DIR is not set, and there is no HOME to choose a folder in")]
-    NoHome,
+    Graph(#[from] GraphSettingsError),
+    #[error("no data folder: LOCKWATCH_DATA_DIR and HOME are not set; set LOCKWATCH_DATA_DIR")]
+    NoDataFolder,
 }
 
-/// Where the data lives.
+/// The database to use.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Data")]
-pub struct DataArgs {
-    /// Postgres to use (or DATABASE_URL_FILE). Unset: an embedded one in the data folder
-    #[arg(long, env = "DATABASE_URL", hide_env_values = true, value_name = "URL", value_parser = NonEmptyStringValueParser::new())]
-    pub database_url: Option<String>,
-    /// Folder of the embedded Postgres [default: $XDG_DATA_HOME/lockwatch, as root /var/lib/lockwatch]
+pub(crate) struct DataArgs {
+    /// Use this Postgres (DATABASE_URL_FILE may name a file with the URL). Without it: an embedded
+    /// Postgres in the data folder
+    #[arg(
+        long,
+        env = "DATABASE_URL",
+        hide_env_values = true,
+        value_name = "URL",
+        value_parser = NonEmptyStringValueParser::new()
+    )]
+    pub(crate) database_url: Option<String>,
+    /// Keep the embedded Postgres in this folder [default: $XDG_DATA_HOME/lockwatch, as root
+    /// /var/lib/lockwatch]
     #[arg(long, env = "LOCKWATCH_DATA_DIR", value_name = "FOLDER")]
-    pub data_dir: Option<PathBuf>,
-    /// Folder of PostgreSQL's programs, where several are installed
+    pub(crate) data_dir: Option<PathBuf>,
+    /// Use the PostgreSQL programs in this folder, if several versions are installed
     #[arg(long, env = "PG_BIN_DIR", value_name = "FOLDER")]
-    pub pg_bin_dir: Option<PathBuf>,
+    pub(crate) pg_bin_dir: Option<PathBuf>,
 }
 
 impl DataArgs {
-    /// The outside database, if one is named.
-    ///
-    /// # Errors
-    /// A URL that is none.
-    pub fn database(&self) -> Result<Option<Database>, ConfigError> {
-        let from_file = match &self.database_url {
-            Some(_) if std::env::var_os("DATABASE_URL_FILE").is_some() => {
-                return Err(ConfigError::Twice("DATABASE_URL"));
-            }
-            Some(_) => None,
-            None => secret("DATABASE_URL")?,
+    /// Returns the external database, if a URL is given. Fails if the URL is malformed.
+    pub(crate) fn external_database(&self) -> Result<Option<Database>, ConfigError> {
+        let Some(url) = &self.database_url else {
+            let url = read_secret("DATABASE_URL")?;
+            let database = url.map(|url| Database::parse(url.expose_secret()));
+            return Ok(database.transpose()?);
         };
-        let url = self
-            .database_url
-            .as_deref()
-            .or(from_file.as_ref().map(ExposeSecret::expose_secret));
-        Ok(url.map(Database::parse).transpose()?)
+        if env::var_os("DATABASE_URL_FILE").is_some() {
+            return Err(ConfigError::Conflict("DATABASE_URL"));
+        }
+        Ok(Some(Database::parse(url)?))
     }
 
-    /// The folder of the embedded server.
-    ///
-    /// # Errors
-    /// There is nowhere to put one.
-    pub fn postgres_folder(&self) -> Result<PathBuf, ConfigError> {
+    /// Returns the folder of the embedded server. Fails if no variable leads to one.
+    pub(crate) fn postgres_folder(&self) -> Result<PathBuf, ConfigError> {
         if let Some(folder) = &self.data_dir {
             return Ok(folder.join("postgres"));
         }
         if rustix::process::geteuid().is_root() {
             return Ok(PathBuf::from("/var/lib/lockwatch/postgres"));
         }
-        let set = |name| {
-            std::env::var_os(name)
-                .filter(|value| !value.is_empty())
-                .map(PathBuf::from)
-        };
-        let share = set("XDG_DATA_HOME").or_else(|| Some(set("HOME")?.join(".local/share")));
-        Ok(share.ok_or(ConfigError::NoHome)?.join("lockwatch/postgres"))
+        let data_home = folder_from_environment("XDG_DATA_HOME")
+            .or_else(|| Some(folder_from_environment("HOME")?.join(".local/share")))
+            .ok_or(ConfigError::NoDataFolder)?;
+        Ok(data_home.join("lockwatch/postgres"))
     }
 }
 
-/// Where to listen.
+/// The addresses of the two listeners.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Listeners")]
-pub struct ListenArgs {
-    /// Public address: /webhook and /healthz, nothing else
+pub(crate) struct ListenArgs {
+    /// Public address: serves /webhook and /healthz, nothing else
     #[arg(
         long,
         env = "LOCKWATCH_LISTEN",
         value_name = "IP:PORT",
         default_value = "0.0.0.0:8080"
     )]
-    pub listen: SocketAddr,
-    /// Admin address: dashboard, API, /metrics, /readyz. Not loopback: LOCKWATCH_ADMIN_TOKEN is required
+    pub(crate) listen: SocketAddr,
+    /// Admin address: serves the dashboard, the API, /metrics and /readyz. Any address but loopback
+    /// requires LOCKWATCH_ADMIN_TOKEN
     #[arg(
         long,
         env = "LOCKWATCH_ADMIN_LISTEN",
         value_name = "IP:PORT",
         default_value = "127.0.0.1:8081"
     )]
-    pub admin_listen: SocketAddr,
+    pub(crate) admin_listen: SocketAddr,
 }
 
 impl ListenArgs {
-    /// The admin listener's token. An address that others can reach needs one.
-    ///
-    /// # Errors
-    /// It has none, or one that cannot be used.
-    pub fn admin_token(&self) -> Result<Option<SecretString>, ConfigError> {
-        let token = secret("LOCKWATCH_ADMIN_TOKEN")?;
+    /// Reads the token of the admin listener. An address that other machines can reach needs one.
+    pub(crate) fn read_admin_token(&self) -> Result<Option<SecretString>, ConfigError> {
+        let token = read_secret("LOCKWATCH_ADMIN_TOKEN")?;
         if token.is_none() && !self.admin_listen.ip().is_loopback() {
-            return Err(ConfigError::OpenAdmin(self.admin_listen));
+            return Err(ConfigError::UnprotectedAdmin(self.admin_listen));
         }
         Ok(token)
     }
 }
 
-/// How to ask Meta.
+/// The access to Meta's Graph API.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Meta")]
-pub struct GraphArgs {
-    /// TOML with an access token per account: "102290129340398" = "EAA…"
+pub(crate) struct GraphArgs {
+    /// Read access tokens from this TOML file, one line per account: "102290129340398" = "EAA…"
     #[arg(long, env = "META_ACCESS_TOKENS_FILE", value_name = "FILE")]
-    pub meta_access_tokens_file: Option<PathBuf>,
-    /// The Graph API
+    pub(crate) meta_access_tokens_file: Option<PathBuf>,
+    /// Base URL of the Graph API
     #[arg(
         long,
         env = "META_GRAPH_URL",
         value_name = "URL",
         default_value = "https://graph.facebook.com"
     )]
-    pub meta_graph_url: String,
-    /// The Graph API's version
+    pub(crate) meta_graph_url: String,
+    /// Version of the Graph API
     #[arg(
         long,
         env = "META_GRAPH_VERSION",
         value_name = "VERSION",
         default_value = "v25.0"
     )]
-    pub meta_graph_version: String,
+    pub(crate) meta_graph_version: String,
 }
 
 impl GraphArgs {
-    /// The client, with the access tokens from environment and file.
-    ///
-    /// # Errors
-    /// A setting that cannot be used.
-    pub fn graph(&self, app_secrets: &[SecretString]) -> Result<Graph, ConfigError> {
+    /// Builds the client, with the access tokens from the environment and from the file.
+    pub(crate) fn build_client(&self, app_secrets: &[SecretString]) -> Result<Graph, ConfigError> {
         let tokens = Tokens::new(
-            secret("META_ACCESS_TOKEN")?,
+            read_secret("META_ACCESS_TOKEN")?,
             self.meta_access_tokens_file.clone(),
         )?;
         Ok(Graph::new(GraphSettings {
@@ -205,150 +186,148 @@ impl GraphArgs {
     }
 }
 
-/// What to keep, and for how long.
+/// The data to keep, and for how long.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Retention")]
-pub struct KeepArgs {
+pub(crate) struct RetentionArgs {
     #[command(flatten)]
-    #[allow(missing_docs, reason = "see there")]
-    pub capture: CaptureArgs,
-    /// Days after which captures, deliveries, checks and quarantine leave; incidents stay. At least 8: Meta
-    /// redelivers for 7
-    #[arg(long, env = "LOCKWATCH_RETENTION_DAYS", value_name = "DAYS", default_value_t = 90, value_parser = retention_days)]
-    pub retention_days: u32,
+    pub(crate) capture: CaptureArgs,
+    /// Delete captures, deliveries, checks and quarantine after this many days; incidents stay. At
+    /// least 8, because Meta redelivers for 7
+    #[arg(
+        long,
+        env = "LOCKWATCH_RETENTION_DAYS",
+        value_name = "DAYS",
+        default_value_t = 90,
+        value_parser = parse_retention_days
+    )]
+    pub(crate) retention_days: u32,
 }
 
-impl KeepArgs {
-    /// The same as a duration.
-    #[must_use]
-    pub fn retention(&self) -> Duration {
+impl RetentionArgs {
+    /// Returns the retention days as a duration.
+    pub(crate) fn period(&self) -> Duration {
         Duration::from_secs(u64::from(self.retention_days) * 24 * 3600)
     }
 }
 
-fn retention_days(text: &str) -> Result<u32, String> {
-    let days = text.parse().ok().filter(|days| (8..=36_500).contains(days));
-    days.ok_or_else(|| "not a number of days from 8 up: Meta redelivers for 7".to_owned())
+fn parse_retention_days(text: &str) -> Result<u32, String> {
+    match text.parse() {
+        Ok(days) if (8..=36_500).contains(&days) => Ok(days),
+        _ => Err("not a number of days between 8 and 36500 (Meta redelivers for 7)".to_owned()),
+    }
 }
 
-/// Which callbacks to keep.
+/// The callbacks to keep byte for byte.
 #[derive(Debug, Clone, Args)]
-pub struct CaptureArgs {
-    /// Callbacks kept byte for byte: lockouts, all (every one then waits for the database), or off
+pub(crate) struct CaptureArgs {
+    /// Keep these callbacks byte for byte: lockouts, all (then every callback waits for the
+    /// database), or off
     #[arg(
         long,
         env = "LOCKWATCH_CAPTURE",
-        value_name = "WHICH",
+        value_name = "MODE",
         default_value = "lockouts",
         hide_possible_values = true
     )]
-    pub capture: Capturing,
+    pub(crate) capture: Capturing,
 }
 
-/// How to write the log.
+/// The format of the log.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Log")]
-pub struct LogArgs {
-    /// Lines for people or for machines; levels by RUST_LOG
+pub(crate) struct LogArgs {
+    /// Write the log in this format. RUST_LOG sets the levels
     #[arg(
         long,
         env = "LOCKWATCH_LOG_FORMAT",
         value_name = "FORMAT",
         default_value = "text"
     )]
-    pub log_format: LogFormat,
+    pub(crate) log_format: LogFormat,
 }
 
-/// How a line of the log looks.
+/// The format of a line of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
-    /// For people.
+pub(crate) enum LogFormat {
+    /// Lines for people
     Text,
-    /// One JSON object per line.
+    /// One JSON object per line
     Json,
 }
 
-/// The app secrets: `META_APP_SECRET`, several separated by commas.
-///
-/// # Errors
-/// None, an empty or a short one.
-pub fn app_secrets() -> Result<Vec<SecretString>, ConfigError> {
-    app_secrets_for(
-        "the app secret of your Meta app (App settings, Basic), without which nothing can be verified",
+/// The app secret that signs bodies.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct SigningArgs {
+    /// Sign with the app secret in this file (the first of several) instead of META_APP_SECRET
+    #[arg(long, value_name = "FILE")]
+    pub(crate) app_secret_file: Option<PathBuf>,
+}
+
+impl SigningArgs {
+    /// Reads the app secret: the first in the file, or else the first in the environment.
+    pub(crate) fn read_app_secret(&self) -> Result<SecretString, ConfigError> {
+        let Some(path) = &self.app_secret_file else {
+            const PURPOSE: &str = "set it to sign callbacks, or use --app-secret-file";
+            return Ok(read_app_secrets_for(PURPOSE)?.swap_remove(0));
+        };
+        let text = read_secret_file("--app-secret-file".to_owned(), path)?;
+        let first = text.split(',').next().unwrap_or_default().trim();
+        if first.is_empty() {
+            let name = format!("--app-secret-file {}", path.display());
+            return Err(ConfigError::Empty(name));
+        }
+        Ok(first.into())
+    }
+}
+
+/// Reads the app secrets from `META_APP_SECRET`: one, or several separated by commas. Fails if
+/// there is none, or if one is too short.
+pub(crate) fn read_app_secrets() -> Result<Vec<SecretString>, ConfigError> {
+    read_app_secrets_for(
+        "set it to the app secret of your Meta app (App settings, Basic); \
+         without it no signature can be verified",
     )
 }
 
-fn app_secrets_for(what: &'static str) -> Result<Vec<SecretString>, ConfigError> {
-    let secrets = secret("META_APP_SECRET")?.ok_or(ConfigError::Missing {
-        name: "META_APP_SECRET",
-        what,
+fn read_app_secrets_for(purpose: &'static str) -> Result<Vec<SecretString>, ConfigError> {
+    const NAME: &str = "META_APP_SECRET";
+    let secrets = read_secret(NAME)?.ok_or(ConfigError::Missing {
+        name: NAME,
+        purpose,
     })?;
     let secrets: Vec<&str> = secrets.expose_secret().split(',').map(str::trim).collect();
-    if let Some(short) = secrets
+    let short = secrets
         .iter()
-        .position(|secret| secret.chars().count() < SHORTEST_APP_SECRET)
-    {
-        return Err(ConfigError::ShortSecret(short + 1));
+        .position(|secret| secret.chars().count() < APP_SECRET_MIN_CHARACTERS);
+    if let Some(position) = short {
+        return Err(ConfigError::ShortSecret(position + 1));
     }
     Ok(secrets.into_iter().map(SecretString::from).collect())
 }
 
-/// What to sign bodies with.
-#[derive(Debug, Clone, Args)]
-pub struct SigningArgs {
-    /// File with the app secret to sign with (the first of several), instead of META_APP_SECRET
-    #[arg(long, value_name = "FILE")]
-    pub app_secret_file: Option<PathBuf>,
-}
-
-impl SigningArgs {
-    /// The secret: the file's, or the first from the environment.
-    ///
-    /// # Errors
-    /// There is none, or it cannot be used.
-    pub fn app_secret(&self) -> Result<SecretString, ConfigError> {
-        let Some(path) = &self.app_secret_file else {
-            const WHAT: &str = "to sign with, give it, or --app-secret-file";
-            return Ok(app_secrets_for(WHAT)?.swap_remove(0));
-        };
-        let text = read_secret("--app-secret-file".to_owned(), path)?;
-        match text.split(',').next().unwrap_or_default().trim() {
-            "" => Err(ConfigError::Empty(format!(
-                "--app-secret-file {}",
-                path.display()
-            ))),
-            secret => Ok(secret.into()),
-        }
-    }
-}
-
-/// The verify token of the handshake.
-///
-/// # Errors
-/// There is none.
-pub fn verify_token() -> Result<SecretString, ConfigError> {
-    const WHAT: &str =
-        "a word of your choice that you also enter in Meta's App Dashboard beside the callback URL";
-    secret("META_VERIFY_TOKEN")?.ok_or(ConfigError::Missing {
-        name: "META_VERIFY_TOKEN",
-        what: WHAT,
+/// Reads the token that Meta sends when it verifies the callback URL.
+pub(crate) fn read_verify_token() -> Result<SecretString, ConfigError> {
+    const NAME: &str = "META_VERIFY_TOKEN";
+    read_secret(NAME)?.ok_or(ConfigError::Missing {
+        name: NAME,
+        purpose: "set it to a word of your choice, and enter the same word in Meta's \
+                  App Dashboard, next to the callback URL",
     })
 }
 
-/// A secret from `NAME`, or from the file that `NAME_FILE` names, without the line's end.
-///
-/// # Errors
-/// Empty, unreadable, or both set.
-pub fn secret(name: &'static str) -> Result<Option<SecretString>, ConfigError> {
+/// Reads a secret from `NAME`, or from the file that `NAME_FILE` names, without the white space at
+/// its end. Fails if both are set, or if the secret is empty or unreadable.
+fn read_secret(name: &'static str) -> Result<Option<SecretString>, ConfigError> {
     let file_name = format!("{name}_FILE");
-    let value = match (std::env::var_os(name), std::env::var_os(&file_name)) {
+    let value = match (env::var_os(name), env::var_os(&file_name)) {
         (None, None) => return Ok(None),
-        (Some(_), Some(_)) => return Err(ConfigError::Twice(name)),
+        (Some(_), Some(_)) => return Err(ConfigError::Conflict(name)),
         (Some(value), None) => value
             .into_string()
-            .map_err(|_| ConfigError::Empty(name.to_owned()))?,
+            .map_err(|_| ConfigError::NotUnicode(name))?,
         (None, Some(path)) if path.is_empty() => return Err(ConfigError::Empty(file_name)),
-        (None, Some(path)) => read_secret(file_name, Path::new(&path))?,
+        (None, Some(path)) => read_secret_file(file_name, Path::new(&path))?,
     };
     if value.trim().is_empty() {
         return Err(ConfigError::Empty(name.to_owned()));
@@ -356,12 +335,18 @@ pub fn secret(name: &'static str) -> Result<Option<SecretString>, ConfigError> {
     Ok(Some(value.into()))
 }
 
-fn read_secret(name: String, path: &Path) -> Result<String, ConfigError> {
-    let text = std::fs::read_to_string(path);
-    let text = text.map_err(|source| ConfigError::File {
-        name,
-        path: path.to_owned(),
-        source,
-    })?;
-    Ok(text.trim_end().to_owned())
+fn read_secret_file(name: String, path: &Path) -> Result<String, ConfigError> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(text.trim_end().to_owned()),
+        Err(source) => Err(ConfigError::UnreadableFile {
+            name,
+            path: path.to_owned(),
+            source,
+        }),
+    }
+}
+
+fn folder_from_environment(name: &str) -> Option<PathBuf> {
+    let value = env::var_os(name)?;
+    (!value.is_empty()).then(|| PathBuf::from(value))
 }

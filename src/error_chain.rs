@@ -1,9 +1,9 @@
-//! The text of an error with its causes.
+//! The text of an error with all its causes.
 
 use std::error::Error;
 
-/// Returns an error and its causes in one line, each said once: some libraries repeat a cause in their
-/// own message.
+/// Joins an error and its causes with colons. A cause whose text is already there is left out: some
+/// libraries repeat it in their own message.
 pub(crate) fn error_chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();

@@ -1,7 +1,7 @@
 //! The follow-up: claims the checks that are due, asks Graph, and saves the answers.
 //!
-//! No transaction is open while Graph is asked. A check is a row of state with a lease: any replica can
-//! claim it, and when one dies, the next takes over.
+//! No transaction is open during a request to Graph. A check is a row with a lease: any replica can
+//! claim it, and if a replica dies, another one takes over when the lease has expired.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -25,19 +25,19 @@ use crate::store::{Pool, StoreError, bounded, incident_life};
 
 /// Look-ups in flight at once, per process.
 const IN_FLIGHT_LIMIT: usize = 32;
-/// The pause between two searches for due checks, unless woken: other replicas make checks due, and so
-/// does time.
+/// The pause between two searches for due checks, unless the worker is woken. Checks also become
+/// due by time, and by the work of other replicas.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
-/// Look-ups that end within this window are replaced by one claim.
+/// Look-ups that end within this window share one claim for the next ones.
 const COALESCE_WINDOW: Duration = Duration::from_millis(50);
 /// The pause after the database failed.
 const RETRY_INTERVAL: Duration = Duration::from_secs(2);
 /// The pause between two searches for quiet incidents.
-const QUIET_INTERVAL: Duration = Duration::from_secs(60);
-/// Attempts to save an answer; after that the claim's lease is over.
+const QUIET_SEARCH_INTERVAL: Duration = Duration::from_secs(60);
+/// Attempts to save an answer. After them, the claim's lease has expired.
 const SAVE_ATTEMPTS: u32 = 3;
 
-/// The worker.
+/// The worker that looks up numbers.
 #[derive(Debug, Clone)]
 pub struct FollowUp {
     db: Pool,
@@ -63,16 +63,16 @@ impl FollowUp {
         }
     }
 
-    /// Works until told to stop; the look-ups in flight then finish.
+    /// Works until told to stop, then waits for the look-ups in flight.
     pub async fn run(self, stop: CancellationToken) {
         let mut in_flight = InFlight::default();
-        let mut next_quiet = Instant::now();
+        let mut next_quiet_search = Instant::now();
         let mut is_failing = false;
         if let Err(error) = bounded(claims::make_denied_due(&self.db)).await {
             debug!("denied look-ups keep their time: {}", error_chain(&error));
         }
         while !stop.is_cancelled() {
-            let pause = match self.step(&mut next_quiet, &mut in_flight).await {
+            let pause = match self.step(&mut next_quiet_search, &mut in_flight).await {
                 Ok(pause) => {
                     is_failing = false;
                     pause
@@ -90,7 +90,7 @@ impl FollowUp {
             tokio::select! {
                 () = stop.cancelled() => {}
                 () = sleep(pause) => {}
-                () = self.checks_due.notified(), if in_flight.free() > 0 => {}
+                () = self.checks_due.notified(), if in_flight.free_slots() > 0 => {}
                 true = in_flight.next_ended() => self.coalesce().await,
             }
             while in_flight.next_ended().now_or_never() == Some(true) {}
@@ -98,8 +98,8 @@ impl FollowUp {
         while in_flight.next_ended().await {}
     }
 
-    /// Waits a moment after a look-up has ended: others may end as well, and share one claim. The first
-    /// look-up of a new number does not wait for that.
+    /// Waits a moment after a look-up has ended: others may end as well, and then share one claim.
+    /// The first look-up of a new number does not wait for that.
     async fn coalesce(&self) {
         tokio::select! {
             () = sleep(COALESCE_WINDOW) => {}
@@ -107,18 +107,18 @@ impl FollowUp {
         }
     }
 
-    /// Claims due checks and starts their look-ups; now and then resolves quiet incidents. Returns the
-    /// pause before the next step.
+    /// Claims due checks and starts their look-ups. Resolves quiet incidents when it is time for
+    /// that. Returns the pause before the next step.
     async fn step(
         &self,
-        next_quiet: &mut Instant,
+        next_quiet_search: &mut Instant,
         in_flight: &mut InFlight,
     ) -> Result<Duration, StoreError> {
-        if *next_quiet <= Instant::now() {
-            *next_quiet = Instant::now() + QUIET_INTERVAL;
+        if *next_quiet_search <= Instant::now() {
+            *next_quiet_search = Instant::now() + QUIET_SEARCH_INTERVAL;
             self.resolve_quiet().await;
         }
-        let free = in_flight.free();
+        let free = in_flight.free_slots();
         if free == 0 {
             return Ok(POLL_INTERVAL);
         }
@@ -130,11 +130,11 @@ impl FollowUp {
             let (waba_id, worker) = (claim.waba_id.clone(), self.clone());
             in_flight.start(waba_id, async move { worker.check(claim).await });
         }
-        // Where checks were due there may be more: an account gets its share at a time.
+        // More checks may be due: an account gets only its share at a time.
         Ok(COALESCE_WINDOW)
     }
 
-    /// Resolves quiet incidents. A failure here is made up for by the next search.
+    /// Resolves quiet incidents. After an error, the next search tries again.
     async fn resolve_quiet(&self) {
         match bounded(incident_life::resolve_quiet(&self.db)).await {
             Ok(changes) => changes.iter().for_each(incident_life::log),
@@ -142,12 +142,13 @@ impl FollowUp {
         }
     }
 
-    /// Does one look-up, from budget to row. After a failure it is done again when the lease expires.
+    /// Does one look-up: takes it from the budget, asks Graph and saves the answer. If the database
+    /// fails, the look-up is done again when the lease expires.
     async fn check(&self, claim: Claim) {
         match bounded(claims::take_from_budget(&self.db, &claim)).await {
             Ok(true) => {}
             Ok(false) => {
-                debug!(waba.id = %claim.waba_id, "the account's look-ups of this hour are spent");
+                debug!(waba.id = %claim.waba_id, "the account has used its look-ups of this hour");
                 return;
             }
             Err(error) => {
@@ -165,7 +166,7 @@ impl FollowUp {
             Ok(SavedCheck::Concluded(changes)) => changes.iter().for_each(incident_life::log),
             Ok(SavedCheck::Late) => debug!(
                 incident.id = claim.incident_id,
-                "a health check was stored and came too late for its incident"
+                "a health check was stored, but came too late for its incident"
             ),
             Err(error) => error!(
                 incident.id = claim.incident_id,
@@ -175,7 +176,8 @@ impl FollowUp {
         }
     }
 
-    /// Saves an answer, with retries: it cost a look-up, and the lease still holds.
+    /// Saves an answer, with retries: it used up a look-up of the budget, and the lease still
+    /// holds.
     async fn save(
         &self,
         claim: &Claim,
@@ -202,7 +204,7 @@ impl FollowUp {
     }
 }
 
-/// The look-ups in flight, each with its account.
+/// The look-ups in flight, with their accounts.
 #[derive(Default)]
 struct InFlight {
     tasks: JoinSet<()>,
@@ -210,7 +212,7 @@ struct InFlight {
 }
 
 impl InFlight {
-    fn free(&self) -> usize {
+    fn free_slots(&self) -> usize {
         IN_FLIGHT_LIMIT - self.tasks.len()
     }
 
@@ -223,7 +225,7 @@ impl InFlight {
         self.accounts.insert(id, waba_id);
     }
 
-    /// Waits until one has ended. `false`: none is in flight.
+    /// Waits until a look-up has ended. Returns `false` if none is in flight.
     async fn next_ended(&mut self) -> bool {
         match self.tasks.join_next_with_id().await {
             Some(Ok((id, ()))) => self.accounts.remove(&id),

@@ -1,65 +1,72 @@
 //! Lockwatch receives WhatsApp status callbacks, records the deliveries that failed because Meta locked
-//! the account (error 131031), and looks up why.
+//! the account (error 131031), and looks up the cause.
 //!
 //! # One callback, from byte to row
 //!
-//! 1. [`http::webhook`] wants one well-formed signature header before it reads a body, verifies it over
-//!    the raw bytes ([`meta::signature`]), and stops there with 200 unless the bytes contain `131031`.
-//! 2. [`meta::callback`] reads the callback element by element: [failed deliveries](meta::failure), and
-//!    what could not be read.
-//! 3. The [`recorder`] writes everything that waits in one transaction ([`store::record`]) and then answers
-//!    every waiter. 200 means committed.
+//! 1. [`http::webhook`] requires one well-formed signature header before it reads a body, and verifies
+//!    it over the raw bytes ([`meta::signature`]). Without `131031` in the bytes it answers 200 and is
+//!    done.
+//! 2. [`meta::callback`] parses the callback element by element: [failed deliveries](meta::failure), and
+//!    elements that are not readable.
+//! 3. The [`recorder`] writes all waiting callbacks in one transaction ([`store::record`]) and then
+//!    answers every waiter. 200 means committed.
 //! 4. A failure belongs to the account's [incident](lockout::incident). A number that is new to an open
-//!    incident makes a health check due, and wakes the follow-up.
-//! 5. The [`followup`] claims due checks ([`store::claims`]), asks Meta ([`graph`]) with no transaction open,
-//!    and saves the answer ([`store::checks`]): the [cause](lockout::cause) is derived anew, the [next look](lockout::schedule)
-//!    gets its time, and the incident may turn out to be over.
-//! 6. People read the same rows: in a browser or with a program ([`http`]), with the commands in [`cli`], or by
-//!    SQL. [`report`] makes one object of an incident for all of them, and masks recipients.
-//! 7. Callbacks in which something was found are kept byte for byte ([`store::bodies`]), leave as files
-//!    ([`meta::capture`]) and can be played back. What is old leaves for good ([`retention`]).
+//!    incident makes a health check due and wakes the follow-up.
+//! 5. The [`followup`] claims due checks ([`store::claims`]), asks Meta ([`graph`]) with no transaction
+//!    open, and saves the answer ([`store::conclusion`]): the [cause](lockout::cause) is derived anew, the
+//!    next check is [scheduled](lockout::schedule), and the incident may turn out to be over.
+//! 6. Each [change](lockout::change) of an incident is written by one module,
+//!    [`store::incident_life`].
+//! 7. People read the same rows in a browser or by program ([`http`]), with the commands in [`cli`], or
+//!    by SQL. [`report`] makes one object of an incident for all of them, and masks recipients.
+//! 8. Callbacks with a failure in them are kept byte for byte ([`store::bodies`]), exported as files
+//!    ([`meta::capture`]) and played back. Old rows are deleted ([`retention`]).
 //!
-//! # For your own tests
+//! # For other crates
 //!
-//! Whatever receives WhatsApp webhooks can be tested with what is here: [`meta::compose`] builds callbacks,
-//! [`meta::signature`] signs them, [`meta::capture`] reads those that Meta really sent, [`meta::redact`] makes
-//! them fit to be committed, and the [`simulator`] answers `health_status` as Meta does.
+//! [`meta`], [`simulator`] and [`lockout`] are made for others, mostly for their tests: a receiver of
+//! WhatsApp webhooks can build callbacks with [`meta::compose`], sign them with [`meta::signature`], read
+//! real ones from files with [`meta::capture`], redact them for a commit with [`meta::redact`], and ask
+//! the [`simulator`], which answers `health_status` as Meta does. All other modules are public for the
+//! program and its own tests only.
 //!
 //! ```
 //! use lockwatch::meta::callback::CallbackContents;
 //! use lockwatch::meta::capture::Capture;
 //! use lockwatch::meta::compose::StatusCallback;
-//! use lockwatch::meta::signature::{HEADER, sign};
+//! use lockwatch::meta::signature::{SIGNATURE_HEADER, sign};
 //! use time::OffsetDateTime;
 //!
 //! // A message of yours fails, because Meta has locked the account.
-//! let body = StatusCallback::new().failed("102290129340398", "106540352242922", "wamid.1").into_body();
+//! let callback = StatusCallback::new().failed("102290129340398", "106540352242922", "wamid.1");
+//! let body = callback.into_body();
 //! let signature = sign("the-app-secret-of-your-app", &body);
-//! // Post it to your webhook with the header X-Hub-Signature-256. Here it goes by way of a capture file.
+//! // Post it to your webhook with the header X-Hub-Signature-256. Here it becomes a capture file.
 //! let mut capture = Capture::from_body(body);
-//! capture.headers.insert(HEADER.to_owned(), signature);
+//! capture.headers.insert(SIGNATURE_HEADER.to_owned(), signature);
 //! let read = Capture::from_line(capture.to_line().as_bytes())?;
 //!
-//! let findings = CallbackContents::parse(&read.body, OffsetDateTime::now_utc());
-//! assert_eq!(findings.failures[0].message_id.as_str(), "wamid.1");
+//! let contents = CallbackContents::parse(&read.body, OffsetDateTime::now_utc());
+//! assert_eq!(contents.failures[0].message_id.as_str(), "wamid.1");
 //! # Ok::<_, lockwatch::meta::capture::CaptureError>(())
 //! ```
 //!
-//! # The house
+//! # The layers
 //!
-//! Arrows point downwards only.
+//! A module uses only modules of its own layer and of those below.
 //!
-//! | layer | module |
+//! | layer | modules |
 //! | --- | --- |
-//! | rim | [`cli`] (one file a command), [`config`], [`service`] (wires what runs), [`simulator`] (a small fake Graph) |
-//! | doing | [`http`], [`recorder`], [`followup`], [`retention`], [`graph`], [`metrics`], [`embedded`] (the embedded Postgres) |
-//! | shown | [`report`]: the same objects and words for everybody who looks |
+//! | outside | [`cli`] (one file a command), [`config`], [`service`] (wires and stops the parts), [`simulator`] (a small fake Graph) |
+//! | work | [`http`], [`recorder`], [`followup`], [`retention`], [`graph`], [`metrics`], [`embedded`] (the embedded Postgres) |
+//! | view | [`report`]: the same objects and words for page, API and terminal |
 //! | rows | [`store`]: the only place that knows SQL |
 //! | rules | [`lockout`]: pure functions; time and chance are arguments |
-//! | words | [`meta`]: wire formats, as Meta writes them |
+//! | wire formats | [`meta`]: callbacks and answers, as Meta writes them |
 //!
-//! `http` and `followup` do not know each other: they meet in rows. The database is the only coordinator,
-//! so any number of replicas may run.
+//! `http` and `followup` do not know each other: one writes rows, the other reads them. The database is
+//! the only coordinator, so any number of replicas may run. `tests/it/architecture.rs` asserts the most
+//! important of these rules.
 
 pub mod cli;
 pub mod config;

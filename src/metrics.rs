@@ -1,8 +1,9 @@
-//! What Prometheus is told: what the process counts, and how things stand in the database.
+//! Metrics for Prometheus: counters of this process, and gauges read from the database.
 //!
-//! Each part of the service has a handle with what it counts, made by [`Metrics::new`]. A label's values are
-//! words of this program, all of them there from the start: so a rate sees the first of its kind, and the
-//! number of series never grows. Nothing that was received becomes a label, least of all an id.
+//! [`Metrics::new`] makes one handle of counters for each part of the service. The values of a
+//! label are words of this program, and every series exists from the start. So a rate includes the
+//! first event of its kind, and the number of series never grows. Received data never becomes a
+//! label, least of all an id.
 
 use std::fmt;
 use std::sync::Arc;
@@ -20,38 +21,39 @@ use crate::meta::health::{LookupResult, Outcome};
 use crate::store::overview::{Overview, PoolUse};
 use crate::store::record::Recorded;
 
-const PREFIX: &str = "lockwatch";
+const METRIC_PREFIX: &str = "lockwatch";
 
-/// Callbacks or failures: from one to as many as may wait.
+/// Buckets for numbers of callbacks or failures, from one to the limit of the queue.
 const SIZE_BUCKETS: [f64; 8] = [1.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 4096.0, 16384.0];
-/// Seconds, from a fast disk's to the most that a batch may take.
+/// Buckets in seconds, from the commit of a fast disk to the longest time that a batch may take.
 const COMMIT_BUCKETS: [f64; 11] = [
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
 ];
-/// Seconds, from a near server's to the most that a request may take.
+/// Buckets in seconds, from the answer of a near server to the longest time that a request may
+/// take.
 const LOOKUP_BUCKETS: [f64; 8] = [0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
-/// Everything that one service counts. Clones count together.
+/// The counters of one service. Clones share them.
 #[derive(Debug, Clone)]
 pub struct Metrics {
     registry: Arc<Registry>,
-    /// For the webhook.
+    /// The counters of the webhook.
     pub webhook: WebhookMetrics,
-    /// For the recorder.
+    /// The counters of the recorder.
     pub recorder: RecorderMetrics,
-    /// For the follow-up.
+    /// The counters of the follow-up.
     pub follow_up: FollowUpMetrics,
 }
 
-/// What is read for one scrape, beside what was counted.
+/// The gauges of one scrape.
 #[derive(Debug, Clone)]
-pub struct Snapshot {
-    /// Whether lockouts can be recorded.
-    pub ready: bool,
-    /// The pool.
-    pub pool: PoolUse,
-    /// `None` where the database did not answer: then nothing is said about what is in it.
-    pub overview: Option<Overview>,
+pub(crate) struct Snapshot {
+    /// `true` if lockouts can be recorded.
+    pub(crate) ready: bool,
+    /// The connections of the pool.
+    pub(crate) pool: PoolUse,
+    /// `None` if the database did not answer: the gauges that come from it are then left out.
+    pub(crate) overview: Option<Overview>,
 }
 
 impl Default for Metrics {
@@ -61,13 +63,13 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// Nothing counted yet.
+    /// Creates all counters, each at zero.
     #[must_use]
     pub fn new() -> Self {
-        let mut registry = Registry::with_prefix(PREFIX);
-        let webhook = WebhookMetrics::in_registry(&mut registry);
-        let recorder = RecorderMetrics::in_registry(&mut registry);
-        let follow_up = FollowUpMetrics::in_registry(&mut registry);
+        let mut registry = Registry::with_prefix(METRIC_PREFIX);
+        let webhook = WebhookMetrics::register(&mut registry);
+        let recorder = RecorderMetrics::register(&mut registry);
+        let follow_up = FollowUpMetrics::register(&mut registry);
         Self {
             registry: Arc::new(registry),
             webhook,
@@ -76,28 +78,29 @@ impl Metrics {
         }
     }
 
-    /// All of it in the text format of [OpenMetrics 1.0](https://prometheus.io/docs/specs/om/open_metrics_spec/).
+    /// Encodes the counters and a snapshot as [OpenMetrics
+    /// 1.0](https://prometheus.io/docs/specs/om/open_metrics_spec/) text.
     #[must_use]
-    pub fn text(&self, reading: &Snapshot) -> String {
+    pub(crate) fn encode(&self, snapshot: &Snapshot) -> String {
         let mut text = String::new();
         encode_registry(&mut text, &self.registry)
-            .and_then(|()| encode_registry(&mut text, &reading.registry()))
+            .and_then(|()| encode_registry(&mut text, &snapshot.to_registry()))
             .and_then(|()| encode_eof(&mut text))
-            .expect("a String takes any text");
+            .expect("writing to a String never fails");
         text
     }
 }
 
-/// What the webhook counts. The default is in no [`Metrics`]: it counts, and nobody looks.
+/// The counters of the webhook. The default belongs to no [`Metrics`], so nobody reads it.
 #[derive(Debug, Clone)]
 pub struct WebhookMetrics {
-    pub(crate) callbacks: Callbacks,
-    pub(crate) handshakes: Handshakes,
+    pub(crate) callbacks: CallbackCounters,
+    pub(crate) handshakes: HandshakeCounters,
 }
 
-/// Callbacks, by what became of them.
+/// The callbacks, by outcome.
 #[derive(Debug, Clone)]
-pub(crate) struct Callbacks {
+pub(crate) struct CallbackCounters {
     pub(crate) recorded: Counter,
     pub(crate) nothing_found: Counter,
     pub(crate) bad_signature: Counter,
@@ -109,19 +112,20 @@ pub(crate) struct Callbacks {
     pub(crate) abandoned: Counter,
 }
 
-/// Handshakes, by what became of them.
+/// The handshakes, by outcome.
 #[derive(Debug, Clone)]
-pub(crate) struct Handshakes {
+pub(crate) struct HandshakeCounters {
     pub(crate) verified: Counter,
     pub(crate) wrong_token: Counter,
     pub(crate) malformed: Counter,
 }
 
-/// Counts once, when it goes out of scope: a handler may end in its middle, when its sender goes away.
+/// Increments a counter when it is dropped. A handler is dropped halfway if its sender disconnects,
+/// and must be counted all the same.
 #[derive(Debug)]
-pub(crate) struct CountedAs<'m>(pub(crate) &'m Counter);
+pub(crate) struct CountOnDrop<'m>(pub(crate) &'m Counter);
 
-impl Drop for CountedAs<'_> {
+impl Drop for CountOnDrop<'_> {
     fn drop(&mut self) {
         self.0.inc();
     }
@@ -129,33 +133,33 @@ impl Drop for CountedAs<'_> {
 
 impl Default for WebhookMetrics {
     fn default() -> Self {
-        Self::in_registry(&mut Registry::default())
+        Self::register(&mut Registry::default())
     }
 }
 
 impl WebhookMetrics {
-    fn in_registry(registry: &mut Registry) -> Self {
-        let mut outcomes = Labelled::new("outcome");
-        let callbacks = Callbacks {
-            recorded: outcomes.counter("recorded"),
-            nothing_found: outcomes.counter("nothing_found"),
-            bad_signature: outcomes.counter("bad_signature"),
-            encoded: outcomes.counter("encoded"),
-            too_large: outcomes.counter("too_large"),
-            incomplete: outcomes.counter("incomplete"),
-            busy: outcomes.counter("busy"),
-            not_recorded: outcomes.counter("not_recorded"),
-            abandoned: outcomes.counter("abandoned"),
+    fn register(registry: &mut Registry) -> Self {
+        let mut outcomes = LabelledFamily::new("outcome");
+        let callbacks = CallbackCounters {
+            recorded: outcomes.add_counter("recorded"),
+            nothing_found: outcomes.add_counter("nothing_found"),
+            bad_signature: outcomes.add_counter("bad_signature"),
+            encoded: outcomes.add_counter("encoded"),
+            too_large: outcomes.add_counter("too_large"),
+            incomplete: outcomes.add_counter("incomplete"),
+            busy: outcomes.add_counter("busy"),
+            not_recorded: outcomes.add_counter("not_recorded"),
+            abandoned: outcomes.add_counter("abandoned"),
         };
-        let help = "Callbacks by outcome: recorded and nothing_found were answered with 200; the sender of an \
-                    abandoned one went away before the answer";
+        let help = "Callbacks by outcome: recorded and nothing_found were answered with 200; \
+                    the sender of an abandoned one disconnected before the answer";
         registry.register("callbacks", help, outcomes);
 
-        let mut outcomes = Labelled::new("outcome");
-        let handshakes = Handshakes {
-            verified: outcomes.counter("verified"),
-            wrong_token: outcomes.counter("wrong_token"),
-            malformed: outcomes.counter("malformed"),
+        let mut outcomes = LabelledFamily::new("outcome");
+        let handshakes = HandshakeCounters {
+            verified: outcomes.add_counter("verified"),
+            wrong_token: outcomes.add_counter("wrong_token"),
+            malformed: outcomes.add_counter("malformed"),
         };
         registry.register(
             "handshakes",
@@ -169,7 +173,7 @@ impl WebhookMetrics {
     }
 }
 
-/// What the recorder counts. The default is in no [`Metrics`]: it counts, and nobody looks.
+/// The counters of the recorder. The default belongs to no [`Metrics`], so nobody reads it.
 #[derive(Debug, Clone)]
 pub struct RecorderMetrics {
     batch_callbacks: Histogram,
@@ -183,12 +187,12 @@ pub struct RecorderMetrics {
 
 impl Default for RecorderMetrics {
     fn default() -> Self {
-        Self::in_registry(&mut Registry::default())
+        Self::register(&mut Registry::default())
     }
 }
 
 impl RecorderMetrics {
-    fn in_registry(registry: &mut Registry) -> Self {
+    fn register(registry: &mut Registry) -> Self {
         let sizes = || Histogram::new(SIZE_BUCKETS);
         let batch_callbacks = register_metric(
             registry,
@@ -203,15 +207,17 @@ impl RecorderMetrics {
             sizes(),
         );
         let commit = Histogram::new(COMMIT_BUCKETS);
-        let help = "How long a batch took until it was committed";
+        let help = "Time until a batch was committed";
         registry.register_with_unit("commit", help, Unit::Seconds, commit.clone());
         let help = "Batches that were not committed; Meta is asked to send their callbacks again";
         let batches_failed = register_metric(registry, "batches_failed", help, Counter::default());
-        let mut kinds = Labelled::new("kind");
-        let (recorded, repeated) = (kinds.counter("recorded"), kinds.counter("repeated"));
-        let help = "Failed deliveries with error 131031: recorded, or repeated where they were there already";
+        let mut kinds = LabelledFamily::new("kind");
+        let (recorded, repeated) = (kinds.add_counter("recorded"), kinds.add_counter("repeated"));
+        let help =
+            "Failed deliveries with error 131031: recorded if they were new, otherwise repeated";
         registry.register("failures", help, kinds);
-        let help = "Parts of callbacks put into quarantine, since they could not be read or stored";
+        let help =
+            "Parts of callbacks put into quarantine, because they could not be read or stored";
         let quarantined = register_metric(registry, "quarantined", help, Counter::default());
         Self {
             batch_callbacks,
@@ -224,27 +230,28 @@ impl RecorderMetrics {
         }
     }
 
-    /// Counts what is in the database now: also of a batch whose rest failed.
+    /// Counts the rows that are in the database now. A batch that failed halfway may have some,
+    /// too.
     pub(crate) fn count_rows(&self, written: &Recorded) {
         self.recorded.inc_by(written.new);
         self.repeated.inc_by(written.repeated);
         self.quarantined.inc_by(written.quarantined);
     }
 
-    /// Counts a batch that is in the database as a whole.
+    /// Counts a batch that was committed as a whole.
     pub(crate) fn count_committed(&self, callbacks: usize, failures: usize, took: Duration) {
         self.batch_callbacks.observe(callbacks as f64);
         self.batch_failures.observe(failures as f64);
         self.commit.observe(took.as_secs_f64());
     }
 
-    /// Counts a batch that is not.
+    /// Counts a batch that was not committed as a whole.
     pub(crate) fn count_failed(&self) {
         self.batches_failed.inc();
     }
 }
 
-/// What the follow-up counts. The default is in no [`Metrics`]: it counts, and nobody looks.
+/// The counters of the follow-up. The default belongs to no [`Metrics`], so nobody reads it.
 #[derive(Debug, Clone)]
 pub struct FollowUpMetrics {
     lookups: [Counter; Outcome::ALL.len()],
@@ -253,26 +260,26 @@ pub struct FollowUpMetrics {
 
 impl Default for FollowUpMetrics {
     fn default() -> Self {
-        Self::in_registry(&mut Registry::default())
+        Self::register(&mut Registry::default())
     }
 }
 
 impl FollowUpMetrics {
-    fn in_registry(registry: &mut Registry) -> Self {
-        let mut outcomes = Labelled::new("outcome");
-        let lookups = Outcome::ALL.map(|outcome| outcomes.counter(outcome.as_str()));
+    fn register(registry: &mut Registry) -> Self {
+        let mut outcomes = LabelledFamily::new("outcome");
+        let lookups = Outcome::ALL.map(|outcome| outcomes.add_counter(outcome.as_str()));
         registry.register(
             "lookups",
-            "Look-ups of a number's health, with the outcomes of health_checks",
+            "Look-ups of a number's health, by the outcomes of health_checks",
             outcomes,
         );
         let lookup = Histogram::new(LOOKUP_BUCKETS);
-        let help = "How long Meta took for a look-up, answered or not";
+        let help = "Time that Meta took for a look-up, answered or not";
         registry.register_with_unit("lookup", help, Unit::Seconds, lookup.clone());
         Self { lookups, lookup }
     }
 
-    /// Counts a look-up, and how long it took if Meta was asked at all.
+    /// Counts a look-up, and its duration if Meta was asked at all.
     pub(crate) fn count_lookup(&self, lookup: &LookupResult) {
         let outcome = lookup.answer.outcome();
         self.lookups[outcome as usize].inc();
@@ -283,7 +290,7 @@ impl FollowUpMetrics {
 }
 
 impl Snapshot {
-    fn registry(&self) -> Registry {
+    fn to_registry(&self) -> Registry {
         fn gauge(n: impl Into<i64>) -> ConstGauge {
             ConstGauge::new(n.into())
         }
@@ -292,22 +299,21 @@ impl Snapshot {
             pool,
             overview,
         } = self;
-        let mut registry = Registry::with_prefix(PREFIX);
+        let mut registry = Registry::with_prefix(METRIC_PREFIX);
         registry.register(
             "ready",
-            "1 where lockouts can be recorded, as /readyz says",
+            "1 if lockouts can be recorded, as /readyz says",
             gauge(*ready),
         );
-        let help =
-            "1 where the database answered this scrape; otherwise what is read from it is missing";
+        let help = "1 if the database answered this scrape; otherwise its metrics are missing";
         registry.register("database_up", help, gauge(overview.is_some()));
-        let states = Labelled {
+        let states = LabelledFamily {
             label: "state",
             series: vec![("idle", gauge(pool.idle)), ("busy", gauge(pool.busy))],
         };
         registry.register(
             "pool_connections",
-            "Open connections of the pool, which everything but the recorder uses",
+            "Open connections of the pool, which everything except the recorder uses",
             states,
         );
         registry.register(
@@ -328,12 +334,13 @@ impl Snapshot {
             registry.register(
                 "incidents_open",
                 help,
-                Labelled {
+                LabelledFamily {
                     label: "cause",
                     series: causes,
                 },
             );
-            let help = "Numbers whose look-up is two minutes late or more, in the database that all replicas share";
+            let help = "Numbers whose look-up is two minutes late or more, in the database that \
+                        all replicas share";
             registry.register("checks_overdue", help, gauge(*checks_overdue));
         }
         registry
@@ -351,15 +358,15 @@ fn register_metric<M: Metric + Clone>(
     metric
 }
 
-/// A metric with one label: a series for each of its words, in their order. The library's own families
-/// create series when they are first used, and would take any word.
+/// A metric with one label, and one series for each value of the label, in a fixed order. The
+/// library's own families create a series when it is first used, and would accept any value.
 #[derive(Debug)]
-struct Labelled<M> {
+struct LabelledFamily<M> {
     label: &'static str,
     series: Vec<(&'static str, M)>,
 }
 
-impl Labelled<Counter> {
+impl LabelledFamily<Counter> {
     fn new(label: &'static str) -> Self {
         Self {
             label,
@@ -367,14 +374,14 @@ impl Labelled<Counter> {
         }
     }
 
-    fn counter(&mut self, word: &'static str) -> Counter {
+    fn add_counter(&mut self, word: &'static str) -> Counter {
         let counter = Counter::default();
         self.series.push((word, counter.clone()));
         counter
     }
 }
 
-impl<M: EncodeMetric + TypedMetric> EncodeMetric for Labelled<M> {
+impl<M: EncodeMetric + TypedMetric> EncodeMetric for LabelledFamily<M> {
     fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
         for (word, metric) in &self.series {
             metric.encode(encoder.encode_family(&[(self.label, *word)])?)?;

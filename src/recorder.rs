@@ -16,7 +16,8 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{debug, error, info, warn};
 
-use crate::meta::callback::{CallbackContents, Unreadable, may_hold_lockout};
+use crate::error_chain::error_chain;
+use crate::meta::callback::{CallbackContents, UnreadablePart, may_contain_lockout};
 use crate::meta::signature::Signature;
 use crate::metrics::RecorderMetrics;
 use crate::store::bodies::{self, Bodies, NewCapture, Quarantined};
@@ -73,7 +74,7 @@ impl Callback {
     #[must_use]
     pub fn find(self, capturing: Capturing) -> Option<Found> {
         let all = capturing == Capturing::All;
-        if !all && !may_hold_lockout(&self.body) {
+        if !all && !may_contain_lockout(&self.body) {
             return None;
         }
         let Self {
@@ -313,10 +314,10 @@ impl Writer {
                     .is_none_or(|said| said.elapsed() > REPEAT_ERROR)
                 {
                     self.failing = Some(Instant::now());
-                    let cause = error.cause();
+                    let error = error_chain(&error);
                     error!(
                         callbacks = batch.len(),
-                        cause, "nothing can be recorded, Meta is asked to resend: {error}"
+                        "nothing can be recorded, Meta is asked to resend: {error}"
                     );
                 }
                 Err(NotRecorded::Failed)
@@ -358,7 +359,7 @@ impl Writer {
                 .add(bodies::keep(&mut connection, &items, &quarantined, &mut batch.bodies).await?);
         }
         for Quarantined {
-            unreadable: Unreadable {
+            unreadable: UnreadablePart {
                 waba_id, reason, ..
             },
             ..
@@ -380,7 +381,7 @@ struct Batch<'b> {
     found: Vec<&'b Found>,
     bodies: Bodies<'b>,
     /// What the database refuses, by the callback it came in: of each the body is kept once.
-    refused: BTreeMap<usize, Unreadable>,
+    refused: BTreeMap<usize, UnreadablePart>,
 }
 
 impl<'b> Batch<'b> {
@@ -425,11 +426,13 @@ impl<'b> Batch<'b> {
             (Ok(more), _) => recorded.add(more),
             (Err(StoreError::BadData(error)), [Item { failure, callback }]) => {
                 warn!(waba.id = %failure.waba_id, %error, "the database refuses a failed delivery");
-                self.refused.entry(*callback).or_insert_with(|| Unreadable {
-                    waba_id: Some(failure.waba_id.clone()),
-                    reason: "the database refuses a failed delivery of this callback".into(),
-                    bytes: self.found[*callback].body.clone(),
-                });
+                self.refused
+                    .entry(*callback)
+                    .or_insert_with(|| UnreadablePart {
+                        waba_id: Some(failure.waba_id.clone()),
+                        reason: "the database refuses a failed delivery of this callback".into(),
+                        bytes: self.found[*callback].body.clone(),
+                    });
             }
             (Err(StoreError::BadData(_)), items) => {
                 // A part of a callback may have been recorded by a batch that failed after it.

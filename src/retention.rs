@@ -1,4 +1,4 @@
-//! Retention: what is older than its time leaves the database, a little at a time.
+//! Retention: deletes rows that are older than the retention period, in small batches.
 
 use std::time::Duration;
 
@@ -6,39 +6,40 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::store::retention::{Kind, delete_some};
+use crate::error_chain::error_chain;
+use crate::store::retention::{RetainedTable, delete_batch};
 use crate::store::{Pool, bounded};
 
-/// Between one clean-up and the next.
-const PAUSE: Duration = Duration::from_secs(3600);
-/// Between two batches, for everybody else.
-const BREATH: Duration = Duration::from_millis(50);
+/// The pause between two clean-ups.
+const CLEANUP_INTERVAL: Duration = Duration::from_secs(3600);
+/// The pause between two batches: others use the database in the meantime.
+const BATCH_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Cleans up at once and then every hour, until told to stop. Several replicas may.
+/// Cleans up at once and then every hour, until told to stop. Several replicas may run this at
+/// once.
 pub async fn run(db: Pool, age: Duration, stop: CancellationToken) {
     while !stop.is_cancelled() {
         clean_up(&db, age, &stop).await;
-        stop.run_until_cancelled(sleep(PAUSE)).await;
+        stop.run_until_cancelled(sleep(CLEANUP_INTERVAL)).await;
     }
 }
 
-/// Deletes everything older than `age`. What fails is left for the next time.
+/// Deletes everything older than `age`. After an error, the rest of that table is left for the next
+/// clean-up.
 async fn clean_up(db: &Pool, age: Duration, stop: &CancellationToken) {
     let mut rows = 0;
-    for kind in Kind::ALL {
+    for table in RetainedTable::ALL {
         while !stop.is_cancelled() {
-            match bounded(delete_some(db, kind, age)).await {
+            match bounded(delete_batch(db, table, age)).await {
                 Ok(0) => break,
                 Ok(deleted) => rows += deleted,
                 Err(error) => {
-                    warn!(
-                        cause = error.cause(),
-                        "old {kind:?} stay for another hour: {error}"
-                    );
+                    let error = error_chain(&error);
+                    warn!("old {table:?} stay for another hour: {error}");
                     break;
                 }
             }
-            sleep(BREATH).await;
+            sleep(BATCH_INTERVAL).await;
         }
     }
     if rows > 0 {

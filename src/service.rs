@@ -1,4 +1,5 @@
-//! The running service: recorder, follow-up and listeners, wired together and taken down in order.
+//! The running service: starts the recorder, the follow-up and the listeners, connects them, and
+//! stops them in order.
 
 use std::io;
 use std::net::SocketAddr;
@@ -26,53 +27,55 @@ use crate::recorder::{Capturing, recorder};
 use crate::retention;
 use crate::store::{self, Database, Pool};
 
-/// Stopping may take this long. An embedded database stops after it, and both within 20 s.
+/// The longest time that [`Service::stop`] takes. An embedded database stops afterwards, and both
+/// together take at most 20 s.
 const STOP_TIMEOUT: Duration = Duration::from_secs(12);
-/// Connections to the admin listener: people and probes.
+/// Connections to the admin listener, which serves people and probes.
 const ADMIN_CONNECTIONS_LIMIT: usize = 64;
-/// Connections that may wait to be accepted. A peer that finds no room there retries only after a second.
+/// Connections that may wait to be accepted. A peer for which there is no room retries only after a
+/// second.
 const ACCEPT_BACKLOG: u32 = 4096;
-/// The pause between two attempts to reach an absent database.
-const RETRY_INTERVAL: Duration = Duration::from_secs(1);
-/// The same error is logged again after this time.
-const REPEAT_INTERVAL: Duration = Duration::from_secs(60);
+/// The time between two attempts to reach an unavailable database.
+const MIGRATE_RETRY_INTERVAL: Duration = Duration::from_secs(1);
+/// An error that stays the same is logged again after this time.
+const LOG_REPEAT_INTERVAL: Duration = Duration::from_secs(60);
 
-/// What the service needs.
+/// The settings of a service.
 #[derive(Debug)]
 pub struct Settings {
-    /// The database. It may be away for now.
+    /// The database. It may be unavailable at the start.
     pub database: Database,
     /// The public address.
     pub listen: SocketAddr,
     /// The admin address.
     pub admin_listen: SocketAddr,
-    /// The token of the admin listener. Without one it must be a loopback address.
+    /// The token of the admin listener. Without a token, the admin address must be loopback.
     pub admin_token: Option<SecretString>,
     /// The app secrets that sign callbacks.
     pub app_secrets: Vec<SecretString>,
-    /// The verify token of the handshake.
+    /// The token that Meta sends when it verifies the callback URL.
     pub verify_token: SecretString,
     /// The Graph API client.
     pub graph: Graph,
-    /// Which callbacks to keep byte for byte.
+    /// The callbacks to keep byte for byte.
     pub capturing: Capturing,
-    /// How long captures, deliveries, checks and quarantine stay.
+    /// The time after which captures, deliveries, checks and quarantine are deleted.
     pub retention: Duration,
 }
 
 /// A service that runs until [`stop`](Self::stop).
 #[derive(Debug)]
 pub struct Service {
-    /// Where the public listener is.
+    /// The address of the public listener.
     pub address: SocketAddr,
-    /// Where the admin listener is.
+    /// The address of the admin listener.
     pub admin_address: SocketAddr,
     pools: [Pool; 2],
     stop: CancellationToken,
     tasks: JoinSet<()>,
 }
 
-/// An address cannot be listened on.
+/// A listener cannot be bound to its address.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot listen on {address}: {source}")]
 pub struct ListenError {
@@ -81,11 +84,11 @@ pub struct ListenError {
 }
 
 impl Service {
-    /// Starts listening at once. Without a database callbacks about lockouts are answered with 503 until
-    /// it comes; its tables are then brought up to date.
+    /// Starts the service, which listens at once. While the database does not answer, callbacks
+    /// about lockouts get 503. As soon as it answers, its tables are migrated.
     ///
     /// # Errors
-    /// An address is taken or not ours.
+    /// An address is in use, or does not belong to this machine.
     pub async fn start(settings: Settings) -> Result<Self, ListenError> {
         let public = bind(settings.listen)?;
         let admin = bind(settings.admin_listen)?;
@@ -124,7 +127,7 @@ impl Service {
         };
 
         let mut tasks = JoinSet::new();
-        tasks.spawn(webhook.report_refusals(stop.clone()));
+        tasks.spawn(webhook.log_refusals(stop.clone()));
         tasks.spawn(public);
         tasks.spawn(admin);
         tasks.spawn(run_on_own_thread("recorder", recorder_task.run()));
@@ -138,20 +141,21 @@ impl Service {
         })
     }
 
-    /// Waits until a part of the service ends that should not: half a service is worse than none, since
-    /// whoever watches it would not notice.
+    /// Returns when a task of the service has ended, which is a failure. The whole service should
+    /// then stop: monitoring would notice a missing service, but not half a service.
     pub async fn wait_for_failure(&mut self) {
         let ended = self.tasks.join_next().await;
-        error!(?ended, "a part of the service ended by itself");
+        error!(?ended, "a task of the service has ended unexpectedly");
     }
 
-    /// Stops listening, lets requests and look-ups under way finish, and closes the database.
+    /// Stops listening, waits for requests and look-ups in flight, and closes the database
+    /// connections.
     pub async fn stop(mut self) {
         self.stop.cancel();
         let finish = async {
             while let Some(ended) = self.tasks.join_next().await {
                 if let Err(error) = ended {
-                    error!(%error, "a part of the service ended badly");
+                    error!(%error, "a task of the service failed");
                 }
             }
             for pool in self.pools {
@@ -159,28 +163,27 @@ impl Service {
             }
         };
         if timeout(STOP_TIMEOUT, finish).await.is_err() {
-            warn!(
-                "not everything finished within {} s",
-                STOP_TIMEOUT.as_secs()
-            );
+            let seconds = STOP_TIMEOUT.as_secs();
+            warn!("the service did not stop within {seconds} s");
         }
     }
 }
 
-/// Runs a task beside all others. On the common threads the recorder would wait for every request that is
-/// being read each time the database answers, and everybody waits for the recorder.
+/// Runs a task on a thread of its own. On the shared threads, the recorder would wait behind the
+/// requests that are being read each time the database answers, and all callbacks wait for the
+/// recorder.
 async fn run_on_own_thread(name: &str, task: impl Future<Output = ()> + Send + 'static) {
-    let (ended, end) = oneshot::channel();
+    let (sender, ended) = oneshot::channel();
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .expect("a runtime");
     let thread = thread::Builder::new().name(name.to_owned()).spawn(move || {
         runtime.block_on(task);
-        let _ = ended.send(());
+        let _ = sender.send(());
     });
     thread.expect("a thread");
-    let _ = end.await;
+    let _ = ended.await;
 }
 
 fn local_address(listener: &TcpListener, address: SocketAddr) -> Result<SocketAddr, ListenError> {
@@ -202,7 +205,7 @@ fn bind(address: SocketAddr) -> Result<TcpListener, ListenError> {
     listen().map_err(|source| ListenError { address, source })
 }
 
-/// The work that needs the tables: it starts once they are up to date.
+/// The work that needs the tables. It starts when they are migrated.
 struct Background {
     database: Database,
     db: Pool,
@@ -218,7 +221,8 @@ impl Background {
         }
         if let Ok(false) = store::bounded(store::is_durable(&self.db)).await {
             warn!(
-                "the database runs with fsync off: a crash of its machine loses acknowledged callbacks"
+                "the database runs with fsync off: \
+                 a crash of its machine loses acknowledged callbacks"
             );
         }
         tokio::join!(
@@ -234,12 +238,12 @@ async fn migrate_with_retries(database: &Database) {
         let error = error_chain(&error);
         let is_news = logged
             .as_ref()
-            .is_none_or(|(before, at)| *before != error || at.elapsed() > REPEAT_INTERVAL);
+            .is_none_or(|(before, at)| *before != error || at.elapsed() > LOG_REPEAT_INTERVAL);
         if is_news {
-            error!("waiting for the database, lockouts are answered with 503 until then: {error}");
+            error!("waiting for the database, lockouts get 503 until it answers: {error}");
             logged = Some((error, Instant::now()));
         }
-        sleep(RETRY_INTERVAL).await;
+        sleep(MIGRATE_RETRY_INTERVAL).await;
     }
     info!("the database is ready");
 }

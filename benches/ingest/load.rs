@@ -1,4 +1,4 @@
-//! The load: open connections, and signed requests that were made before the clock starts.
+//! The load: open connections, and signed requests that are built before the clock starts.
 
 use std::cell::RefCell;
 use std::io;
@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures_util::future::try_join_all;
 use hdrhistogram::Histogram;
 use lockwatch::meta::compose::{StatusCallback, message_id};
-use lockwatch::meta::signature::{HEADER, sign};
+use lockwatch::meta::signature::{SIGNATURE_HEADER, sign};
 use time::OffsetDateTime;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -16,82 +16,106 @@ use tokio::time::Instant;
 
 use crate::serve::APP_SECRET;
 
-/// What a request carries.
+/// The content of the load's requests.
 #[derive(Debug, Clone, Copy)]
-pub enum Kind {
-    /// Nothing for us, in this many bytes: most of what Meta sends.
+pub enum Payload {
+    /// A callback of this size without failures: most of what Meta sends.
     Quiet { bytes: usize },
-    /// Failures that nobody has sent before, of so many accounts in turn.
-    Failures { each: u64, accounts: u64 },
+    /// New failures, of so many accounts in turn.
+    Failures { per_request: u64, accounts: u64 },
 }
 
-impl Kind {
-    /// A signed request.
-    pub fn request(self) -> Vec<u8> {
+impl Payload {
+    /// Builds a signed request that differs from all before.
+    pub fn build_request(self) -> Vec<u8> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         match self {
             Self::Quiet { bytes } => {
                 let n = NEXT.fetch_add(1, Ordering::Relaxed);
                 let start = format!(
-                    r#"{{"object":"whatsapp_business_account","entry":[{{"id":"{n}","changes":[]}}],"x":""#
+                    "{{\"object\":\"whatsapp_business_account\",\
+                     \"entry\":[{{\"id\":\"{n}\",\"changes\":[]}}],\"x\":\""
                 );
-                let body = format!(
-                    "{start}{}\"}}",
-                    "m".repeat(bytes.saturating_sub(start.len() + 2))
-                );
-                request(body.as_bytes())
+                let filler = "m".repeat(bytes.saturating_sub(start.len() + 2));
+                signed_request(format!("{start}{filler}\"}}").as_bytes())
             }
-            Self::Failures { each, accounts } => {
-                let first = NEXT.fetch_add(each, Ordering::Relaxed);
-                let account = format!("10229012934{:04}", first / each % accounts);
-                let mut callback = StatusCallback::new().at(OffsetDateTime::now_utc());
-                for n in first..first + each {
+            Self::Failures {
+                per_request,
+                accounts,
+            } => {
+                let first = NEXT.fetch_add(per_request, Ordering::Relaxed);
+                let account = format!("10229012934{:04}", first / per_request % accounts);
+                let mut callback = StatusCallback::new().timestamp(OffsetDateTime::now_utc());
+                for n in first..first + per_request {
                     let message = message_id("16505551234", &format!("{n:018X}"));
                     callback = callback.failed(&account, "106540352242922", &message);
                 }
-                request(&callback.into_body())
+                signed_request(&callback.into_body())
             }
         }
     }
 
-    /// Failures in a request.
-    pub fn rows(self) -> u64 {
+    /// The number of failures in a request.
+    pub fn failures(self) -> u64 {
         match self {
             Self::Quiet { .. } => 0,
-            Self::Failures { each, .. } => each,
+            Self::Failures { per_request, .. } => per_request,
         }
     }
 }
 
-/// A whole request with this body.
-pub fn request(body: &[u8]) -> Vec<u8> {
+/// Returns a whole request with this body.
+pub fn signed_request(body: &[u8]) -> Vec<u8> {
     let head = format!(
-        "POST /webhook HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n{HEADER}: {}\r\ncontent-length: {}\r\n\r\n",
+        "POST /webhook HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n\
+         {SIGNATURE_HEADER}: {}\r\ncontent-length: {}\r\n\r\n",
         sign(APP_SECRET, body),
         body.len()
     );
     [head.as_bytes(), body].concat()
 }
 
-/// What came of a turn.
-pub struct Turn {
+/// The outcome of a turn.
+pub struct TurnOutcome {
     pub acknowledged: u64,
     pub refused: u64,
     pub elapsed: Duration,
 }
 
+/// Requests that are ready to be sent.
+struct Requests {
+    ready: Vec<Vec<u8>>,
+    /// Quiet requests are sent again and again.
+    are_reused: bool,
+    next: usize,
+}
+
+impl Requests {
+    fn take(&mut self) -> Option<Vec<u8>> {
+        if !self.are_reused {
+            return self.ready.pop();
+        }
+        self.next += 1;
+        Some(self.ready[self.next % self.ready.len()].clone())
+    }
+}
+
 /// Clients that keep their connections.
 pub struct Load {
-    kind: Kind,
+    payload: Payload,
     streams: Vec<TcpStream>,
-    stock: Vec<Vec<u8>>,
+    requests: RefCell<Requests>,
     /// Microseconds from the first byte sent to the last received.
-    pub latencies: Histogram<u64>,
+    latencies: RefCell<Histogram<u64>>,
 }
 
 impl Load {
-    /// Connects so many times to each of these addresses.
-    pub async fn connect(addresses: &[&str], connections: usize, kind: Kind) -> io::Result<Self> {
+    /// Opens so many connections to each of these addresses.
+    pub async fn connect(
+        addresses: &[&str],
+        connections: usize,
+        payload: Payload,
+    ) -> io::Result<Self> {
         let mut streams = Vec::with_capacity(connections * addresses.len());
         for address in addresses.iter().cycle().take(connections * addresses.len()) {
             let stream = TcpStream::connect(address).await?;
@@ -101,43 +125,43 @@ impl Load {
         let latencies =
             Histogram::new_with_max(60_000_000, 3).expect("three digits up to a minute");
         Ok(Self {
-            kind,
+            payload,
             streams,
-            stock: Vec::new(),
-            latencies,
+            requests: RefCell::new(Requests {
+                ready: Vec::new(),
+                are_reused: payload.failures() == 0,
+                next: 0,
+            }),
+            latencies: RefCell::new(latencies),
         })
     }
 
-    /// Makes at least so many requests ready. Those that say nothing to us are used again and again.
-    pub fn prepare(&mut self, requests: usize) {
-        let enough = if self.kind.rows() == 0 {
-            requests.min(500)
+    /// Builds requests until at least so many are ready. If they are reused, 500 are enough.
+    pub fn prepare(&mut self, count: usize) {
+        let requests = self.requests.get_mut();
+        let count = if requests.are_reused {
+            count.min(500)
         } else {
-            requests
+            count
         };
-        self.stock
-            .extend((self.stock.len()..enough).map(|_| self.kind.request()));
+        while requests.ready.len() < count {
+            requests.ready.push(self.payload.build_request());
+        }
     }
 
-    /// Sends on all connections until the time is over or nothing is left.
-    pub async fn turn(&mut self, time: Duration) -> io::Result<Turn> {
+    /// Sends on all connections until the time is over or no request is left.
+    pub async fn run_turn(&mut self, duration: Duration) -> io::Result<TurnOutcome> {
         let started = Instant::now();
-        let (again, stock) = (self.kind.rows() == 0, RefCell::new(&mut self.stock));
-        let latencies = RefCell::new(&mut self.latencies);
-        let next = RefCell::new(0_usize);
-        let take = || {
-            if !again {
-                return stock.borrow_mut().pop();
-            }
-            let (stock, mut next) = (stock.borrow(), next.borrow_mut());
-            *next += 1;
-            Some(stock[*next % stock.len()].clone())
-        };
+        let requests = &self.requests;
+        requests.borrow_mut().next = 0;
+        let latencies = &self.latencies;
         let clients = self.streams.iter_mut().map(async |stream| {
             let (mut acknowledged, mut refused) = (0_u64, 0_u64);
             let mut answer = Vec::with_capacity(512);
-            while started.elapsed() < time {
-                let Some(request) = take() else { break };
+            while started.elapsed() < duration {
+                let Some(request) = requests.borrow_mut().take() else {
+                    break;
+                };
                 let sent = Instant::now();
                 stream.write_all(&request).await?;
                 match read_status(stream, &mut answer).await? {
@@ -145,24 +169,29 @@ impl Load {
                     503 => refused += 1,
                     status => return Err(io::Error::other(format!("answered {status}"))),
                 }
-                let took = u64::try_from(sent.elapsed().as_micros()).unwrap_or(u64::MAX);
-                latencies.borrow_mut().saturating_record(took);
+                let latency = u64::try_from(sent.elapsed().as_micros()).unwrap_or(u64::MAX);
+                latencies.borrow_mut().saturating_record(latency);
             }
             Ok((acknowledged, refused))
         });
-        let answers = try_join_all(clients).await?;
-        let (acknowledged, refused) = answers
-            .iter()
-            .fold((0, 0), |sum, (yes, no)| (sum.0 + yes, sum.1 + no));
-        Ok(Turn {
-            acknowledged,
-            refused,
+        let counts = try_join_all(clients).await?;
+        Ok(TurnOutcome {
+            acknowledged: counts.iter().map(|(acknowledged, _)| acknowledged).sum(),
+            refused: counts.iter().map(|(_, refused)| refused).sum(),
             elapsed: started.elapsed(),
         })
     }
+
+    pub fn p99_ms(&self) -> f64 {
+        self.latencies.borrow().value_at_quantile(0.99) as f64 / 1000.0
+    }
+
+    pub fn reset_latencies(&mut self) {
+        self.latencies.get_mut().reset();
+    }
 }
 
-/// The status of an answer, which is read to its end.
+/// Reads an answer to its end and returns its status.
 pub async fn read_status(stream: &mut TcpStream, answer: &mut Vec<u8>) -> io::Result<u16> {
     answer.clear();
     loop {

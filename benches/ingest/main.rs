@@ -1,43 +1,44 @@
-//! How fast callbacks are taken, as ratios: `cargo bench --bench ingest`, or `-- NAME…` for some rows only.
+//! The throughput of callbacks, as ratios.
 //!
-//! Servers, Postgres and load share this machine, so no figure means anything alone: short turns of ours and
-//! of what it is compared with alternate, each on a database of its own, and medians are compared. Everything
-//! is real: processes, sockets, signatures, fsync. Exits with 1 where a promised ratio is missed.
+//! `cargo bench --bench ingest` measures every row, `-- NAME…` those whose name contains a NAME.
+//!
+//! Servers, Postgres and load share this machine, so no figure means anything alone. Short turns of
+//! two contenders alternate, each on a database of its own, and their medians are compared. All of
+//! it is real: processes, sockets, signatures, fsync. Exits with 1 if a promised ratio is missed.
 
 #![allow(unreachable_pub, reason = "a bench is no library")]
 
+mod contenders;
 mod load;
 mod memory;
-mod peers;
-mod promptness;
+mod plain_servers;
 #[path = "../support/serve.rs"]
 mod serve;
-mod sides;
+mod time_to_lookup;
 
 use std::error::Error;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use lockwatch::embedded::Embedded;
+use lockwatch::embedded::EmbeddedPostgres;
 use tokio_util::sync::CancellationToken;
 
-use load::Kind;
-use peers::Peer;
-use sides::Side;
+use contenders::RunningContender;
+use load::Payload;
+use plain_servers::PlainServer;
 
-/// Short turns, many of them: the machine has other things to do now and then, and both sides get their
-/// share of that.
-const TURNS: usize = 20;
-const TURN: Duration = Duration::from_millis(500);
-const WARM_UP: usize = 4;
-const CALLBACKS_FOR_MEMORY: u64 = 10_000_000;
+/// The turns are short and many, so that other work of the machine slows both contenders alike.
+const TURN_COUNT: usize = 20;
+const TURN_DURATION: Duration = Duration::from_millis(500);
+const WARM_UP_TURN_COUNT: usize = 4;
+const MEMORY_CALLBACK_COUNT: u64 = 10_000_000;
 
-const ONE: Kind = Kind::Failures {
-    each: 1,
+const ONE_FAILURE: Payload = Payload::Failures {
+    per_request: 1,
     accounts: 20,
 };
-const HUNDRED: Kind = Kind::Failures {
-    each: 100,
+const HUNDRED_FAILURES: Payload = Payload::Failures {
+    per_request: 100,
     accounts: 20,
 };
 
@@ -46,25 +47,53 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
         .skip(1)
         .filter(|argument| argument != "--bench")
         .collect();
-    if let [flag, peer, database] = &arguments[..]
-        && flag == "--peer"
+    if let [flag, name, database] = &arguments[..]
+        && flag == plain_servers::FLAG
     {
-        peers::run(peer, database)?;
+        plain_servers::run(name, database)?;
         return Ok(ExitCode::SUCCESS);
     }
     // The load has one thread: the other cores are the servers'.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    runtime.block_on(measure(&arguments))
+    runtime.block_on(measure_all(&arguments))
 }
 
-async fn measure(wanted: &[String]) -> Result<ExitCode, Box<dyn Error>> {
-    let postgres = Embedded::start_temporary(None, true, &CancellationToken::new())?;
+/// Measures every row whose name contains one of the filters, or every row without filters.
+async fn measure_all(filters: &[String]) -> Result<ExitCode, Box<dyn Error>> {
+    let postgres = EmbeddedPostgres::start_temporary(None, true, &CancellationToken::new())?;
+    print_header(&postgres);
+    let mut is_kept = true;
+    for comparison in comparisons() {
+        if is_selected(comparison.name, filters) {
+            is_kept &= comparison.measure(&postgres).await?;
+        }
+    }
+    println!();
+    if is_selected("first failure to look-up", filters) {
+        is_kept &= time_to_lookup::measure(&postgres, false).await?;
+        is_kept &= time_to_lookup::measure(&postgres, true).await?;
+    }
+    if is_selected("memory", filters) {
+        is_kept &= memory::measure(&postgres, MEMORY_CALLBACK_COUNT).await?;
+    }
+    Ok(if is_kept {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn is_selected(name: &str, filters: &[String]) -> bool {
+    filters.is_empty() || filters.iter().any(|filter| name.contains(filter))
+}
+
+fn print_header(postgres: &EmbeddedPostgres) {
     println!(
-        "PostgreSQL {}, fsync on; medians of {TURNS} turns of {} ms each",
+        "PostgreSQL {}, fsync on; medians of {TURN_COUNT} turns of {} ms each",
         postgres.version(),
-        TURN.as_millis()
+        TURN_DURATION.as_millis()
     );
     println!("CPU: microseconds of server + Postgres's backends for each callback, or row\n");
     println!(
@@ -73,206 +102,192 @@ async fn measure(wanted: &[String]) -> Result<ExitCode, Box<dyn Error>> {
         "ours/s",
         "other/s",
         "ratio",
-        "bar",
+        "min",
         "p99 ms ours",
         "other",
         "CPU ours",
         "other"
     );
-    let is_wanted = |name: &str| {
-        wanted.is_empty() || wanted.iter().any(|wanted| name.contains(wanted.as_str()))
-    };
-    let mut kept = true;
-    for row in rows() {
-        if is_wanted(row.name) {
-            kept &= row.measure(&postgres).await?;
-        }
-    }
-    println!();
-    if is_wanted("first failure to look-up") {
-        kept &= promptness::measure(&postgres, false).await?;
-        kept &= promptness::measure(&postgres, true).await?;
-    }
-    if is_wanted("memory") {
-        kept &= memory::measure(&postgres, CALLBACKS_FOR_MEMORY).await?;
-    }
-    Ok(if kept {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
 }
 
-/// Two sides, and how they should compare.
-struct Row {
+/// Two contenders, and the ratio that is promised of them.
+struct Comparison {
     name: &'static str,
     ours: Setup,
     other: Setup,
-    bar: f64,
+    min_ratio: f64,
 }
 
-/// What is on one side.
+/// A contender with its load.
 #[derive(Debug, Clone, Copy)]
 struct Setup {
-    what: What,
-    kind: Kind,
+    contender: Contender,
+    payload: Payload,
     connections: usize,
 }
 
+/// A program whose throughput is measured.
 #[derive(Debug, Clone, Copy)]
-enum What {
+enum Contender {
+    /// `lockwatch serve`.
     Serve {
         processes: usize,
         capture: &'static str,
         rows_before: u64,
     },
-    Peer(Peer),
+    /// A server that does the same work in the plain way.
+    Plain(PlainServer),
     /// Postgres itself, in one session.
-    Sql,
+    Postgres,
 }
 
-const SERVE: What = What::Serve {
+const SERVE: Contender = Contender::Serve {
     processes: 1,
     capture: "lockouts",
     rows_before: 0,
 };
+const SERVE_TWICE: Contender = Contender::Serve {
+    processes: 2,
+    capture: "lockouts",
+    rows_before: 0,
+};
+const SERVE_WITHOUT_CAPTURES: Contender = Contender::Serve {
+    processes: 1,
+    capture: "off",
+    rows_before: 0,
+};
+const SERVE_ON_TEN_MILLION_ROWS: Contender = Contender::Serve {
+    processes: 1,
+    capture: "lockouts",
+    rows_before: 10_000_000,
+};
 
-fn rows() -> Vec<Row> {
-    let side = |what, kind, connections| Setup {
-        what,
-        kind,
-        connections,
-    };
-    let (quiet, large) = (Kind::Quiet { bytes: 600 }, Kind::Quiet { bytes: 100_000 });
-    let hot = Kind::Failures {
-        each: 1,
+impl Contender {
+    fn with(self, payload: Payload, connections: usize) -> Setup {
+        Setup {
+            contender: self,
+            payload,
+            connections,
+        }
+    }
+}
+
+/// The table of what is compared. Its names are the filters of the command line.
+fn comparisons() -> Vec<Comparison> {
+    let quiet = Payload::Quiet { bytes: 600 };
+    let large = Payload::Quiet { bytes: 100_000 };
+    let one_account = Payload::Failures {
+        per_request: 1,
         accounts: 1,
     };
-    let two = What::Serve {
-        processes: 2,
-        capture: "lockouts",
-        rows_before: 0,
-    };
-    let off = What::Serve {
-        processes: 1,
-        capture: "off",
-        rows_before: 0,
-    };
-    let full = What::Serve {
-        processes: 1,
-        capture: "lockouts",
-        rows_before: 10_000_000,
-    };
-    let row = |name, ours, other, bar| Row {
+    let bare = Contender::Plain(PlainServer::Bare);
+    let verifying = Contender::Plain(PlainServer::Verifying);
+    let inserting = Contender::Plain(PlainServer::Inserting);
+    let compare = |name, ours, other, min_ratio| Comparison {
         name,
         ours,
         other,
-        bar,
+        min_ratio,
     };
     vec![
-        row(
+        compare(
             "quiet, 600 B: bare axum",
-            side(SERVE, quiet, 64),
-            side(What::Peer(Peer::Bare), quiet, 64),
+            SERVE.with(quiet, 64),
+            bare.with(quiet, 64),
             0.90,
         ),
-        row(
+        compare(
             "quiet, 100 kB: axum + HMAC",
-            side(SERVE, large, 16),
-            side(What::Peer(Peer::Verifying), large, 16),
+            SERVE.with(large, 16),
+            verifying.with(large, 16),
             0.90,
         ),
-        row(
+        compare(
             "one failure, 64: an INSERT each",
-            side(SERVE, ONE, 64),
-            side(What::Peer(Peer::Inserting), ONE, 64),
+            SERVE.with(ONE_FAILURE, 64),
+            inserting.with(ONE_FAILURE, 64),
             2.5,
         ),
-        row(
+        compare(
             "one failure, 256: an INSERT each",
-            side(SERVE, ONE, 256),
-            side(What::Peer(Peer::Inserting), ONE, 256),
+            SERVE.with(ONE_FAILURE, 256),
+            inserting.with(ONE_FAILURE, 256),
             4.0,
         ),
-        row(
+        compare(
             "100 failures: Postgres alone",
-            side(SERVE, HUNDRED, 64),
-            side(What::Sql, HUNDRED, 1),
+            SERVE.with(HUNDRED_FAILURES, 64),
+            Contender::Postgres.with(HUNDRED_FAILURES, 1),
             0.60,
         ),
-        row(
+        compare(
             "captures on, 64: off",
-            side(SERVE, ONE, 64),
-            side(off, ONE, 64),
+            SERVE.with(ONE_FAILURE, 64),
+            SERVE_WITHOUT_CAPTURES.with(ONE_FAILURE, 64),
             0.80,
         ),
-        row(
+        compare(
             "captures on, 256: off",
-            side(SERVE, ONE, 256),
-            side(off, ONE, 256),
+            SERVE.with(ONE_FAILURE, 256),
+            SERVE_WITHOUT_CAPTURES.with(ONE_FAILURE, 256),
             0.80,
         ),
-        row(
+        compare(
             "two processes: one",
-            side(two, ONE, 64),
-            side(SERVE, ONE, 128),
+            SERVE_TWICE.with(ONE_FAILURE, 64),
+            SERVE.with(ONE_FAILURE, 128),
             1.0,
         ),
-        row(
+        compare(
             "hot account: 20 accounts",
-            side(SERVE, hot, 64),
-            side(SERVE, ONE, 64),
+            SERVE.with(one_account, 64),
+            SERVE.with(ONE_FAILURE, 64),
             0.80,
         ),
-        row(
+        compare(
             "ten million rows: none",
-            side(full, ONE, 64),
-            side(SERVE, ONE, 64),
+            SERVE_ON_TEN_MILLION_ROWS.with(ONE_FAILURE, 64),
+            SERVE.with(ONE_FAILURE, 64),
             0.80,
         ),
     ]
 }
 
-impl Row {
-    /// Prints the row. Whether the bar is reached.
-    async fn measure(&self, postgres: &Embedded) -> Result<bool, Box<dyn Error>> {
-        let mut sides = [
-            Side::start(postgres, self.ours).await?,
-            Side::start(postgres, self.other).await?,
-        ];
-        for _ in 0..WARM_UP {
-            for side in &mut sides {
-                side.turn(TURN).await?;
-            }
+impl Comparison {
+    /// Prints the row. Returns whether the promised ratio is kept.
+    async fn measure(&self, postgres: &EmbeddedPostgres) -> Result<bool, Box<dyn Error>> {
+        let mut ours = RunningContender::start(postgres, self.ours).await?;
+        let mut other = RunningContender::start(postgres, self.other).await?;
+        for _ in 0..WARM_UP_TURN_COUNT {
+            ours.run_turn(TURN_DURATION).await?;
+            other.run_turn(TURN_DURATION).await?;
         }
-        sides.iter_mut().for_each(Side::forget);
-        let mut ratios = Vec::with_capacity(TURNS);
-        for _ in 0..TURNS {
-            let [ours, other] = &mut sides;
-            ratios.push(ours.turn(TURN).await? / other.turn(TURN).await?);
+        ours.reset();
+        other.reset();
+        let mut ratios = Vec::with_capacity(TURN_COUNT);
+        for _ in 0..TURN_COUNT {
+            ratios.push(ours.run_turn(TURN_DURATION).await? / other.run_turn(TURN_DURATION).await?);
         }
         let ratio = median(&mut ratios);
-        let [ours, other] = &mut sides;
-        let refused = ours.refused();
-        let kept = ratio >= self.bar && refused == 0;
+        let is_kept = ratio >= self.min_ratio && ours.refused() == 0;
         println!(
             "{:<34} {:>8.0} {:>8.0} {ratio:>6.2} {:>6.2}  {:>12.1} {:>12.1} {:>9} {:>9}{}{}",
             self.name,
             ours.median(),
             other.median(),
-            self.bar,
-            ours.p99(),
-            other.p99(),
+            self.min_ratio,
+            ours.p99_ms(),
+            other.p99_ms(),
             ours.cpu(),
             other.cpu(),
-            if kept { "" } else { "  MISSED" },
-            if refused == 0 {
+            if is_kept { "" } else { "  MISSED" },
+            if ours.refused() == 0 {
                 String::new()
             } else {
-                format!(", {refused} times 503")
+                format!(", {} times 503", ours.refused())
             },
         );
-        Ok(kept)
+        Ok(is_kept)
     }
 }
 

@@ -1,6 +1,6 @@
-//! `serve` as a process of its own, as people run it.
+//! `lockwatch serve` as a process of its own, as users run it.
 
-#![allow(dead_code, reason = "each bench uses a part of it")]
+#![allow(dead_code, reason = "each bench uses a part of this module")]
 
 use std::io::{self, BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -8,16 +8,16 @@ use std::process::{Child, Command, Stdio};
 pub const APP_SECRET: &str = "an-app-secret-of-the-bench";
 pub const ACCESS_TOKEN: &str = "EAAbenchAccessToken1234567890";
 
-/// Killed when dropped.
+/// A running `lockwatch serve`, killed when dropped.
 pub struct Serve {
     child: Child,
-    /// The public listener's address.
+    /// The address of the public listener.
     pub webhook: String,
     admin: String,
 }
 
 impl Serve {
-    /// Starts it on a database that is there, and waits until it is ready.
+    /// Starts it on an existing database, and waits until it is ready.
     pub fn start(database: &str, settings: &[(&str, &str)]) -> io::Result<Self> {
         let mut child = Command::new(env!("CARGO_BIN_EXE_lockwatch"))
             .args([
@@ -39,17 +39,8 @@ impl Serve {
         let mut lines = BufReader::new(child.stderr.take().expect("piped")).lines();
         let (mut webhook, mut admin) = (String::new(), String::new());
         for line in lines.by_ref().map_while(Result::ok) {
-            let address = |after: &str| {
-                Some(
-                    line.split_once(after)?
-                        .1
-                        .split(['/', ' ', ','])
-                        .next()?
-                        .to_owned(),
-                )
-            };
-            webhook = address("webhook http://").unwrap_or(webhook);
-            admin = address("admin http://").unwrap_or(admin);
+            webhook = address_after("webhook http://", &line).unwrap_or(webhook);
+            admin = address_after("admin http://", &line).unwrap_or(admin);
             if line.contains("the database is ready") {
                 break;
             }
@@ -62,15 +53,21 @@ impl Serve {
         })
     }
 
-    /// The URL of a page of the admin listener.
+    /// The URL of a path on the admin listener.
     pub fn admin_url(&self, path: &str) -> String {
         format!("http://{}{path}", self.admin)
     }
 
-    /// Its process.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
+}
+
+/// Returns the address that follows a text in a log line.
+fn address_after(text: &str, line: &str) -> Option<String> {
+    let (_, rest) = line.split_once(text)?;
+    let address = rest.split(['/', ' ', ',']).next()?;
+    Some(address.to_owned())
 }
 
 impl Drop for Serve {

@@ -1,19 +1,19 @@
-//! A callback as it comes from the network: its signature, and what is found in its body.
+//! A callback from the network: its signature, and the failures in its body.
 //!
-//! An input is a body, or a capture file's line; the same bytes are also tried as a signature header.
-//! So the files in `tests/captures` are inputs as they are.
+//! An input is a body, or a line of a capture file. The same bytes are also parsed as a signature
+//! header. The files in `tests/captures` are inputs as they are.
 
 #![no_main]
 
 use bytes::Bytes;
 use hmac::{Hmac, KeyInit, Mac};
 use libfuzzer_sys::fuzz_target;
-use lockwatch_fuzz::meta::callback::{CallbackContents, may_hold_lockout};
-use lockwatch_fuzz::meta::capture::{Capture, is_capture};
+use lockwatch_fuzz::meta::callback::{CallbackContents, may_contain_lockout};
+use lockwatch_fuzz::meta::capture::{Capture, has_capture_fields};
 use lockwatch_fuzz::meta::compose::StatusCallback;
 use lockwatch_fuzz::meta::failure::FailedDelivery;
 use lockwatch_fuzz::meta::ids::{MAX_ID_BYTES, Text};
-use lockwatch_fuzz::meta::redact::Redaction;
+use lockwatch_fuzz::meta::redact::Redactor;
 use lockwatch_fuzz::meta::signature::{Signature, Verifier, sign};
 use secrecy::SecretString;
 use serde_json::Value;
@@ -23,70 +23,67 @@ use time::{Duration, OffsetDateTime, macros::datetime};
 
 const NOW: OffsetDateTime = datetime!(2026-11-22 12:00 UTC);
 const SECRET: &str = "an-app-secret-of-the-fuzzer";
-const OTHER: &str = "another-app-secret-that-signs-nothing";
-/// `phone:` before the id of a test number.
+const OTHER_SECRET: &str = "another-app-secret-that-signs-nothing";
+/// A test number's account is `phone:` and the number's id.
 const MAX_ACCOUNT_BYTES: usize = MAX_ID_BYTES + 6;
 
 fuzz_target!(|input: &[u8]| {
-    let body = match Capture::from_line(input) {
-        Ok(capture) if is_capture(input) => {
-            let again = Capture::from_line(capture.to_line().as_bytes())
-                .expect("what is written can be read");
-            assert_eq!(again.body, capture.body);
-            capture.body
-        }
-        _ => Bytes::copy_from_slice(input),
-    };
-    headers_are_judged_as_by_the_book(input);
-    headers_are_judged_as_by_the_book(
-        input
-            .split(|byte| *byte == b'\n')
-            .next()
-            .unwrap_or_default(),
-    );
-    only_the_right_signature_verifies(&body);
+    let body = body_of(input);
+    let first_line = input.split(|byte| *byte == b'\n').next();
+    assert_header_parsing(input);
+    assert_header_parsing(first_line.unwrap_or_default());
+    assert_only_own_signature_verifies(&body);
 
     let findings = CallbackContents::parse(&body, NOW);
     assert_eq!(
         format!("{findings:?}"),
         format!("{:?}", CallbackContents::parse(&body, NOW)),
-        "the same when read again"
+        "a second reading differs"
     );
-    everything_can_be_stored(&findings, &body);
-    nothing_plain_is_missed(&findings, &body);
-    neighbours_do_not_notice(&body);
+    assert_storable(&findings, &body);
+    assert_no_failure_missed(&findings, &body);
+    assert_neighbours_unaffected(&body);
     assert!(
-        may_hold_lockout(&body) || findings.is_empty(),
-        "without the code there is nothing for us"
+        may_contain_lockout(&body) || findings.is_empty(),
+        "findings without the error code"
     );
-    redaction_hides_no_failure(&findings, &body);
+    assert_redaction_keeps_failures(&findings, &body);
 });
 
-/// A header is well formed if it is `sha256=` and 64 hexadecimal digits, and nothing else is.
-fn headers_are_judged_as_by_the_book(header: &[u8]) {
-    let well_formed = header.len() == 71
-        && header.starts_with(b"sha256=")
-        && header[7..].iter().all(u8::is_ascii_hexdigit);
-    match Signature::parse(header) {
-        Ok(signature) => {
-            assert!(well_formed);
-            assert_eq!(
-                signature.to_string().into_bytes(),
-                header.to_ascii_lowercase()
-            );
-            let verifier = Verifier::new(&[SecretString::from(SECRET)]);
-            let genuine = header.to_ascii_lowercase() == sign(SECRET, b"body").into_bytes();
-            assert_eq!(
-                verifier.verify(b"body", &signature).is_some(),
-                genuine,
-                "nobody guesses a signature"
-            );
+/// Returns the body of a capture, or the input itself.
+fn body_of(input: &[u8]) -> Bytes {
+    match Capture::from_line(input) {
+        Ok(capture) if has_capture_fields(input) => {
+            let line = capture.to_line();
+            let again = Capture::from_line(line.as_bytes()).expect("a written line can be read");
+            assert_eq!(again.body, capture.body);
+            capture.body
         }
-        Err(_) => assert!(!well_formed),
+        _ => Bytes::copy_from_slice(input),
     }
 }
 
-fn only_the_right_signature_verifies(body: &[u8]) {
+/// A header is well formed if it is `sha256=` and 64 hexadecimal digits, and only then.
+fn assert_header_parsing(header: &[u8]) {
+    let is_well_formed = header.len() == 71
+        && header.starts_with(b"sha256=")
+        && header[7..].iter().all(u8::is_ascii_hexdigit);
+    let Ok(signature) = Signature::parse(header) else {
+        assert!(!is_well_formed);
+        return;
+    };
+    assert!(is_well_formed);
+    let lower_case = header.to_ascii_lowercase();
+    assert_eq!(signature.to_string().into_bytes(), lower_case);
+    let verifier = Verifier::new(&[SecretString::from(SECRET)]);
+    assert_eq!(
+        verifier.verify(b"body", &signature).is_some(),
+        lower_case == sign(SECRET, b"body").into_bytes(),
+        "a forged signature verifies"
+    );
+}
+
+fn assert_only_own_signature_verifies(body: &[u8]) {
     let header = sign(SECRET, body);
     let mac = Hmac::<Sha256>::new_from_slice(SECRET.as_bytes())
         .expect("any length")
@@ -100,121 +97,126 @@ fn only_the_right_signature_verifies(body: &[u8]) {
     assert_eq!(header, format!("sha256={digits}"));
 
     let signature = Signature::parse(header.as_bytes()).expect("our own signature");
-    let position = |secrets: &[&str], body: &[u8]| {
-        Verifier::new(
-            &secrets
-                .iter()
-                .map(|secret| SecretString::from(*secret))
-                .collect::<Vec<_>>(),
-        )
-        .verify(body, &signature)
+    let verify = |secrets: &[&str], body: &[u8]| {
+        let secrets: Vec<SecretString> = secrets.iter().copied().map(SecretString::from).collect();
+        Verifier::new(&secrets).verify(body, &signature)
     };
-    assert_eq!(position(&[OTHER, SECRET], body), Some(1));
-    assert_eq!(position(&[OTHER], body), None);
-    assert_eq!(
-        position(&[SECRET], &[body, b" "].concat()),
-        None,
-        "one byte more"
-    );
+    assert_eq!(verify(&[OTHER_SECRET, SECRET], body), Some(1));
+    assert_eq!(verify(&[OTHER_SECRET], body), None);
+    let longer = [body, b" "].concat();
+    assert_eq!(verify(&[SECRET], &longer), None, "one byte more");
     let mut changed = body.to_vec();
     if let Some(first) = changed.first_mut() {
         *first ^= 1;
-        assert_eq!(position(&[SECRET], &changed), None, "one bit changed");
-        assert_eq!(position(&[SECRET], &body[1..]), None, "one byte less");
+        assert_eq!(verify(&[SECRET], &changed), None, "one bit changed");
+        assert_eq!(verify(&[SECRET], &body[1..]), None, "one byte less");
     }
 }
 
-/// Postgres takes no NUL, and the columns have their limits.
-fn everything_can_be_stored(findings: &CallbackContents, body: &Bytes) {
-    let text =
-        |text: &str, max: usize| assert!(text.len() <= max && !text.contains('\0'), "{text:?}");
+fn assert_fits(text: &str, max_bytes: usize) {
+    assert!(text.len() <= max_bytes && !text.contains('\0'), "{text:?}");
+}
+
+/// Fails unless Postgres takes everything: it takes no NUL, and the columns have limits.
+fn assert_storable(findings: &CallbackContents, body: &Bytes) {
     for failure in &findings.failures {
-        text(failure.waba_id.as_str(), MAX_ACCOUNT_BYTES);
-        text(failure.phone_number_id.as_str(), MAX_ID_BYTES);
-        text(failure.message_id.as_str(), Text::SHORT);
-        assert!(![failure.waba_id.as_str(), failure.phone_number_id.as_str()].contains(&""));
-        for short in [
-            &failure.display_phone_number,
-            &failure.recipient_id,
-            &failure.participant_id,
-        ] {
-            text(short.as_ref().map_or("", Text::as_str), Text::SHORT);
-        }
-        for long in [
-            &failure.error_title,
-            &failure.error_message,
-            &failure.error_details,
-            &failure.callback_data,
-        ] {
-            text(long.as_ref().map_or("", Text::as_str), Text::LONG);
-        }
-        assert!(
-            failure.failed_at >= OffsetDateTime::UNIX_EPOCH
-                && failure.failed_at <= NOW + Duration::DAY
-        );
-        assert_eq!(failure.received_at, NOW);
+        assert_failure_storable(failure);
     }
     for unreadable in &findings.unreadable {
-        text(&unreadable.reason, 200);
-        text(
+        assert_fits(&unreadable.reason, 200);
+        assert_fits(
             unreadable.waba_id.as_ref().map_or("", |id| id.as_str()),
             MAX_ACCOUNT_BYTES,
         );
         let (outer, inner) = (body.as_ptr_range(), unreadable.bytes.as_ptr_range());
         assert!(
             outer.start <= inner.start && inner.end <= outer.end,
-            "a part of what came"
+            "not a part of the body"
         );
-        assert!(may_hold_lockout(&unreadable.bytes));
+        assert!(may_contain_lockout(&unreadable.bytes));
     }
 }
 
-/// A second, stricter reader: whatever it finds in a tidy callback must be found.
-fn nothing_plain_is_missed(findings: &CallbackContents, body: &[u8]) {
-    fn list(value: &Value) -> &[Value] {
-        value.as_array().map_or(&[], Vec::as_slice)
+fn assert_failure_storable(failure: &FailedDelivery) {
+    assert_fits(failure.waba_id.as_str(), MAX_ACCOUNT_BYTES);
+    assert_fits(failure.phone_number_id.as_str(), MAX_ID_BYTES);
+    assert_fits(failure.message_id.as_str(), Text::SHORT_BYTES);
+    assert!(!failure.waba_id.as_str().is_empty());
+    assert!(!failure.phone_number_id.as_str().is_empty());
+    for short in [
+        &failure.display_phone_number,
+        &failure.recipient_id,
+        &failure.participant_id,
+    ] {
+        assert_fits(short.as_ref().map_or("", Text::as_str), Text::SHORT_BYTES);
     }
-    let id = |value: &Value| {
-        let id = value.as_str()?;
-        (!id.is_empty() && id.len() <= MAX_ID_BYTES && !id.chars().any(char::is_control))
-            .then(|| id.to_owned())
-    };
-    let Ok(callback) = serde_json::from_slice::<Value>(body) else {
-        return;
-    };
+    for long in [
+        &failure.error_title,
+        &failure.error_message,
+        &failure.error_details,
+        &failure.callback_data,
+    ] {
+        assert_fits(long.as_ref().map_or("", Text::as_str), Text::LONG_BYTES);
+    }
+    assert!(failure.failed_at >= OffsetDateTime::UNIX_EPOCH);
+    assert!(failure.failed_at <= NOW + Duration::DAY);
+    assert_eq!(failure.received_at, NOW);
+}
+
+fn list(value: &Value) -> &[Value] {
+    value.as_array().map_or(&[], Vec::as_slice)
+}
+
+fn parse_id(value: &Value) -> Option<&str> {
+    let is_valid =
+        |id: &&str| !id.is_empty() && id.len() <= MAX_ID_BYTES && !id.chars().any(char::is_control);
+    value.as_str().filter(is_valid)
+}
+
+/// Returns the number and message of each plain failure: with valid ids, and with one error, whose
+/// code is a number.
+fn plain_failures(callback: &Value) -> Vec<(&str, &str)> {
+    let mut failures = Vec::new();
     for entry in list(&callback["entry"]) {
         for change in list(&entry["changes"]) {
             let value = &change["value"];
             let number = &value["metadata"]["phone_number_id"];
-            let (Some(_), Some(number)) = (id(&entry["id"]), id(number)) else {
+            let (Some(_), Some(number)) = (parse_id(&entry["id"]), parse_id(number)) else {
                 continue;
             };
             for status in list(&value["statuses"]) {
                 let [error] = list(&status["errors"]) else {
                     continue;
                 };
-                let locked =
+                let is_lockout =
                     status["status"] == "failed" && error["code"].as_i64() == Some(131_031);
-                let Some(message) = status["id"].as_str().filter(|id| locked && !id.is_empty())
-                else {
-                    continue;
-                };
-                let message = Text::cut(message, Text::SHORT);
-                let found = |failure: &FailedDelivery| {
-                    failure.message_id == message && failure.phone_number_id.as_str() == number
-                };
-                // A code in another spelling than plain digits is not looked for.
-                assert!(
-                    !may_hold_lockout(body) || findings.failures.iter().any(found),
-                    "{message:?}"
-                );
+                let message = status["id"].as_str().filter(|id| !id.is_empty());
+                if let (true, Some(message)) = (is_lockout, message) {
+                    failures.push((number, message));
+                }
             }
         }
     }
+    failures
 }
 
-/// Whatever else is in the batch, a good entry is read.
-fn neighbours_do_not_notice(body: &[u8]) {
+/// A second, stricter reader: each failure that it finds must be among the findings.
+fn assert_no_failure_missed(findings: &CallbackContents, body: &[u8]) {
+    let Ok(callback) = serde_json::from_slice::<Value>(body) else {
+        return;
+    };
+    for (number, message) in plain_failures(&callback) {
+        let message = Text::truncate(message, Text::SHORT_BYTES);
+        let is_found = findings.failures.iter().any(|failure| {
+            failure.message_id == message && failure.phone_number_id.as_str() == number
+        });
+        // The code is looked for only in plain digits.
+        assert!(is_found || !may_contain_lockout(body), "{message:?}");
+    }
+}
+
+/// A good entry is read, whatever else is in its batch.
+fn assert_neighbours_unaffected(body: &[u8]) {
     let Ok(element) = serde_json::from_slice::<&RawValue>(body) else {
         return;
     };
@@ -237,10 +239,10 @@ fn neighbours_do_not_notice(body: &[u8]) {
     );
 }
 
-/// A body that is JSON stays as readable as it was; of another, redaction may mend a part.
-fn redaction_hides_no_failure(findings: &CallbackContents, body: &[u8]) {
+/// Redactor keeps every failure of a body that is JSON. Of another body it may repair a part.
+fn assert_redaction_keeps_failures(findings: &CallbackContents, body: &[u8]) {
     if serde_json::from_slice::<&RawValue>(body).is_ok() {
-        let redacted = Bytes::from(Redaction::new(b"key").body(body));
+        let redacted = Bytes::from(Redactor::new(b"key").redact_body(body));
         assert_eq!(
             CallbackContents::parse(&redacted, NOW).failures.len(),
             findings.failures.len()

@@ -1,5 +1,5 @@
-//! What Graph answers to a look-up: whatever comes, it means something, can be stored, and leads to a
-//! cause and to a time for the next look.
+//! An answer of Graph to a look-up. Any answer can be interpreted and stored, and leads to a cause
+//! and to the time of the next look-up.
 
 #![no_main]
 
@@ -14,21 +14,22 @@ use lockwatch_fuzz::meta::ids::Text;
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 fuzz_target!(|body: &[u8]| {
-    // The usage header is JSON too, so the same inputs make good ones.
+    // The usage header is JSON too: the same inputs serve for it.
     let usage = std::str::from_utf8(body).ok();
     for http_status in [200, 400, 503] {
         let answer = parse_answer(http_status, usage, body);
         assert_eq!(
             answer,
             parse_answer(http_status, usage, body),
-            "the same when read again"
+            "a second reading differs"
         );
-        can_be_stored(&answer);
+        assert_storable(&answer);
         if http_status != 200 {
             assert!(!matches!(answer, Answer::Health(_) | Answer::NoHealth));
         }
         if let Answer::Throttled {
-            rest: Some(rest), ..
+            retry_after: Some(rest),
+            ..
         } = &answer
         {
             assert!(*rest > Duration::ZERO && *rest <= DAY);
@@ -42,16 +43,16 @@ fuzz_target!(|body: &[u8]| {
             assert!(next_pause(&answer, progress, false, chance) <= 2 * DAY);
         }
         if let Some(entities) = answer.entities() {
-            lead_to_a_cause(entities);
+            assert_leads_to_a_cause(entities);
         }
     }
 });
 
-fn can_be_stored(answer: &Answer) {
-    if let Some(trouble) = answer.error_text() {
+fn assert_storable(answer: &Answer) {
+    if let Some(error) = answer.error_text() {
         assert!(
-            !trouble.contains('\0') && trouble.len() <= Text::LONG + 100,
-            "{trouble:?}"
+            !error.contains('\0') && error.len() <= Text::LONG_BYTES + 100,
+            "{error:?}"
         );
     }
     let Some(entities) = answer.entities() else {
@@ -61,33 +62,25 @@ fn can_be_stored(answer: &Answer) {
     let stored = serde_json::to_string(entities).expect("entities are JSON");
     assert!(!stored.contains("\\u0000"), "jsonb takes no NUL");
     assert_eq!(
-        serde_json::from_str::<Vec<Entity>>(&stored).expect("as it was written"),
+        serde_json::from_str::<Vec<Entity>>(&stored).expect("our own JSON"),
         entities
     );
     for entity in entities {
-        let short = [
-            entity.entity_type.clone(),
-            entity.id.clone(),
-            entity.can_send_message.to_string(),
-        ];
-        let errors = entity.errors.iter();
-        let long = errors.flat_map(|error| {
-            [
-                Some(&error.error_description),
-                error.possible_solution.as_ref(),
-            ]
-        });
-        assert!(short.iter().all(|text| text.len() <= Text::SHORT));
-        assert!(
-            long.flatten()
-                .chain(&entity.additional_info)
-                .all(|text| text.len() <= Text::LONG)
-        );
+        assert!(entity.entity_type.len() <= Text::SHORT_BYTES);
+        assert!(entity.id.len() <= Text::SHORT_BYTES);
+        assert!(entity.can_send_message.to_string().len() <= Text::SHORT_BYTES);
+        for error in &entity.errors {
+            let solution = error.possible_solution.as_deref().unwrap_or_default();
+            assert!(error.error_description.len() <= Text::LONG_BYTES);
+            assert!(solution.len() <= Text::LONG_BYTES);
+        }
+        let mut notes = entity.additional_info.iter();
+        assert!(notes.all(|note| note.len() <= Text::LONG_BYTES));
         assert!(entity.errors.len() <= 16 && entity.additional_info.len() <= 16);
     }
 }
 
-fn lead_to_a_cause(entities: &[Entity]) {
+fn assert_leads_to_a_cause(entities: &[Entity]) {
     let evidence = [Evidence {
         check_id: 1,
         finding: Finding::Health(entities.to_vec()),
@@ -97,7 +90,7 @@ fn lead_to_a_cause(entities: &[Entity]) {
     if cause.kind.is_found() {
         assert!(
             !cause::is_clear(entities, cause.kind, cause.severity.as_ref()),
-            "what is found is not clear"
+            "a found cause is clear at once"
         );
     }
 }

@@ -1,5 +1,7 @@
-//! The pure layers of lockwatch, compiled from its sources without the rest: a fuzzer instruments all
-//! that it links, and a database driver or TLS would make that ten times as much for nothing.
+//! The pure layers of lockwatch, compiled from its sources without the rest.
+//!
+//! A fuzzer instruments all code that it links. A database driver and TLS would make that ten times
+//! as much, for no benefit.
 
 #[path = "../../src/lockout/mod.rs"]
 pub mod lockout;

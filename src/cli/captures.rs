@@ -9,49 +9,30 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 use time::OffsetDateTime;
 
-use super::{Failure, connect, render, say};
+use super::{Failure, check_time_range, connect, print_line, render};
 use crate::config::DataArgs;
 use crate::meta::capture::Capture;
-use crate::meta::redact::Redaction;
+use crate::meta::redact::Redactor;
 use crate::report::text;
-use crate::store::captures::{self, Filter, Position};
+use crate::store::captures::{self, CaptureFilter, CapturePosition};
 use crate::store::{Pool, StoreError, bounded, incidents};
 
-/// Captures that are found ahead of reading their bodies.
-const AHEAD: i64 = 100_000;
+/// Positions of captures that one query reads, ahead of the bodies.
+const POSITIONS_LIMIT: i64 = 100_000;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum CapturesCommand {
-    /// The newest captures first, without their bodies
+    /// List captures, newest first, without their bodies
     List(ListArgs),
-    /// Write captures as files, the oldest first, for replay
+    /// Write captures to files, oldest first, for replay
     Export(ExportArgs),
-}
-
-#[derive(Debug, Args)]
-struct FilterArgs {
-    /// Received at this time or later: 2026-11-22, "2026-11-22 18:00:00 UTC", or 36h for so long ago
-    #[arg(long, value_name = "TIME", value_parser = text::parse_moment)]
-    since: Option<OffsetDateTime>,
-    /// Received before this time
-    #[arg(long, value_name = "TIME", value_parser = text::parse_moment)]
-    until: Option<OffsetDateTime>,
-    /// About this account, alone or among others
-    #[arg(long, value_name = "ID")]
-    waba_id: Option<String>,
-    /// With failures of this incident
-    #[arg(long, value_name = "ID")]
-    incident: Option<i64>,
-    /// Only those with something in quarantine
-    #[arg(long)]
-    quarantined: bool,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct ListArgs {
     #[command(flatten)]
     filter: FilterArgs,
-    /// How many at the most
+    /// List at most this many
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(i64).range(1..=1000))]
     limit: i64,
     /// Print JSON
@@ -65,10 +46,11 @@ pub(super) struct ListArgs {
 pub(super) struct ExportArgs {
     #[command(flatten)]
     filter: FilterArgs,
-    /// A folder, made if need be: one file per capture. Without: lines on stdout
+    /// Write one file per capture into this folder, and create it if needed. Without it: lines to
+    /// stdout
     #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
-    /// Replace recipients by pseudonyms, in message ids too, and mask what people wrote. The same
+    /// Replace recipients with pseudonyms, in message ids too, and mask what people wrote. A
     /// recipient gets the same pseudonym in every export of this database
     #[arg(long)]
     redact: bool,
@@ -76,9 +58,29 @@ pub(super) struct ExportArgs {
     data: DataArgs,
 }
 
+#[derive(Debug, Args)]
+struct FilterArgs {
+    /// Select captures received at or after this time: 2026-11-22, "2026-11-22 18:00:00 UTC", or
+    /// 36h for 36 hours ago
+    #[arg(long, value_name = "TIME", value_parser = text::parse_time)]
+    since: Option<OffsetDateTime>,
+    /// Select captures received before this time
+    #[arg(long, value_name = "TIME", value_parser = text::parse_time)]
+    until: Option<OffsetDateTime>,
+    /// Select captures about this account, alone or with other accounts
+    #[arg(long, value_name = "ID")]
+    waba_id: Option<String>,
+    /// Select captures with failures of this incident
+    #[arg(long, value_name = "ID")]
+    incident: Option<i64>,
+    /// Select captures of which a part is in quarantine
+    #[arg(long)]
+    quarantined: bool,
+}
+
 impl FilterArgs {
-    /// Refuses what can only be a mistake.
-    async fn filter(self, db: &Pool) -> Result<Filter, Failure> {
+    /// Builds the filter. Refuses a filter that can only be a mistake.
+    async fn into_filter(self, db: &Pool) -> Result<CaptureFilter, Failure> {
         let Self {
             since,
             until,
@@ -86,21 +88,14 @@ impl FilterArgs {
             incident,
             quarantined,
         } = self;
-        if since
-            .zip(until)
-            .is_some_and(|(since, until)| since >= until)
-        {
-            return Err(Failure::Usage("--since is not before --until".to_owned()));
+        check_time_range(since, until)?;
+        if let Some(id) = incident {
+            let found = bounded(incidents::find(db, id)).await;
+            if found.context("cannot read the incident")?.is_none() {
+                return Err(anyhow!("there is no incident {id}").into());
+            }
         }
-        if let Some(id) = incident
-            && bounded(incidents::find(db, id))
-                .await
-                .context("cannot read the incident")?
-                .is_none()
-        {
-            return Err(anyhow!("there is no incident {id}").into());
-        }
-        Ok(Filter {
+        Ok(CaptureFilter {
             since,
             until,
             waba_id,
@@ -119,15 +114,16 @@ pub(super) async fn run(command: CapturesCommand) -> Result<(), Failure> {
 
 async fn list(args: ListArgs) -> Result<(), Failure> {
     let db = connect(&args.data).await?;
-    let filter = args.filter.filter(&db).await?;
-    let captures = bounded(captures::list(&db, &filter, args.limit)).await;
-    let captures = captures.context("cannot list captures")?;
+    let filter = args.filter.into_filter(&db).await?;
+    let captures = bounded(captures::list(&db, &filter, args.limit))
+        .await
+        .context("cannot list captures")?;
     if args.json {
-        say(format_args!("{:#}", json!(captures)))?;
+        print_line(format_args!("{:#}", json!(captures)))?;
     } else if captures.is_empty() {
         anstream::eprintln!("No captures.");
     } else {
-        say(render::captures(&captures))?;
+        print_line(render::capture_table(&captures))?;
         if i64::try_from(captures.len()).ok() == Some(args.limit) {
             anstream::eprintln!("The newest {}; --limit shows more.", args.limit);
         }
@@ -137,44 +133,39 @@ async fn list(args: ListArgs) -> Result<(), Failure> {
 
 async fn export(args: ExportArgs) -> Result<(), Failure> {
     let db = connect(&args.data).await?;
-    let filter = args.filter.filter(&db).await?;
-    let redaction = match args.redact {
-        true => Some(Redaction::new(
-            &bounded(captures::pseudonym_key(&db))
-                .await
-                .context("cannot read the pseudonyms' key")?,
-        )),
-        false => None,
+    let filter = args.filter.into_filter(&db).await?;
+    let redactor = if args.redact {
+        let key = bounded(captures::pseudonym_key(&db))
+            .await
+            .context("cannot read the key of the pseudonyms")?;
+        Some(Redactor::new(&key))
+    } else {
+        None
     };
-    let mut out = match args.out {
+    let mut output = match args.out {
         Some(folder) => {
             fs::create_dir_all(&folder)
                 .with_context(|| format!("cannot create {}", folder.display()))?;
-            Out::Folder(folder)
+            ExportOutput::Folder(folder)
         }
-        None => Out::Lines(BufWriter::new(io::stdout())),
+        None => ExportOutput::Lines(BufWriter::new(io::stdout())),
     };
-    let mut reader = Reader {
-        db,
-        filter,
-        after: None,
-        ahead: Vec::new(),
-    };
+    let mut reader = CaptureReader::new(db, filter);
     let mut exported = 0_u64;
     loop {
-        let page = reader.next().await.context("cannot read captures")?;
-        if page.is_empty() {
+        let batch = reader.next_batch().await.context("cannot read captures")?;
+        if batch.is_empty() {
             break;
         }
-        for capture in page {
-            match &redaction {
-                Some(redaction) => out.write(&redaction.capture(&capture))?,
-                None => out.write(&capture)?,
+        for capture in batch {
+            match &redactor {
+                Some(redactor) => output.write(&redactor.redact_capture(&capture))?,
+                None => output.write(&capture)?,
             }
             exported += 1;
         }
     }
-    out.finish()?;
+    output.finish()?;
     match exported {
         0 => anstream::eprintln!("No captures."),
         1 => anstream::eprintln!("1 capture exported."),
@@ -183,59 +174,72 @@ async fn export(args: ExportArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Reads captures a few at a time, however many there are.
-struct Reader {
+/// Reads captures in batches that fit in memory.
+struct CaptureReader {
     db: Pool,
-    filter: Filter,
-    after: Option<Position>,
-    ahead: Vec<Position>,
+    filter: CaptureFilter,
+    /// The position of the last capture that was read.
+    after: Option<CapturePosition>,
+    /// Positions whose bodies are not read yet.
+    pending: Vec<CapturePosition>,
 }
 
-impl Reader {
-    /// The next few; none at the end.
-    async fn next(&mut self) -> Result<Vec<Capture>, StoreError> {
+impl CaptureReader {
+    fn new(db: Pool, filter: CaptureFilter) -> Self {
+        Self {
+            db,
+            filter,
+            after: None,
+            pending: Vec::new(),
+        }
+    }
+
+    /// Reads the next batch. It is empty at the end.
+    async fn next_batch(&mut self) -> Result<Vec<Capture>, StoreError> {
         loop {
-            if self.ahead.is_empty() {
-                self.ahead =
-                    bounded(captures::find(&self.db, &self.filter, self.after, AHEAD)).await?;
+            if self.pending.is_empty() {
+                let query =
+                    captures::list_positions(&self.db, &self.filter, self.after, POSITIONS_LIMIT);
+                self.pending = bounded(query).await?;
             }
-            let Some(last) = self.ahead.last().copied() else {
+            let Some(last_pending) = self.pending.last().copied() else {
                 return Ok(Vec::new());
             };
-            let page = bounded(captures::read(&self.db, &self.ahead)).await?;
-            // Those that are gone meanwhile are not waited for.
-            let read = page.last().map_or(last, |(position, _)| *position);
-            self.after = Some(read);
-            self.ahead
-                .drain(..self.ahead.partition_point(|position| *position <= read));
-            if !page.is_empty() {
-                return Ok(page.into_iter().map(|(_, capture)| capture).collect());
+            let batch = bounded(captures::fetch(&self.db, &self.pending)).await?;
+            // If nothing came back, retention has deleted all pending captures in the meantime.
+            let last_read = batch.last().map_or(last_pending, |(position, _)| *position);
+            self.after = Some(last_read);
+            self.pending.retain(|position| *position > last_read);
+            if !batch.is_empty() {
+                return Ok(batch.into_iter().map(|(_, capture)| capture).collect());
             }
         }
     }
 }
 
-enum Out {
+/// The place where exported captures are written.
+enum ExportOutput {
     Folder(PathBuf),
     Lines(BufWriter<io::Stdout>),
 }
 
-impl Out {
+impl ExportOutput {
     fn write(&mut self, capture: &Capture) -> Result<(), Failure> {
         let line = capture.to_line() + "\n";
         match self {
-            Self::Lines(out) => Ok(out.write_all(line.as_bytes())?),
+            Self::Lines(stdout) => stdout.write_all(line.as_bytes())?,
             Self::Folder(folder) => {
                 let path = folder.join(capture.file_name());
-                Ok(fs::write(&path, line)
-                    .with_context(|| format!("cannot write {}", path.display()))?)
+                fs::write(&path, line)
+                    .with_context(|| format!("cannot write {}", path.display()))?;
             }
         }
+        Ok(())
     }
 
     fn finish(self) -> io::Result<()> {
         match self {
-            Self::Lines(mut out) => out.flush(),
+            Self::Lines(mut stdout) => stdout.flush(),
             Self::Folder(_) => Ok(()),
         }
     }

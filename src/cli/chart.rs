@@ -1,106 +1,84 @@
-//! An incident's timeline in characters.
+//! Draws the timeline of an incident with characters.
 
-use super::render::{BOLD, DIM, GREEN, RED, YELLOW, hanging};
-use crate::report::text::{count, duration, moment, printable};
+use super::render::{BOLD, DIM, GREEN, RED, YELLOW, wrap_text};
+use crate::report::text::{format_count, format_duration, format_time, printable};
 use crate::report::timeline::{NumberHealth, Timeline};
 use crate::store::incidents::Incident;
 
-/// What stands before the columns.
-const LABEL: usize = 20;
+/// The width of the labels to the left of the columns.
+const LABEL_WIDTH: usize = 20;
 
-/// How many columns a picture has in a terminal of this width.
-pub(super) fn columns(width: usize) -> usize {
-    width.saturating_sub(LABEL + 4).clamp(20, 80)
+/// Returns the number of columns that a timeline has in a terminal of this width.
+pub(super) fn column_count(width: usize) -> usize {
+    width.saturating_sub(LABEL_WIDTH + 4).clamp(20, 80)
 }
 
-/// Failures as bars, then when what happened, then a lane for each number.
-pub(super) fn timeline(incident: &Incident, timeline: &Timeline) -> String {
+/// Draws failures as bars, then the events of the incident, then a lane for each number, and a
+/// legend.
+pub(super) fn draw_timeline(incident: &Incident, timeline: &Timeline) -> String {
     let mut lines = vec![
-        row("failures", &bars(&timeline.failures)),
-        row("", &events(incident, timeline)),
+        labelled_row("failures", &draw_bars(&timeline.failures)),
+        labelled_row("", &draw_events(incident, timeline)),
     ];
-    lines.extend(timeline.lanes.iter().map(|lane| {
-        row(
-            lane.name(),
-            &lane
-                .health
-                .iter()
-                .map(|health| cell(*health))
-                .collect::<String>(),
-        )
-    }));
-    if timeline.more > 0 {
-        lines.push(row(
-            "",
-            &count(timeline.more, "more number", "more numbers"),
-        ));
+    for lane in &timeline.lanes {
+        let cells: String = lane.health.iter().copied().map(draw_cell).collect();
+        lines.push(labelled_row(lane.name(), &cells));
     }
-    let each = duration(timeline.bins.width);
-    let most = count(
-        i64::try_from(timeline.most_failures()).unwrap_or(i64::MAX),
-        "failure",
-        "failures",
-    );
-    lines.push(hanging(
-        "  ",
-        "  ",
-        &format!(
-            "From {} to {}; a column is {each}, the highest {most}.",
-            moment(timeline.bins.start),
-            moment(timeline.until)
-        ),
-    ));
-    let mut legend = "o opened, c cause recorded".to_owned();
-    if incident.resolved_at.is_some() {
-        legend.push_str(", r resolved");
+    let more = timeline.numbers_without_lane;
+    if more > 0 {
+        let text = format_count(more, "more number", "more numbers");
+        lines.push(labelled_row("", &text));
     }
-    for health in timeline.healths() {
-        legend = format!("{legend}, {} {}", cell_text(health), health.word());
-    }
-    lines.push(format!("{DIM}{}{DIM:#}", hanging("  ", "  ", &legend)));
+    lines.push(wrap_text("  ", "  ", &describe_scale(timeline)));
+    let legend = wrap_text("  ", "  ", &describe_symbols(incident, timeline));
+    lines.push(format!("{DIM}{legend}{DIM:#}"));
     lines.join("\n")
 }
 
-fn row(name: &str, columns: &str) -> String {
-    let name: String = printable(name).chars().take(LABEL - 1).collect();
-    format!("  {name:<LABEL$}{columns}").trim_end().to_owned()
+fn labelled_row(label: &str, columns: &str) -> String {
+    let label: String = printable(label).chars().take(LABEL_WIDTH - 1).collect();
+    format!("  {label:<LABEL_WIDTH$}{columns}")
+        .trim_end()
+        .to_owned()
 }
 
-/// The highest bar is a whole block; any failure at all can be seen.
-fn bars(failures: &[u64]) -> String {
+/// Draws a bar per column. The highest bar is a whole block, and a single failure is still visible.
+fn draw_bars(failures: &[u64]) -> String {
     const BLOCKS: [char; 9] = [' ', '▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
     let most = failures.iter().max().copied().unwrap_or_default().max(1);
-    let bars: String = failures
-        .iter()
-        .map(|n| BLOCKS[usize::try_from((n * 8).div_ceil(most)).unwrap_or(8).min(8)])
-        .collect();
+    let mut bars = String::new();
+    for count in failures {
+        let eighths = usize::try_from((count * 8).div_ceil(most)).unwrap_or(8);
+        bars.push(BLOCKS[eighths.min(8)]);
+    }
     format!("{RED}{bars}{RED:#}")
 }
 
-fn events(incident: &Incident, timeline: &Timeline) -> String {
+/// Draws the events of the incident, each as a letter in its column.
+fn draw_events(incident: &Incident, timeline: &Timeline) -> String {
     let mut events: Vec<_> = [
         (Some(incident.opened_at), 'o'),
         (incident.cause_recorded_at, 'c'),
         (incident.resolved_at, 'r'),
     ]
     .into_iter()
-    .filter_map(|(at, sign)| Some((at?, sign)))
+    .filter_map(|(at, symbol)| Some((at?, symbol)))
     .collect();
     events.sort();
-    let mut columns: Vec<char> = Vec::new();
-    for (at, sign) in events {
+    let mut row = String::new();
+    for (at, symbol) in events {
         let column = (timeline.position(at) * timeline.bins.count as f64) as usize;
-        // What happened in the same column stands after it, in the order in which it happened.
-        columns.resize(columns.len().max(column.min(timeline.bins.count - 1)), ' ');
-        columns.push(sign);
+        let column = column.min(timeline.bins.count - 1);
+        // Events of the same column stand next to each other, in the order in which they happened.
+        while row.len() < column {
+            row.push(' ');
+        }
+        row.push(symbol);
     }
-    format!(
-        "{BOLD}{}{BOLD:#}",
-        columns.into_iter().collect::<String>().trim_end()
-    )
+    format!("{BOLD}{}{BOLD:#}", row.trim_end())
 }
 
-fn cell(health: Option<NumberHealth>) -> String {
+fn draw_cell(health: Option<NumberHealth>) -> String {
     let Some(health) = health else {
         return " ".to_owned();
     };
@@ -113,10 +91,10 @@ fn cell(health: Option<NumberHealth>) -> String {
         | NumberHealth::NotAsked
         | NumberHealth::Unreachable => DIM,
     };
-    format!("{style}{}{style:#}", cell_text(health))
+    format!("{style}{}{style:#}", health_symbol(health))
 }
 
-fn cell_text(health: NumberHealth) -> char {
+fn health_symbol(health: NumberHealth) -> char {
     match health {
         NumberHealth::Available => '·',
         NumberHealth::Limited => '▒',
@@ -126,4 +104,24 @@ fn cell_text(health: NumberHealth) -> char {
         NumberHealth::NotAsked => 'n',
         NumberHealth::Unreachable => '-',
     }
+}
+
+fn describe_scale(timeline: &Timeline) -> String {
+    let start = format_time(timeline.bins.start);
+    let end = format_time(timeline.until);
+    let column = format_duration(timeline.bins.width);
+    let most = i64::try_from(timeline.most_failures()).unwrap_or(i64::MAX);
+    let most = format_count(most, "failure", "failures");
+    format!("From {start} to {end}; a column is {column}, the highest {most}.")
+}
+
+fn describe_symbols(incident: &Incident, timeline: &Timeline) -> String {
+    let mut legend = "o opened, c cause recorded".to_owned();
+    if incident.resolved_at.is_some() {
+        legend.push_str(", r resolved");
+    }
+    for health in timeline.healths() {
+        legend = format!("{legend}, {} {}", health_symbol(health), health.word());
+    }
+    legend
 }

@@ -5,21 +5,23 @@ use std::io;
 use clap::Args;
 use serde_json::json;
 
-use super::{Failure, render, say};
-use crate::config::{GraphArgs, app_secrets};
+use super::{Failure, print_line, render};
+use crate::config::{GraphArgs, read_app_secrets};
 use crate::lockout::cause::{Cause, Evidence, Finding, LockoutCause, derive, next_steps};
 use crate::meta::health::{Answer, LookupResult, verdict};
 use crate::meta::ids::WabaId;
 
-/// Asks Meta for a node's health_status and prints entities, cause and next steps. Exit 0 whenever Meta
-/// answered, refusals included
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Needs META_APP_SECRET, and META_ACCESS_TOKEN or --meta-access-tokens-file (secrets: environment, or NAME_FILE).")]
+Prints the health of every entity, the cause and the next steps. Exits 0 if Meta answered, even \
+with a refusal.
+
+Needs META_APP_SECRET, and META_ACCESS_TOKEN or --meta-access-tokens-file. Secrets come from the \
+environment, or from a file that NAME_FILE names.")]
 pub(super) struct CheckArgs {
-    /// A phone number id or an account (WABA) id
+    /// Id of a phone number or of a WhatsApp Business Account (WABA)
     node_id: String,
-    /// The account whose token to use, where a file holds several
+    /// Use the token of this account, if the file of tokens holds several
     #[arg(long, value_name = "ID", value_parser = WabaId::parse)]
     waba_id: Option<WabaId>,
     /// Print JSON
@@ -30,15 +32,17 @@ pub(super) struct CheckArgs {
 }
 
 pub(super) async fn run(args: CheckArgs) -> Result<(), Failure> {
-    let graph = args.graph.graph(&app_secrets()?)?;
+    let graph = args.graph.build_client(&read_app_secrets()?)?;
     if !graph.has_tokens() {
         return Err(Failure::Usage(
-            "META_ACCESS_TOKEN is not set: a system user's token of your Meta business".into(),
+            "META_ACCESS_TOKEN is not set: \
+             set it to the token of a system user of your Meta business"
+                .to_owned(),
         ));
     }
     if !args.node_id.bytes().all(|byte| byte.is_ascii_digit()) {
         return Err(Failure::Usage(format!(
-            "{:?} is not a node id: those have digits only",
+            "{:?} is not a node id: a node id has digits only",
             args.node_id
         )));
     }
@@ -49,28 +53,31 @@ pub(super) async fn run(args: CheckArgs) -> Result<(), Failure> {
     };
     let lookup = graph.look_up(&waba_id, &args.node_id).await;
     let error = lookup.answer.error_text();
-    let finding = match &lookup.answer {
-        Answer::Health(entities) => Some(Finding::Health(entities.clone())),
-        Answer::NoHealth | Answer::Refused(_) => error.clone().map(Finding::Denied),
-        Answer::Throttled { .. } | Answer::NotAsked(_) | Answer::Unreachable(_) => None,
-    };
-    let cause = finding.and_then(|finding| {
-        derive(&[Evidence {
-            check_id: 0,
-            finding,
-        }])
-    });
+    let cause = derive_cause(&lookup.answer);
     if args.json {
         print_json(&args.node_id, &lookup, cause.as_ref(), error.as_deref())?;
     } else {
         print_text(&args.node_id, &lookup, cause.as_ref(), error.as_deref())?;
     }
     match lookup.answer {
-        Answer::NotAsked(_) | Answer::Unreachable(_) => Err(Failure::Told),
+        Answer::NotAsked(_) | Answer::Unreachable(_) => Err(Failure::Reported),
         Answer::Health(_) | Answer::NoHealth | Answer::Refused(_) | Answer::Throttled { .. } => {
             Ok(())
         }
     }
+}
+
+/// Derives the cause from this answer alone, as the follow-up would for an incident.
+fn derive_cause(answer: &Answer) -> Option<Cause> {
+    let finding = match answer {
+        Answer::Health(entities) => Finding::Health(entities.clone()),
+        Answer::NoHealth | Answer::Refused(_) => Finding::Denied(answer.error_text()?),
+        Answer::Throttled { .. } | Answer::NotAsked(_) | Answer::Unreachable(_) => return None,
+    };
+    derive(&[Evidence {
+        check_id: 0,
+        finding,
+    }])
 }
 
 fn print_text(
@@ -80,33 +87,24 @@ fn print_text(
     error: Option<&str>,
 ) -> io::Result<()> {
     if let Some(entities) = lookup.answer.entities() {
-        say(render::entities(entities))?;
+        print_line(render::entity_table(entities))?;
     }
-    match cause {
-        Some(cause) => {
-            let healthy = cause.kind == LockoutCause::Unreported;
-            say(render::heading(if healthy {
-                "Meta reports no restriction"
-            } else {
-                "Cause"
-            }))?;
-            if !healthy {
-                say(format_args!("  {}", cause.kind))?;
-                say(render::paragraph("  ", &cause.summary))?;
-            }
-            say(render::heading(if healthy {
-                "If messages fail with 131031 all the same"
-            } else {
-                "Next steps"
-            }))?;
-            for step in next_steps(cause.kind, cause.possible_solution.as_deref()) {
-                say(render::step("  ", &step))?;
-            }
-        }
-        None => anstream::eprintln!(
-            "lockwatch: no answer about {node_id}: {}",
-            error.unwrap_or_default()
-        ),
+    let Some(cause) = cause else {
+        let error = error.unwrap_or_default();
+        anstream::eprintln!("lockwatch: no answer about {node_id}: {error}");
+        return Ok(());
+    };
+    if cause.kind == LockoutCause::Unreported {
+        print_line(render::heading("Meta reports no restriction"))?;
+        print_line(render::heading("If messages still fail with error 131031"))?;
+    } else {
+        print_line(render::heading("Cause"))?;
+        print_line(format_args!("  {}", cause.kind))?;
+        print_line(render::wrap_paragraph("  ", &cause.summary))?;
+        print_line(render::heading("Next steps"))?;
+    }
+    for step in next_steps(cause.kind, cause.possible_solution.as_deref()) {
+        print_line(render::wrap_step("  ", &step))?;
     }
     Ok(())
 }
@@ -118,6 +116,7 @@ fn print_json(
     error: Option<&str>,
 ) -> io::Result<()> {
     let entities = lookup.answer.entities();
+    let steps = cause.map(|cause| next_steps(cause.kind, cause.possible_solution.as_deref()));
     let object = json!({
         "node_id": node_id,
         "can_send_message": entities.and_then(verdict),
@@ -127,7 +126,7 @@ fn print_json(
         "duration_ms": u64::try_from(lookup.duration.as_millis()).unwrap_or(u64::MAX),
         "cause": cause.map(|cause| cause.kind.as_str()),
         "cause_summary": cause.map(|cause| &cause.summary),
-        "next_steps": cause.map(|cause| next_steps(cause.kind, cause.possible_solution.as_deref())),
+        "next_steps": steps,
     });
-    say(format_args!("{object:#}"))
+    print_line(format_args!("{object:#}"))
 }

@@ -1,151 +1,166 @@
-//! `lockwatch demo`: the whole product in ten seconds, on a real PostgreSQL and a simulated Meta.
+//! `lockwatch demo`: the whole product in ten seconds, with a real PostgreSQL and a simulated Meta.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::io;
+use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use clap::Args;
+use reqwest::Client;
 use secrecy::SecretString;
 use time::OffsetDateTime;
+use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::render::{self, BOLD, DIM, GREEN, RED, YELLOW};
 use super::serve::StopSignals;
-use super::{Failure, say, start_log};
+use super::{Failure, print_line, start_log};
 use crate::config::LogFormat;
-use crate::embedded::Embedded;
+use crate::embedded::EmbeddedPostgres;
 use crate::graph::{Graph, GraphSettings, Tokens};
 use crate::lockout::cause::LockoutCause;
 use crate::meta::compose::{StatusCallback, message_id};
 use crate::meta::signature::{self, sign};
 use crate::recorder::Capturing;
-use crate::report::text::{count, state};
+use crate::report::text::{format_count, state_word};
 use crate::report::{self, IncidentReport};
 use crate::service::{Service, Settings};
 use crate::simulator::{Scenario, Simulator};
 use crate::store::incidents::{self, Incident, IncidentFilter};
 use crate::store::{Database, Pool, Word};
 
-#[derive(Debug, Args)]
-pub(super) struct DemoArgs {
-    /// Leave after the table: exit 0 only if every incident got the expected cause
-    #[arg(long)]
-    exit: bool,
-    /// Folder of PostgreSQL's programs, where several are installed
-    #[arg(long, env = "PG_BIN_DIR", value_name = "FOLDER")]
-    pg_bin_dir: Option<std::path::PathBuf>,
-}
-
 const APP_SECRET: &str = "demo-app-secret-of-no-app";
 const VERIFY_TOKEN: &str = "demo-verify-token";
 const ACCESS_TOKEN: &str = "demo-access-token";
-const PATIENCE: Duration = Duration::from_secs(20);
-const POLL: Duration = Duration::from_millis(40);
+/// The time within which every incident must have its cause.
+const CAUSES_TIMEOUT: Duration = Duration::from_secs(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(40);
+const INCIDENTS_LIMIT: i64 = 100;
 
-/// An account of the demonstration.
+/// The body of the failure that the reader can send with curl.
+const SAMPLE_BODY: &str = r#"{"entry": [{"id": "102290129340398", "changes": [{"value": {
+  "metadata": {"phone_number_id": "106540352242922"},
+  "statuses": [{"id": "wamid.mine", "status": "failed", "errors": [{"code": 131031}]}]}}]}]}"#;
+
+#[derive(Debug, Args)]
+pub(super) struct DemoArgs {
+    /// Exit after the table; exit 0 only if every incident has the expected cause
+    #[arg(long)]
+    exit: bool,
+    /// Use the PostgreSQL programs in this folder, if several versions are installed
+    #[arg(long, env = "PG_BIN_DIR", value_name = "FOLDER")]
+    pg_bin_dir: Option<PathBuf>,
+}
+
+/// An account of the demo.
 struct Account {
     waba_id: &'static str,
-    /// Its numbers, and how many messages of each fail.
+    /// Each phone number, and the number of its messages that fail.
     numbers: &'static [(&'static str, u32)],
-    meta_says: Scenario,
-    expected: LockoutCause,
+    scenario: Scenario,
+    expected_cause: LockoutCause,
+}
+
+impl Account {
+    fn failure_count(&self) -> u32 {
+        self.numbers.iter().map(|(_, failures)| failures).sum()
+    }
 }
 
 fn accounts() -> [Account; 6] {
-    let account = |waba_id, numbers, meta_says, expected| Account {
-        waba_id,
-        numbers,
-        meta_says,
-        expected,
-    };
     [
-        account(
-            "102290129340398",
-            &[("106540352242922", 3), ("106540352242923", 2)],
-            Scenario::Payment,
-            LockoutCause::Payment,
-        ),
-        account(
-            "104996122399160",
-            &[("110200345501442", 4)],
-            Scenario::Policy,
-            LockoutCause::PolicyViolation,
-        ),
-        account(
-            "113045678901234",
-            &[("118620431337001", 1)],
-            Scenario::Unverified,
-            LockoutCause::BusinessVerification,
-        ),
-        account(
-            "509467322246054",
-            &[("520516084470925", 2)],
-            Scenario::DisplayName,
-            LockoutCause::OtherRestriction,
-        ),
-        account(
-            "215589313241560",
-            &[("224701234567890", 6)],
-            Scenario::Available,
-            LockoutCause::Unreported,
-        ),
-        account(
-            "330119876543210",
-            &[("341200987654321", 1)],
-            Scenario::ExpiredToken,
-            LockoutCause::LookupDenied,
-        ),
+        Account {
+            waba_id: "102290129340398",
+            numbers: &[("106540352242922", 3), ("106540352242923", 2)],
+            scenario: Scenario::Payment,
+            expected_cause: LockoutCause::Payment,
+        },
+        Account {
+            waba_id: "104996122399160",
+            numbers: &[("110200345501442", 4)],
+            scenario: Scenario::Policy,
+            expected_cause: LockoutCause::PolicyViolation,
+        },
+        Account {
+            waba_id: "113045678901234",
+            numbers: &[("118620431337001", 1)],
+            scenario: Scenario::Unverified,
+            expected_cause: LockoutCause::BusinessVerification,
+        },
+        Account {
+            waba_id: "509467322246054",
+            numbers: &[("520516084470925", 2)],
+            scenario: Scenario::DisplayName,
+            expected_cause: LockoutCause::OtherRestriction,
+        },
+        Account {
+            waba_id: "215589313241560",
+            numbers: &[("224701234567890", 6)],
+            scenario: Scenario::Available,
+            expected_cause: LockoutCause::Unreported,
+        },
+        Account {
+            waba_id: "330119876543210",
+            numbers: &[("341200987654321", 1)],
+            scenario: Scenario::ExpiredToken,
+            expected_cause: LockoutCause::LookupDenied,
+        },
     ]
 }
 
 pub(super) async fn run(args: DemoArgs) -> Result<(), Failure> {
     start_log(LogFormat::Text, "error")?;
     let mut stop = StopSignals::install()?;
-    say(format_args!(
+    print_line(format_args!(
         "{BOLD}Lockwatch demo{BOLD:#}: Meta locks six WhatsApp accounts, and you learn why.\n"
     ))?;
     let started = Instant::now();
-    let start = move |stop: &CancellationToken| {
-        Embedded::start_temporary(args.pg_bin_dir.as_deref(), true, stop)
+    let start = move |cancel: &CancellationToken| {
+        EmbeddedPostgres::start_temporary(args.pg_bin_dir.as_deref(), true, cancel)
     };
     let Some(embedded) = stop.start_postgres(start).await? else {
         return Ok(());
     };
     let demo = Demo::start(started, embedded).await?;
-    let outcome = tokio::select! {
-        outcome = demo.play(!args.exit) => outcome,
+    let result = tokio::select! {
+        result = demo.run(!args.exit) => result,
         _ = stop.wait() => Ok(()),
     };
     demo.service.stop().await;
-    let _ = tokio::task::spawn_blocking(move || drop(demo.embedded)).await;
-    Ok(outcome?)
+    let _ = spawn_blocking(move || drop(demo.embedded)).await;
+    Ok(result?)
 }
 
 struct Demo {
     started: Instant,
-    embedded: Embedded,
+    embedded: EmbeddedPostgres,
     simulator: Simulator,
     service: Service,
     db: Pool,
 }
 
 impl Demo {
-    async fn start(started: Instant, embedded: Embedded) -> anyhow::Result<Self> {
+    async fn start(started: Instant, embedded: EmbeddedPostgres) -> anyhow::Result<Self> {
         let simulator = Simulator::start(ACCESS_TOKEN, APP_SECRET)
             .await
-            .context("the simulated Meta")?;
+            .context("cannot start the simulated Meta")?;
+        for account in accounts() {
+            for (number, _) in account.numbers {
+                simulator.set_scenarios(number, [account.scenario.clone()]);
+                simulator.set_account(number, account.waba_id);
+            }
+        }
         let database = Database::parse(&embedded.url())?;
         database.migrate().await?;
         let app_secrets = vec![SecretString::from(APP_SECRET)];
-        let tokens = Tokens::new(Some(ACCESS_TOKEN.into()), None)?;
         let graph = GraphSettings {
             url: simulator.url(),
             version: "v25.0".to_owned(),
             app_secrets: app_secrets.clone(),
-            tokens,
+            tokens: Tokens::new(Some(ACCESS_TOKEN.into()), None)?,
         };
         let loopback = "127.0.0.1:0".parse().context("a loopback address")?;
         let settings = Settings {
@@ -169,90 +184,55 @@ impl Demo {
         })
     }
 
-    fn introduce(&self) -> io::Result<()> {
-        for (what, is) in [
-            (
-                "database",
-                format!(
-                    "PostgreSQL {} of its own, removed in the end",
-                    self.embedded.version()
-                ),
-            ),
-            ("Meta", format!("simulated on {}", self.simulator.url())),
-            ("webhook", self.webhook()),
-            ("dashboard", self.dashboard()),
-        ] {
-            say(format_args!("  {DIM}{what:<10}{DIM:#}{is}"))?;
-        }
-        say("")
-    }
-
-    fn webhook(&self) -> String {
-        format!("http://{}/webhook", self.service.address)
-    }
-
-    fn dashboard(&self) -> String {
-        format!("http://{}/", self.service.admin_address)
-    }
-
-    /// Posts the callbacks, tells what is found, and checks that it is what was expected.
-    async fn play(&self, stay: bool) -> anyhow::Result<()> {
-        self.introduce()?;
-        for account in accounts() {
-            for (number, _) in account.numbers {
-                self.simulator.script(number, [account.meta_says.clone()]);
-                self.simulator.belongs_to(number, account.waba_id);
-            }
-        }
-        let mut watch = Watch::default();
-        self.post_callbacks(&mut watch).await?;
-        let deadline = Instant::now() + PATIENCE;
-        while !watch
-            .tell(self)
-            .await?
-            .iter()
-            .all(|incident| incident.cause != LockoutCause::Pending)
-        {
-            if Instant::now() > deadline {
-                bail!(
-                    "Meta's answers did not all come within {} s",
-                    PATIENCE.as_secs()
-                );
-            }
-            sleep(POLL).await;
-        }
-        let verdict = self.verify(&watch.tell(self).await?);
-        let mut reports = report::incidents(&self.db, &IncidentFilter::default(), 100)
-            .await?
-            .data;
+    /// Posts the callbacks, prints what Lockwatch finds, and checks it against the expected causes.
+    async fn run(&self, stay: bool) -> anyhow::Result<()> {
+        self.print_setup()?;
+        let mut printer = IncidentPrinter::default();
+        self.post_callbacks(&mut printer).await?;
+        let incidents = self.wait_for_causes(&mut printer).await?;
+        let verdict = verify_incidents(&incidents);
+        let filter = IncidentFilter::default();
+        let page = report::list_incidents(&self.db, &filter, INCIDENTS_LIMIT).await?;
+        let mut reports = page.data;
         reports.reverse();
         print_table(&reports)?;
         if stay {
-            self.invite()?;
+            self.print_suggestions()?;
             loop {
-                watch.tell(self).await?;
-                sleep(POLL).await;
+                printer.print_changes(self).await?;
+                sleep(POLL_INTERVAL).await;
             }
         }
         verdict
     }
 
-    /// One callback per account, but two accounts share one, and one callback comes twice.
-    async fn post_callbacks(&self, watch: &mut Watch) -> anyhow::Result<()> {
-        let client = reqwest::Client::builder().no_proxy().build()?;
+    fn webhook_url(&self) -> String {
+        format!("http://{}/webhook", self.service.address)
+    }
+
+    fn dashboard_url(&self) -> String {
+        format!("http://{}/", self.service.admin_address)
+    }
+
+    fn print_setup(&self) -> io::Result<()> {
+        let version = self.embedded.version();
+        let database = format!("its own PostgreSQL {version}, removed at the end");
+        let meta = format!("simulated on {}", self.simulator.url());
+        for (name, value) in [
+            ("database", database),
+            ("Meta", meta),
+            ("webhook", self.webhook_url()),
+            ("dashboard", self.dashboard_url()),
+        ] {
+            print_line(format_args!("  {DIM}{name:<10}{DIM:#}{value}"))?;
+        }
+        print_line("")
+    }
+
+    /// Posts one callback per account. Two accounts share a callback, and one callback comes twice.
+    async fn post_callbacks(&self, printer: &mut IncidentPrinter) -> anyhow::Result<()> {
+        let client = Client::builder().no_proxy().build()?;
         let now = OffsetDateTime::now_utc();
-        let compose = |accounts: &[&Account]| {
-            let mut callback = StatusCallback::new().at(now);
-            for account in accounts {
-                for (number, failures) in account.numbers {
-                    for n in 1..=*failures {
-                        let id = message_id("16505551234", &format!("{n:03}{number}"));
-                        callback = callback.failed(account.waba_id, number, &id);
-                    }
-                }
-            }
-            callback.into_body()
-        };
         let [a, b, c, d, e, f] = &accounts();
         for (accounts, note) in [
             (&[a, b][..], "two accounts in one body"),
@@ -262,149 +242,170 @@ impl Demo {
             (&[e], "the same again: changes nothing"),
             (&[f], ""),
         ] {
-            let body = compose(accounts);
-            let failures: u32 = accounts
-                .iter()
-                .flat_map(|account| account.numbers)
-                .map(|(_, n)| n)
-                .sum();
-            let signed = sign(APP_SECRET, &body);
-            let answer = client
-                .post(self.webhook())
-                .header(signature::HEADER, signed)
-                .body(body)
-                .send()
-                .await?;
-            let status = answer.status().as_u16();
+            let status = self.post(&client, compose_callback(accounts, now)).await?;
+            let failures: u32 = accounts.iter().map(|account| account.failure_count()).sum();
+            let failures = format_count(failures.into(), "failed delivery", "failed deliveries");
             let note = if note.is_empty() {
                 String::new()
             } else {
                 format!("  {DIM}{note}{DIM:#}")
             };
-            let failed = count(failures.into(), "failed delivery", "failed deliveries");
-            self.line(
+            self.print_event(
                 "callback",
-                format_args!("{GREEN}{status}{GREEN:#}  {failed}{note}"),
+                format_args!("{GREEN}{status}{GREEN:#}  {failures}{note}"),
             )?;
-            watch.tell(self).await?;
+            printer.print_changes(self).await?;
         }
         Ok(())
     }
 
-    fn line(&self, what: &str, text: impl Display) -> io::Result<()> {
-        let at = self.started.elapsed().as_secs_f32();
-        say(format_args!("  {DIM}{at:5.2} s{DIM:#}  {what:<9} {text}"))
+    async fn post(&self, client: &Client, body: Vec<u8>) -> anyhow::Result<u16> {
+        let response = client
+            .post(self.webhook_url())
+            .header(signature::SIGNATURE_HEADER, sign(APP_SECRET, &body))
+            .body(body)
+            .send()
+            .await?;
+        Ok(response.status().as_u16())
     }
 
-    fn verify(&self, found: &[Incident]) -> anyhow::Result<()> {
-        for account in accounts() {
-            let failures: u32 = account.numbers.iter().map(|(_, n)| n).sum();
-            let incident = found
-                .iter()
-                .find(|incident| incident.waba_id == account.waba_id);
-            let incident =
-                incident.with_context(|| format!("account {} has no incident", account.waba_id))?;
-            if incident.cause != account.expected || incident.failure_count != i64::from(failures) {
-                bail!(
-                    "account {}: expected {failures} failures by {}, found {} by {}",
-                    account.waba_id,
-                    account.expected,
-                    incident.failure_count,
-                    incident.cause
-                );
+    /// Waits until every incident has a cause, and returns them.
+    async fn wait_for_causes(
+        &self,
+        printer: &mut IncidentPrinter,
+    ) -> anyhow::Result<Vec<Incident>> {
+        let deadline = Instant::now() + CAUSES_TIMEOUT;
+        loop {
+            let incidents = printer.print_changes(self).await?;
+            let is_pending = |incident: &Incident| incident.cause == LockoutCause::Pending;
+            if !incidents.iter().any(is_pending) {
+                return Ok(incidents);
             }
+            ensure!(
+                Instant::now() <= deadline,
+                "Meta's answers did not all come within {} s",
+                CAUSES_TIMEOUT.as_secs()
+            );
+            sleep(POLL_INTERVAL).await;
         }
-        say(format_args!(
-            "{GREEN}Six accounts, six incidents, each with its cause.{GREEN:#}"
-        ))?;
-        Ok(())
     }
 
-    /// What to try while it runs.
-    fn invite(&self) -> io::Result<()> {
-        let body = r#"{"entry": [{"id": "102290129340398", "changes": [{"value": {
-  "metadata": {"phone_number_id": "106540352242922"},
-  "statuses": [{"id": "wamid.mine", "status": "failed", "errors": [{"code": 131031}]}]}}]}]}"#;
-        say(render::heading(
-            "It stays up until Ctrl-C. Look at it in a browser:",
-        ))?;
-        say(format_args!("\n{}", self.dashboard()))?;
-        say(render::heading(
-            "Send a failure yourself, and watch it arrive:",
-        ))?;
-        say(format_args!("\ncurl -i {} \\", self.webhook()))?;
-        say(format_args!(
-            "-H 'X-Hub-Signature-256: {}' \\",
-            sign(APP_SECRET, body.as_bytes())
-        ))?;
-        say(format_args!("--data-binary '{body}'"))?;
-        say(render::heading("Ask the API, or the tables:"))?;
-        say(format_args!(
-            "\ncurl {}api/v1/incidents/1",
-            self.dashboard()
-        ))?;
-        say(format_args!("psql '{}' \\", self.embedded.url()))?;
-        say(format_args!(
-            "-c 'select id, waba_id, failure_count, cause from incidents'"
-        ))?;
+    /// Prints an event with the seconds since the start.
+    fn print_event(&self, kind: &str, text: impl Display) -> io::Result<()> {
+        let at = self.started.elapsed().as_secs_f32();
+        print_line(format_args!("  {DIM}{at:5.2} s{DIM:#}  {kind:<9} {text}"))
+    }
+
+    /// Prints what the reader can try while the demo runs.
+    fn print_suggestions(&self) -> io::Result<()> {
+        let dashboard = self.dashboard_url();
+        let webhook = self.webhook_url();
+        let database = self.embedded.url();
+        let signature = sign(APP_SECRET, SAMPLE_BODY.as_bytes());
         let program = std::env::args()
             .next()
             .unwrap_or_else(|| "lockwatch".to_owned());
-        say(render::heading(
-            "Or export what was kept, byte for byte, and play it back (here it changes nothing):",
-        ))?;
-        say(format_args!(
-            "\nDATABASE_URL='{}' {program} captures export > demo.jsonl",
-            self.embedded.url()
-        ))?;
-        say(format_args!(
-            "META_APP_SECRET={APP_SECRET} {program} replay demo.jsonl --to {}\n",
-            self.webhook()
-        ))
+        for (heading, commands) in [
+            (
+                "It runs until Ctrl-C. Look at it in a browser:",
+                dashboard.clone(),
+            ),
+            (
+                "Send a failure yourself, and watch it arrive:",
+                format!(
+                    "curl -i {webhook} \\\n\
+                     -H 'X-Hub-Signature-256: {signature}' \\\n\
+                     --data-binary '{SAMPLE_BODY}'"
+                ),
+            ),
+            (
+                "Ask the API, or the tables:",
+                format!(
+                    "curl {dashboard}api/v1/incidents/1\n\
+                     psql '{database}' \\\n\
+                     -c 'select id, waba_id, failure_count, cause from incidents'"
+                ),
+            ),
+            (
+                "Export the captures byte for byte, and replay them (here this changes nothing):",
+                format!(
+                    "DATABASE_URL='{database}' {program} captures export > demo.jsonl\n\
+                     META_APP_SECRET={APP_SECRET} {program} replay demo.jsonl --to {webhook}\n"
+                ),
+            ),
+        ] {
+            print_line(render::heading(heading))?;
+            print_line(format_args!("\n{commands}"))?;
+        }
+        Ok(())
     }
 }
 
-/// What was told already, so that only news is.
-#[derive(Default)]
-struct Watch {
-    told: BTreeMap<i64, (i64, Word<LockoutCause>)>,
+fn compose_callback(accounts: &[&Account], now: OffsetDateTime) -> Vec<u8> {
+    let mut callback = StatusCallback::new().timestamp(now);
+    for account in accounts {
+        for (number, failures) in account.numbers {
+            for n in 1..=*failures {
+                let id = message_id("16505551234", &format!("{n:03}{number}"));
+                callback = callback.failed(account.waba_id, number, &id);
+            }
+        }
+    }
+    callback.into_body()
 }
 
-impl Watch {
-    async fn tell(&mut self, demo: &Demo) -> anyhow::Result<Vec<Incident>> {
-        let mut incidents = incidents::list(&demo.db, &IncidentFilter::default(), 100).await?;
+fn verify_incidents(incidents: &[Incident]) -> anyhow::Result<()> {
+    for account in accounts() {
+        let waba_id = account.waba_id;
+        let failures = account.failure_count();
+        let incident = incidents
+            .iter()
+            .find(|incident| incident.waba_id == waba_id)
+            .with_context(|| format!("account {waba_id} has no incident"))?;
+        if incident.cause != account.expected_cause || incident.failure_count != i64::from(failures)
+        {
+            bail!(
+                "account {waba_id}: expected {failures} failures with cause {}, \
+                 found {} with cause {}",
+                account.expected_cause,
+                incident.failure_count,
+                incident.cause
+            );
+        }
+    }
+    print_line(format_args!(
+        "{GREEN}Six accounts, six incidents, each with its cause.{GREEN:#}"
+    ))?;
+    Ok(())
+}
+
+/// Prints each change of an incident once.
+#[derive(Default)]
+struct IncidentPrinter {
+    /// The failures and the cause that were printed last, by incident.
+    printed: BTreeMap<i64, (i64, Word<LockoutCause>)>,
+}
+
+impl IncidentPrinter {
+    /// Prints what changed since the last call, and returns all incidents, oldest first.
+    async fn print_changes(&mut self, demo: &Demo) -> anyhow::Result<Vec<Incident>> {
+        let mut incidents =
+            incidents::list(&demo.db, &IncidentFilter::default(), INCIDENTS_LIMIT).await?;
         incidents.reverse();
         for incident in &incidents {
-            let (id, account) = (incident.id, &incident.waba_id);
-            let failures = incident.failure_count;
-            let (told_failures, told_cause) = self
-                .told
-                .insert(id, (failures, incident.cause.clone()))
+            let state = (incident.failure_count, incident.cause.clone());
+            let (printed_failures, printed_cause) = self
+                .printed
+                .insert(incident.id, state)
                 .unwrap_or((0, Word::Known(LockoutCause::Pending)));
-            if told_failures == 0 {
-                let affected = incidents::numbers(&demo.db, &[id], 1)
-                    .await?
-                    .remove(&id)
-                    .map_or(0, |numbers| numbers.count);
-                let failed = count(failures, "failure", "failures");
-                let numbers = count(affected, "number", "numbers");
-                demo.line(
-                    "locked",
-                    format_args!("{RED}{account}{RED:#}  incident {id}: {failed} on {numbers}"),
-                )?;
-            } else if told_failures != failures {
-                demo.line(
-                    "locked",
-                    format_args!("{RED}{account}{RED:#}  incident {id}: {failures} failures now"),
-                )?;
+            if printed_failures != incident.failure_count {
+                print_failures(demo, incident, printed_failures == 0).await?;
             }
-            if told_cause != incident.cause {
-                demo.line(
+            if printed_cause != incident.cause {
+                let (account, cause) = (&incident.waba_id, &incident.cause);
+                demo.print_event(
                     "cause",
-                    format_args!(
-                        "{YELLOW}{account}{YELLOW:#}  {BOLD}{}{BOLD:#}",
-                        incident.cause
-                    ),
+                    format_args!("{YELLOW}{account}{YELLOW:#}  {BOLD}{cause}{BOLD:#}"),
                 )?;
             }
         }
@@ -412,16 +413,33 @@ impl Watch {
     }
 }
 
+async fn print_failures(demo: &Demo, incident: &Incident, is_new: bool) -> anyhow::Result<()> {
+    let (id, account) = (incident.id, &incident.waba_id);
+    let failures = incident.failure_count;
+    let text = if is_new {
+        let numbers = incidents::list_numbers(&demo.db, &[id], 1)
+            .await?
+            .remove(&id)
+            .map_or(0, |numbers| numbers.count);
+        let failures = format_count(failures, "failure", "failures");
+        let numbers = format_count(numbers, "number", "numbers");
+        format!("{failures} on {numbers}")
+    } else {
+        format!("{failures} failures now")
+    };
+    demo.print_event(
+        "locked",
+        format_args!("{RED}{account}{RED:#}  incident {id}: {text}"),
+    )?;
+    Ok(())
+}
+
 fn print_table(reports: &[IncidentReport]) -> io::Result<()> {
-    say(format_args!(
+    print_line(format_args!(
         "\n{BOLD} ID  ACCOUNT          STATE  FAILURES  CAUSE{BOLD:#}"
     ))?;
-    for IncidentReport {
-        incident,
-        next_steps,
-        ..
-    } in reports
-    {
+    for report in reports {
+        let incident = &report.incident;
         let Incident {
             id,
             waba_id,
@@ -429,19 +447,18 @@ fn print_table(reports: &[IncidentReport]) -> io::Result<()> {
             cause,
             ..
         } = incident;
-        let state = state(incident);
-        say(format_args!(
-            "{id:>3}  {waba_id:<15}  {RED}{state:<5}{RED:#}  {failure_count:>8}  {BOLD}{cause}{BOLD:#}"
+        let state = state_word(incident);
+        print_line(format_args!(
+            "{id:>3}  {waba_id:<15}  {RED}{state:<5}{RED:#}  {failure_count:>8}  \
+             {BOLD}{cause}{BOLD:#}"
         ))?;
         let summary = incident.cause_summary.as_deref().unwrap_or_default();
-        say(format_args!(
-            "{DIM}{}{DIM:#}",
-            render::paragraph("     ", summary)
-        ))?;
-        for step in next_steps {
-            say(render::step("     ", step))?;
+        let summary = render::wrap_paragraph("     ", summary);
+        print_line(format_args!("{DIM}{summary}{DIM:#}"))?;
+        for step in &report.next_steps {
+            print_line(render::wrap_step("     ", step))?;
         }
-        say("")?;
+        print_line("")?;
     }
     Ok(())
 }

@@ -6,49 +6,51 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::Args;
 
-use super::{Failure, say};
+use super::{Failure, print_line};
 use crate::config::ListenArgs;
 
-/// Asks /healthz of the public listener: is the process alive
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+
 #[derive(Debug, Args)]
 pub(super) struct HealthcheckArgs {
-    #[command(flatten)]
-    listen: ListenArgs,
-    /// Ask /readyz of the admin listener instead: can lockouts be recorded
+    /// Ask /readyz of the admin listener instead of /healthz: whether lockouts can be recorded
     #[arg(long)]
     ready: bool,
+    #[command(flatten)]
+    listen: ListenArgs,
 }
 
 pub(super) async fn run(args: HealthcheckArgs) -> Result<(), Failure> {
-    let (address, path) = match args.ready {
-        true => (args.listen.admin_listen, "readyz"),
-        false => (args.listen.listen, "healthz"),
+    let (address, path) = if args.ready {
+        (args.listen.admin_listen, "readyz")
+    } else {
+        (args.listen.listen, "healthz")
     };
-    let url = format!("http://{}/{path}", on_this_machine(address));
-    Ok(ask(&url).await?)
+    let url = format!("http://{}/{path}", reachable_address(address));
+    Ok(print_health(&url).await?)
 }
 
-async fn ask(url: &str) -> anyhow::Result<()> {
+async fn print_health(url: &str) -> anyhow::Result<()> {
     let client = reqwest::Client::builder()
         .no_proxy()
-        .timeout(Duration::from_secs(5))
+        .timeout(REQUEST_TIMEOUT)
         .build()?;
-    let answer = client
+    let response = client
         .get(url)
         .send()
         .await
         .with_context(|| format!("no answer from {url}"))?;
-    let status = answer.status();
-    let text = answer.text().await.unwrap_or_default();
+    let status = response.status();
+    let text = response.text().await.unwrap_or_default();
     if !status.is_success() {
         bail!("{url} answers {status}: {}", text.trim());
     }
-    say(format_args!("{}", text.trim()))?;
+    print_line(text.trim())?;
     Ok(())
 }
 
-/// A listener on every address is asked on loopback.
-fn on_this_machine(address: SocketAddr) -> SocketAddr {
+/// Replaces the address of a listener on all addresses by loopback.
+fn reachable_address(address: SocketAddr) -> SocketAddr {
     let ip = match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
         IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),

@@ -1,37 +1,44 @@
 //! `lockwatch incidents list|show|resolve`
 
+use std::io::Write;
+
 use anyhow::{Context, anyhow};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand};
 use serde_json::json;
 use time::OffsetDateTime;
 
-use super::{Failure, chart, connect, render, say};
+use super::{Failure, chart, check_time_range, connect, print_line, render};
 use crate::config::DataArgs;
 use crate::lockout::cause::LockoutCause;
 use crate::lockout::change::Change;
 use crate::lockout::note::Note;
 use crate::meta::ids::WabaId;
 use crate::report::csv::{self, Row};
-use crate::report::timeline::timeline;
-use crate::report::{self, text};
-use crate::store::bounded;
+use crate::report::timeline::load_timeline;
+use crate::report::{self, IncidentReport, text};
 use crate::store::incident_life::{self, ManualResolution};
 use crate::store::incidents::{IncidentFilter, IncidentState};
+use crate::store::{Pool, bounded};
+
+/// Affected numbers that are shown of one incident.
+const NUMBERS_LIMIT: usize = 20;
+/// Health checks that are shown of one incident.
+const CHECKS_LIMIT: i64 = 10;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum IncidentsCommand {
-    /// The newest incidents first
+    /// List incidents, newest first
     List(ListArgs),
-    /// One incident: its cause, what to do, its timeline, numbers and checks
+    /// Show one incident: cause, next steps, timeline, numbers and health checks
     Show(ShowArgs),
-    /// Say that an incident is over
+    /// Resolve an incident by hand
     Resolve(ResolveArgs),
 }
 
 #[derive(Debug, Args)]
 pub(super) struct ListArgs {
-    /// Which incidents
+    /// Select open or resolved incidents
     #[arg(
         long,
         default_value = "all",
@@ -39,19 +46,20 @@ pub(super) struct ListArgs {
         value_name = "open|resolved|all"
     )]
     state: IncidentState,
-    /// Of this account
+    /// Select incidents of this account
     #[arg(long, value_name = "ID", value_parser = WabaId::parse)]
     waba_id: Option<WabaId>,
-    /// With this cause
+    /// Select incidents with this cause
     #[arg(long, value_parser = cause_parser())]
     cause: Option<LockoutCause>,
-    /// Opened at this time or later: 2026-11-22, "2026-11-22 18:00:00 UTC", or 36h for so long ago
-    #[arg(long, value_name = "TIME", value_parser = text::parse_moment)]
+    /// Select incidents opened at or after this time: 2026-11-22, "2026-11-22 18:00:00 UTC", or 36h
+    /// for 36 hours ago
+    #[arg(long, value_name = "TIME", value_parser = text::parse_time)]
     since: Option<OffsetDateTime>,
-    /// Opened before this time
-    #[arg(long, value_name = "TIME", value_parser = text::parse_moment)]
+    /// Select incidents opened before this time
+    #[arg(long, value_name = "TIME", value_parser = text::parse_time)]
     until: Option<OffsetDateTime>,
-    /// How many at the most
+    /// List at most this many
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(i64).range(1..=1000))]
     limit: i64,
     #[command(flatten)]
@@ -62,10 +70,21 @@ pub(super) struct ListArgs {
 
 #[derive(Debug, Args)]
 pub(super) struct ShowArgs {
-    /// The incident's number
+    /// Id of the incident
     id: i64,
     #[command(flatten)]
     format: FormatArgs,
+    #[command(flatten)]
+    data: DataArgs,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ResolveArgs {
+    /// Id of the incident
+    id: i64,
+    /// Keep this text with the incident, such as the reason
+    #[arg(long)]
+    note: Option<String>,
     #[command(flatten)]
     data: DataArgs,
 }
@@ -75,25 +94,10 @@ struct FormatArgs {
     /// Print JSON: the objects of the API
     #[arg(long, conflicts_with = "csv")]
     json: bool,
-    /// Print CSV, for a spreadsheet
+    /// Print CSV for a spreadsheet
     #[arg(long)]
     csv: bool,
 }
-
-#[derive(Debug, Args)]
-pub(super) struct ResolveArgs {
-    /// The incident's number
-    id: i64,
-    /// Why, for those who read it later
-    #[arg(long)]
-    note: Option<String>,
-    #[command(flatten)]
-    data: DataArgs,
-}
-
-/// Shown of one incident.
-const NUMBERS: usize = 20;
-const CHECKS: i64 = 10;
 
 pub(super) async fn run(command: IncidentsCommand) -> Result<(), Failure> {
     match command {
@@ -104,84 +108,74 @@ pub(super) async fn run(command: IncidentsCommand) -> Result<(), Failure> {
 }
 
 async fn list(args: ListArgs) -> Result<(), Failure> {
-    let ListArgs {
-        state,
-        waba_id,
-        cause,
-        since,
-        until,
-        limit,
-        format,
-        data,
-    } = args;
-    if since
-        .zip(until)
-        .is_some_and(|(since, until)| since >= until)
-    {
-        return Err(Failure::Usage("--since is not before --until".to_owned()));
-    }
-    let db = connect(&data).await?;
-    let has_words = waba_id.is_some() || cause.is_some();
-    let has_times = since.is_some() || until.is_some();
-    let is_filtered = state != IncidentState::All || has_words || has_times;
+    check_time_range(args.since, args.until)?;
+    let db = connect(&args.data).await?;
+    let is_filtered = args.state != IncidentState::All
+        || args.waba_id.is_some()
+        || args.cause.is_some()
+        || args.since.is_some()
+        || args.until.is_some();
     let filter = IncidentFilter {
-        state,
-        waba_id,
-        cause,
-        since,
-        until,
+        state: args.state,
+        waba_id: args.waba_id,
+        cause: args.cause,
+        since: args.since,
+        until: args.until,
         ..IncidentFilter::default()
     };
-    let page = report::incidents(&db, &filter, limit)
+    let page = report::list_incidents(&db, &filter, args.limit)
         .await
         .context("cannot list incidents")?;
-    if format.json {
-        say(format_args!("{:#}", json!(page.data)))?;
-    } else if format.csv {
+    if args.format.json {
+        print_line(format_args!("{:#}", json!(page.data)))?;
+    } else if args.format.csv {
         print_csv(&page.data)?;
-    } else if page.data.is_empty() && is_filtered {
+    } else if !page.data.is_empty() {
+        print_line(render::incident_table(&page.data))?;
+    } else if is_filtered {
         anstream::eprintln!("No such incidents.");
-    } else if page.data.is_empty() {
-        anstream::eprintln!(
-            "No incidents. That is good news, if callbacks arrive: see the README's set-up."
-        );
     } else {
-        say(render::incidents(&page.data))?;
+        anstream::eprintln!(
+            "No incidents. This is good news if callbacks arrive: see the set-up in the README."
+        );
     }
     if page.next.is_some() {
-        anstream::eprintln!("The newest {limit}; --limit shows more.");
+        anstream::eprintln!("The newest {}; --limit shows more.", args.limit);
     }
     Ok(())
 }
 
 async fn show(args: ShowArgs) -> Result<(), Failure> {
     let db = connect(&args.data).await?;
-    let report = report::incident(&db, args.id)
+    let report = report::find_incident(&db, args.id)
         .await
-        .context("cannot read the incident")?;
-    let report = report.ok_or_else(|| anyhow!("there is no incident {}", args.id))?;
+        .context("cannot read the incident")?
+        .ok_or_else(|| anyhow!("there is no incident {}", args.id))?;
     if args.format.json {
-        return Ok(say(format_args!("{:#}", json!(report)))?);
+        Ok(print_line(format_args!("{:#}", json!(report)))?)
+    } else if args.format.csv {
+        print_csv(&[report])
+    } else {
+        print_incident(&db, &report).await
     }
-    if args.format.csv {
-        return print_csv(&[report]);
-    }
-    let checks = report::checks(&db, args.id, None, CHECKS)
+}
+
+async fn print_incident(db: &Pool, report: &IncidentReport) -> Result<(), Failure> {
+    let checks = report::list_checks(db, report.incident.id, None, CHECKS_LIMIT)
         .await
-        .context("cannot read its checks")?;
-    let columns = chart::columns(render::width());
-    let timeline = timeline(&db, &report, OffsetDateTime::now_utc(), columns)
+        .context("cannot read the health checks")?;
+    let checks = checks.map_or_else(Vec::new, |page| page.data);
+    let columns = chart::column_count(render::terminal_width());
+    let timeline = load_timeline(db, report, OffsetDateTime::now_utc(), columns)
         .await
-        .context("cannot draw it")?;
-    say(render::incident(&report))?;
-    say(render::heading("Timeline"))?;
-    say(chart::timeline(&report.incident, &timeline))?;
-    say(render::heading("Affected numbers"))?;
-    say(render::numbers(&report, NUMBERS))?;
-    say(render::heading("Latest health checks"))?;
-    say(render::checks(
-        &checks.map_or_else(Vec::new, |page| page.data),
-    ))?;
+        .context("cannot read the timeline")?;
+    print_line(render::incident_details(report))?;
+    print_line(render::heading("Timeline"))?;
+    print_line(chart::draw_timeline(&report.incident, &timeline))?;
+    print_line(render::heading("Affected numbers"))?;
+    print_line(render::number_table(report, NUMBERS_LIMIT))?;
+    print_line(render::heading("Latest health checks"))?;
+    print_line(render::check_table(&checks))?;
     Ok(())
 }
 
@@ -189,10 +183,10 @@ async fn resolve(args: ResolveArgs) -> Result<(), Failure> {
     let note = Note::parse(args.note.as_deref())
         .map_err(|error| Failure::Usage(format!("--note: {error}")))?;
     let db = connect(&args.data).await?;
-    let resolved = bounded(incident_life::resolve_by_hand(&db, args.id, note.as_str()))
+    let resolution = bounded(incident_life::resolve_by_hand(&db, args.id, note.as_str()))
         .await
-        .context("cannot resolve it")?;
-    match resolved {
+        .context("cannot resolve the incident")?;
+    match resolution {
         ManualResolution::Resolved(Change { waba_id, .. }) => {
             anstream::eprintln!("Incident {} of account {waba_id} is resolved.", args.id);
             Ok(())
@@ -204,13 +198,12 @@ async fn resolve(args: ResolveArgs) -> Result<(), Failure> {
     }
 }
 
-/// Accepts the words of the causes, and names them in `--help`.
+/// Builds a parser that accepts the words of the causes, and lists them in `--help`.
 fn cause_parser() -> impl TypedValueParser<Value = LockoutCause> {
     PossibleValuesParser::new(LockoutCause::ALL.map(LockoutCause::as_str))
-        .map(|word| LockoutCause::parse(&word).expect("only known words are accepted"))
+        .map(|word| LockoutCause::parse(&word).expect("the parser accepts only known words"))
 }
 
 fn print_csv<T: Row>(rows: &[T]) -> Result<(), Failure> {
-    use std::io::Write;
-    Ok(anstream::stdout().write_all(csv::table(rows).as_bytes())?)
+    Ok(anstream::stdout().write_all(csv::format_table(rows).as_bytes())?)
 }

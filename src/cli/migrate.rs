@@ -3,7 +3,7 @@
 use anyhow::Context;
 use clap::Args;
 
-use super::{Failure, database};
+use super::{Failure, locate_database};
 use crate::config::DataArgs;
 
 #[derive(Debug, Args)]
@@ -13,7 +13,7 @@ pub(super) struct MigrateArgs {
 }
 
 pub(super) async fn run(args: MigrateArgs) -> Result<(), Failure> {
-    let database = database(&args.data)?;
+    let database = locate_database(&args.data)?;
     database
         .migrate()
         .await

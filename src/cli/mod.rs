@@ -1,5 +1,5 @@
-//! The command line: one file a command. Data goes to stdout, everything else to stderr; exit codes are
-//! 0 for ok, 1 for failed, 2 for wrong usage or configuration.
+//! The command line, with one file per command. Data goes to stdout, everything else to stderr. The
+//! exit code is 0 for success, 1 for a failure, and 2 for wrong usage or configuration.
 
 mod captures;
 mod chart;
@@ -15,24 +15,26 @@ mod sign;
 
 use std::fmt::Display;
 use std::io::{self, IsTerminal, Write, stderr, stdout};
+use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
+use time::OffsetDateTime;
 use tokio::runtime::Runtime;
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{ConfigError, DataArgs, LogFormat};
-use crate::embedded::Embedded;
+use crate::embedded::EmbeddedPostgres;
 use crate::error_chain::error_chain;
 use crate::http::api::openapi;
 use crate::store::{Database, Pool, Readiness, bounded, readiness};
 
 const ABOUT: &str = "\
-Tells a business within seconds that Meta has locked its WhatsApp Business Account (error 131031), why, \
-and what to do about it. Register it as the webhook URL of a Meta app.";
+Tells a business within seconds that Meta has locked its WhatsApp Business Account (error 131031), \
+why, and what to do about it. Register it as the webhook URL of a Meta app.";
 
 #[derive(Debug, Parser)]
 #[command(name = "lockwatch", version, about = ABOUT, max_term_width = 100)]
@@ -43,44 +45,44 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Receive callbacks, record lockouts, look up their causes
+    /// Receive callbacks, record lockouts and look up their causes
     Serve(serve::ServeArgs),
-    /// See it work in ten seconds: real Postgres, simulated Meta, six locked accounts
+    /// Run a ten-second demo with a real Postgres and a simulated Meta
     Demo(demo::DemoArgs),
-    /// Create or update the database's tables (serve does so by itself)
+    /// Create or update the database tables (serve does this by itself)
     Migrate(migrate::MigrateArgs),
-    /// Ask a running serve whether it is alive; exit 0 if so
+    /// Ask a running serve whether it is alive; exit 0 if it is
     Healthcheck(healthcheck::HealthcheckArgs),
     /// List, show and resolve incidents
     #[command(subcommand)]
     Incidents(incidents::IncidentsCommand),
-    /// Look up a phone number or account at Meta, now
+    /// Ask Meta now about the health of a phone number or an account
     Check(check::CheckArgs),
-    /// List and export the callbacks that were kept
+    /// List and export captures (callbacks kept byte for byte)
     #[command(subcommand)]
     Captures(captures::CapturesCommand),
-    /// Play captures back, to a webhook or into the database
+    /// Post captures to a webhook, or record them into the database
     Replay(replay::ReplayArgs),
-    /// Print the header that signs a file's bytes, ready for curl
+    /// Print the signature header of a file, ready for curl
     Sign(sign::SignArgs),
-    /// Print the description of the admin API (OpenAPI 3.1)
+    /// Print the OpenAPI 3.1 description of the admin API
     Openapi,
-    /// Print the script that completes commands in a shell
+    /// Print a script that completes commands in your shell
     Completions {
-        /// Which shell
+        /// Shell that runs the script
         shell: Shell,
     },
 }
 
-/// How a command ends if not well.
+/// The reason why a command does not exit with 0.
 #[derive(Debug)]
 enum Failure {
     /// Wrong usage or configuration: exit code 2.
     Usage(String),
-    /// It was tried and failed: exit code 1.
+    /// The command was tried and failed: exit code 1.
     Failed(anyhow::Error),
-    /// What went wrong was told already: exit code 1.
-    Told,
+    /// The command failed and has printed the reason: exit code 1.
+    Reported,
 }
 
 impl From<ConfigError> for Failure {
@@ -101,118 +103,127 @@ impl From<anyhow::Error> for Failure {
     }
 }
 
-/// Parses the command line, runs the command, and says how it went.
+/// Parses the command line, runs the command, and returns its exit code.
 #[must_use]
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => return usage(&error),
+        Err(error) => return report_usage_error(&error),
     };
     let runtime = match Runtime::new() {
         Ok(runtime) => runtime,
         Err(error) => {
-            return report(Failure::Failed(
-                anyhow::Error::new(error).context("cannot start"),
-            ));
+            let error = anyhow::Error::new(error).context("cannot start");
+            return report_failure(Failure::Failed(error));
         }
     };
-    let ended = runtime.block_on(async {
-        match cli.command {
-            Command::Serve(args) => serve::run(args).await,
-            Command::Demo(args) => demo::run(args).await,
-            Command::Migrate(args) => migrate::run(args).await,
-            Command::Healthcheck(args) => healthcheck::run(args).await,
-            Command::Incidents(command) => incidents::run(command).await,
-            Command::Check(args) => check::run(args).await,
-            Command::Captures(command) => captures::run(command).await,
-            Command::Replay(args) => replay::run(args).await,
-            Command::Sign(args) => sign::run(&args),
-            Command::Openapi => Ok(write!(stdout(), "{}", openapi())?),
-            Command::Completions { shell } => Ok(stdout().write_all(&completions(shell))?),
-        }
-    });
-    // A look-up that still waits for Meta must not hold up the end.
+    let result = runtime.block_on(run(cli.command));
+    // A look-up that still waits for Meta must not delay the exit.
     runtime.shutdown_background();
-    ended.map_or_else(report, |()| ExitCode::SUCCESS)
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => report_failure(failure),
+    }
 }
 
-/// Into memory first: whoever reads the output may have gone.
-fn completions(shell: Shell) -> Vec<u8> {
+async fn run(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Serve(args) => serve::run(args).await,
+        Command::Demo(args) => demo::run(args).await,
+        Command::Migrate(args) => migrate::run(args).await,
+        Command::Healthcheck(args) => healthcheck::run(args).await,
+        Command::Incidents(command) => incidents::run(command).await,
+        Command::Check(args) => check::run(args).await,
+        Command::Captures(command) => captures::run(command).await,
+        Command::Replay(args) => replay::run(args).await,
+        Command::Sign(args) => sign::run(&args),
+        Command::Openapi => Ok(write!(stdout(), "{}", openapi())?),
+        Command::Completions { shell } => Ok(stdout().write_all(&completion_script(shell))?),
+    }
+}
+
+/// Builds the script in memory: clap_complete panics if it cannot write, and the reader may be
+/// gone.
+fn completion_script(shell: Shell) -> Vec<u8> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "lockwatch", &mut script);
     script
 }
 
-fn report(failure: Failure) -> ExitCode {
+fn report_failure(failure: Failure) -> ExitCode {
     match failure {
         Failure::Usage(message) => {
             anstream::eprintln!("lockwatch: {message}");
             ExitCode::from(2)
         }
         Failure::Failed(error) => {
-            // Whoever read our output has gone, as `head` does: nobody is left to tell.
-            let is_pipe = |error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe;
-            if !error.downcast_ref().is_some_and(is_pipe) {
+            // The reader of our output is gone, as with `head`: an error text would reach nobody.
+            if !is_broken_pipe(&error) {
                 anstream::eprintln!("lockwatch: {}", error_chain(error.as_ref()));
             }
             ExitCode::FAILURE
         }
-        Failure::Told => ExitCode::FAILURE,
+        Failure::Reported => ExitCode::FAILURE,
     }
 }
 
-/// A wrong value is one line; help and wrong words are clap's to print.
-fn usage(error: &clap::Error) -> ExitCode {
-    if matches!(
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error
+        .downcast_ref::<io::Error>()
+        .is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
+
+/// Reports a wrong value in one line. Help and unknown arguments are printed by clap.
+fn report_usage_error(error: &clap::Error) -> ExitCode {
+    let is_wrong_value = matches!(
         error.kind(),
         ErrorKind::ValueValidation | ErrorKind::InvalidValue
-    ) {
-        let text = error.to_string();
-        let first: Vec<&str> = text
-            .lines()
-            .take_while(|line| !line.trim().is_empty())
-            .map(str::trim)
-            .collect();
-        let variable = variable(error)
-            .map(|name| format!("{name}: "))
-            .unwrap_or_default();
-        return report(Failure::Usage(format!(
-            "{variable}{}",
-            first.join(" ").trim_start_matches("error: ")
-        )));
+    );
+    if !is_wrong_value {
+        let _ = error.print();
+        return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
     }
-    let _ = error.print();
-    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
+    let text = error.to_string();
+    let first_paragraph: Vec<&str> = text
+        .lines()
+        .take_while(|line| !line.trim().is_empty())
+        .map(str::trim)
+        .collect();
+    let message = first_paragraph.join(" ");
+    let message = message.trim_start_matches("error: ");
+    report_failure(Failure::Usage(match environment_variable(error) {
+        Some(name) => format!("{name}: {message}"),
+        None => message.to_owned(),
+    }))
 }
 
-/// The environment variable behind the flag that an error is about: the value mostly came from there.
-fn variable(error: &clap::Error) -> Option<String> {
+/// Returns the environment variable of the flag that an error is about. In most cases the wrong
+/// value comes from there.
+fn environment_variable(error: &clap::Error) -> Option<String> {
     let Some(ContextValue::String(flag)) = error.get(ContextKind::InvalidArg) else {
         return None;
     };
     let long = flag.strip_prefix("--")?.split(' ').next()?;
     let command = Cli::command();
-    let mut arguments = command
+    let argument = command
         .get_subcommands()
-        .flat_map(clap::Command::get_arguments);
-    let variable = arguments
-        .find(|argument| argument.get_long() == Some(long))?
-        .get_env()?;
-    Some(variable.to_string_lossy().into_owned())
+        .flat_map(clap::Command::get_arguments)
+        .find(|argument| argument.get_long() == Some(long))?;
+    Some(argument.get_env()?.to_string_lossy().into_owned())
 }
 
-/// Starts the log on stderr. `default` holds where RUST_LOG says nothing.
-fn start_log(format: LogFormat, default: &str) -> Result<(), Failure> {
+/// Starts the log on stderr, with a level to use if RUST_LOG is not set.
+fn start_log(format: LogFormat, default_level: &str) -> Result<(), Failure> {
     let directives = std::env::var("RUST_LOG")
         .ok()
         .filter(|text| !text.is_empty());
-    let filter = log_filter(directives.as_deref().unwrap_or(default))?;
-    // A log that cannot be written, for a full disk or a collector that died, stops nothing.
+    let filter = parse_log_filter(directives.as_deref().unwrap_or(default_level))?;
+    // A log that cannot be written, because of a full disk or a dead collector, stops nothing.
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(stderr)
-        .log_internal_errors(false);
-    let log = log.with_target(false);
+        .log_internal_errors(false)
+        .with_target(false);
     match format {
         LogFormat::Text => log.with_ansi(stderr().is_terminal()).init(),
         LogFormat::Json => log.json().flatten_event(true).init(),
@@ -220,76 +231,89 @@ fn start_log(format: LogFormat, default: &str) -> Result<(), Failure> {
     Ok(())
 }
 
-/// A misspelt level would be taken for the name of some module, and silence all others.
-fn log_filter(directives: &str) -> Result<EnvFilter, Failure> {
+/// Parses RUST_LOG strictly: a misspelt level would pass as the name of a module, and silence all
+/// other modules.
+fn parse_log_filter(directives: &str) -> Result<EnvFilter, Failure> {
     const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
-    let is_known = |word: &str| {
-        word.contains(['=', ':', '[']) || LEVELS.contains(&word.to_lowercase().as_str())
-    };
-    let filter = EnvFilter::try_new(directives).ok();
-    filter
-        .filter(|_| {
-            directives
-                .split(',')
-                .all(|directive| is_known(directive.trim()))
-        })
-        .ok_or_else(|| {
-            Failure::Usage(format!(
-                "RUST_LOG {directives:?} is neither a level ({}) nor module=level",
-                LEVELS.join(", ")
-            ))
-        })
+    let is_known = directives.split(',').all(|directive| {
+        let directive = directive.trim().to_lowercase();
+        directive.contains(['=', ':', '[']) || LEVELS.contains(&directive.as_str())
+    });
+    let filter = EnvFilter::try_new(directives).ok().filter(|_| is_known);
+    filter.ok_or_else(|| {
+        Failure::Usage(format!(
+            "RUST_LOG {directives:?} is neither a level ({}) nor module=level",
+            LEVELS.join(", ")
+        ))
+    })
 }
 
-/// Writes a line to stdout, in colours if that is a terminal.
-fn say(text: impl Display) -> io::Result<()> {
+/// Writes a line to stdout, in colours if stdout is a terminal.
+fn print_line(text: impl Display) -> io::Result<()> {
     writeln!(anstream::stdout(), "{text}")
 }
 
-/// The database that `serve` uses: `DATABASE_URL`, else the embedded one if it runs.
-fn database(args: &DataArgs) -> Result<Database, Failure> {
-    if let Some(database) = args.database()? {
-        return Ok(database);
+/// Refuses an empty range of time: it can only be a mistake.
+fn check_time_range(
+    since: Option<OffsetDateTime>,
+    until: Option<OffsetDateTime>,
+) -> Result<(), Failure> {
+    match (since, until) {
+        (Some(since), Some(until)) if since >= until => {
+            Err(Failure::Usage("--since is not before --until".to_owned()))
+        }
+        _ => Ok(()),
     }
-    let folder = args.postgres_folder()?;
-    let Some(url) = Embedded::running(&folder) else {
-        let opened = std::fs::read_dir(&folder);
-        let folder = folder.display();
-        return Err(Failure::Failed(match opened {
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                anyhow::anyhow!(
-                    "{folder} may only be read by the user who runs lockwatch serve: be that user"
-                )
-            }
-            _ => anyhow::anyhow!(
-                "no database: DATABASE_URL is not set, and no lockwatch serve runs on {folder}; start one, or set it"
-            ),
-        }));
-    };
-    Ok(Database::parse(&url).map_err(ConfigError::from)?)
 }
 
-/// A pool on a database that has its tables.
+/// Connects to the database, which must have this version's tables.
 async fn connect(args: &DataArgs) -> Result<Pool, Failure> {
-    Ok(ready_database(args).await?.pool())
+    Ok(open_database(args).await?.pool())
 }
 
-/// A database that is there and has its tables.
-async fn ready_database(args: &DataArgs) -> Result<Database, Failure> {
-    let database = database(args)?;
+/// Opens the database, which must answer and have this version's tables.
+async fn open_database(args: &DataArgs) -> Result<Database, Failure> {
+    let database = locate_database(args)?;
     let location = database.location();
     database
-        .reach()
+        .check_connection()
         .await
         .with_context(|| format!("cannot reach the database at {location}"))?;
-    let readiness = bounded(readiness(&database.pool())).await;
-    if readiness.with_context(|| format!("cannot use the database at {location}"))?
-        == Readiness::Unmigrated
-    {
-        let error = anyhow::anyhow!(
+    let readiness = bounded(readiness(&database.pool()))
+        .await
+        .with_context(|| format!("cannot use the database at {location}"))?;
+    if readiness == Readiness::Unmigrated {
+        let error = anyhow!(
             "the database at {location} lacks this version's tables: run lockwatch migrate"
         );
         return Err(Failure::Failed(error));
     }
     Ok(database)
+}
+
+/// Returns the database that `serve` uses: `DATABASE_URL`, or else the embedded one if it runs.
+fn locate_database(args: &DataArgs) -> Result<Database, Failure> {
+    if let Some(database) = args.external_database()? {
+        return Ok(database);
+    }
+    let folder = args.postgres_folder()?;
+    match EmbeddedPostgres::running_url(&folder) {
+        Some(url) => Ok(Database::parse(&url).map_err(ConfigError::from)?),
+        None => Err(Failure::Failed(no_database_error(&folder))),
+    }
+}
+
+fn no_database_error(folder: &Path) -> anyhow::Error {
+    let opened = std::fs::read_dir(folder);
+    let folder = folder.display();
+    match opened {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => anyhow!(
+            "only the user who runs lockwatch serve can read {folder}: \
+             run this command as that user"
+        ),
+        _ => anyhow!(
+            "no database: DATABASE_URL is not set, and no lockwatch serve runs on {folder}; \
+             start one, or set DATABASE_URL"
+        ),
+    }
 }

@@ -1,21 +1,25 @@
-//! Tables and paragraphs for a terminal. Times are UTC and say so.
+//! Tables and paragraphs for a terminal. All times are UTC and say so.
 
 use std::io::{IsTerminal, stdout};
 
-use crate::meta::health::Entity;
-use crate::report::text::{grouped, moment, printable, short_moment, state};
-use crate::report::timeline::NumberHealth;
-use crate::report::{IncidentReport, NumberReport};
-use crate::store::captures::Summary;
-use crate::store::checks::HealthCheck;
 use anstyle::{AnsiColor, Color, Style};
 use comfy_table::{CellAlignment, ContentArrangement, Table};
+use time::OffsetDateTime;
 
-/// Wider lines are hard to read, and 120 is what the width is without a terminal.
-const WIDEST: usize = 120;
-const NARROWEST: usize = 60;
-/// From here on tables show all their columns.
-const WIDE: usize = 110;
+use crate::meta::health::Entity;
+use crate::report::text::{format_number, format_short_time, format_time, printable, state_word};
+use crate::report::timeline::NumberHealth;
+use crate::report::{IncidentReport, NumberReport};
+use crate::store::captures::CaptureSummary;
+use crate::store::checks::HealthCheck;
+
+/// The widest that is used: longer lines are hard to read. Also the width without a terminal.
+const MAX_WIDTH: usize = 120;
+const MIN_WIDTH: usize = 60;
+/// From this width on, tables show all their columns.
+const WIDE_TABLE_WIDTH: usize = 110;
+/// The indent of the values in the details of an incident.
+const VALUE_INDENT: usize = 16;
 
 pub(super) const BOLD: Style = Style::new().bold();
 pub(super) const DIM: Style = Style::new().dimmed();
@@ -23,232 +27,198 @@ pub(super) const RED: Style = Style::new().fg_color(Some(Color::Ansi(AnsiColor::
 pub(super) const GREEN: Style = Style::new().fg_color(Some(Color::Ansi(AnsiColor::Green)));
 pub(super) const YELLOW: Style = Style::new().fg_color(Some(Color::Ansi(AnsiColor::Yellow)));
 
-/// How many columns there are.
-pub(super) fn width() -> usize {
-    let terminal = stdout()
-        .is_terminal()
-        .then(|| rustix::termios::tcgetwinsize(stdout()).ok())
-        .flatten();
-    terminal
-        .map_or(WIDEST, |size| usize::from(size.ws_col))
-        .clamp(NARROWEST, WIDEST)
+/// Returns the width of the terminal in columns, within limits.
+pub(super) fn terminal_width() -> usize {
+    let width = if stdout().is_terminal() {
+        rustix::termios::tcgetwinsize(stdout()).map_or(MAX_WIDTH, |size| usize::from(size.ws_col))
+    } else {
+        MAX_WIDTH
+    };
+    width.clamp(MIN_WIDTH, MAX_WIDTH)
 }
 
+/// A heading with an empty line before it.
 pub(super) fn heading(text: &str) -> String {
     format!("\n{BOLD}{text}{BOLD:#}")
 }
 
-/// Text wrapped to the width, every line indented.
-pub(super) fn paragraph(indent: &str, text: &str) -> String {
-    hanging(indent, indent, text)
+/// Wraps a text at the terminal's width, with every line indented.
+pub(super) fn wrap_paragraph(indent: &str, text: &str) -> String {
+    wrap_text(indent, indent, text)
 }
 
-/// A step to take, with an arrow before it.
-pub(super) fn step(indent: &str, text: &str) -> String {
-    hanging(&format!("{indent}→ "), &format!("{indent}  "), text)
+/// Wraps a step to take, with an arrow before it.
+pub(super) fn wrap_step(indent: &str, text: &str) -> String {
+    wrap_text(&format!("{indent}→ "), &format!("{indent}  "), text)
 }
 
-pub(super) fn hanging(first: &str, rest: &str, text: &str) -> String {
-    let options = textwrap::Options::new(width())
-        .initial_indent(first)
-        .subsequent_indent(rest)
-        .break_words(false);
-    // A link broken at a hyphen cannot be clicked.
-    let options = options.word_splitter(textwrap::WordSplitter::NoHyphenation);
+/// Wraps a text. The first line has another indent than the rest.
+pub(super) fn wrap_text(first_indent: &str, rest_indent: &str, text: &str) -> String {
+    let options = textwrap::Options::new(terminal_width())
+        .initial_indent(first_indent)
+        .subsequent_indent(rest_indent)
+        .break_words(false)
+        // A link that is broken at a hyphen cannot be clicked.
+        .word_splitter(textwrap::WordSplitter::NoHyphenation);
     textwrap::fill(&printable(text), options)
 }
 
-pub(super) fn incidents(reports: &[IncidentReport]) -> String {
-    let is_wide = width() >= WIDE;
-    let when = |at| {
-        if is_wide {
-            moment(at)
-        } else {
-            short_moment(at)
-        }
-    };
-    let rows = reports.iter().map(|IncidentReport { incident, .. }| {
-        let last = is_wide.then(|| when(incident.last_failure_at));
-        let mut row = vec![
-            incident.id.to_string(),
-            incident.waba_id.to_string(),
-            state(incident).to_owned(),
+pub(super) fn incident_table(reports: &[IncidentReport]) -> String {
+    if is_wide() {
+        let header = [
+            "ID",
+            "ACCOUNT",
+            "STATE",
+            "OPENED",
+            "LAST FAILURE",
+            "FAILURES",
+            "CAUSE",
         ];
-        row.push(when(incident.opened_at));
-        row.extend(last);
-        row.extend([
-            incident.failure_count.to_string(),
-            incident.cause.to_string(),
-        ]);
-        row
-    });
-    match is_wide {
-        true => table(
-            &[
-                "ID",
-                "ACCOUNT",
-                "STATE",
-                "OPENED",
-                "LAST FAILURE",
-                "FAILURES",
-                "CAUSE",
-            ],
-            &[0, 5],
-            rows,
-        ),
-        false => table(
-            &["ID", "ACCOUNT", "STATE", "OPENED (UTC)", "FAILED", "CAUSE"],
-            &[0, 4],
-            rows,
-        ),
+        let rows = reports.iter().map(|IncidentReport { incident, .. }| {
+            vec![
+                incident.id.to_string(),
+                incident.waba_id.to_string(),
+                state_word(incident).to_owned(),
+                format_time(incident.opened_at),
+                format_time(incident.last_failure_at),
+                incident.failure_count.to_string(),
+                incident.cause.to_string(),
+            ]
+        });
+        table(&header, &[0, 5], rows)
+    } else {
+        let header = ["ID", "ACCOUNT", "STATE", "OPENED (UTC)", "FAILED", "CAUSE"];
+        let rows = reports.iter().map(|IncidentReport { incident, .. }| {
+            vec![
+                incident.id.to_string(),
+                incident.waba_id.to_string(),
+                state_word(incident).to_owned(),
+                format_short_time(incident.opened_at),
+                incident.failure_count.to_string(),
+                incident.cause.to_string(),
+            ]
+        });
+        table(&header, &[0, 4], rows)
     }
 }
 
-pub(super) fn incident(report: &IncidentReport) -> String {
+pub(super) fn incident_details(report: &IncidentReport) -> String {
     let incident = &report.incident;
     let mut lines = vec![format!(
         "{BOLD}Incident {}{BOLD:#}, account {}",
         incident.id,
         printable(incident.waba_id.as_str())
     )];
-    let mut field = |name: &str, value: String| {
-        lines.push(hanging(&format!("  {name:<14}"), &" ".repeat(16), &value));
+    let mut push_field = |name: &str, value: &str| {
+        let label = format!("  {name:<width$}", width = VALUE_INDENT - 2);
+        lines.push(wrap_text(&label, &" ".repeat(VALUE_INDENT), value));
     };
-    field("State", state(incident).to_owned());
-    field("Opened", moment(incident.opened_at));
-    field("Last failure", moment(incident.last_failure_at));
+    push_field("State", state_word(incident));
+    push_field("Opened", &format_time(incident.opened_at));
+    push_field("Last failure", &format_time(incident.last_failure_at));
     if let Some(at) = incident.resolved_at {
-        field("Resolved", moment(at));
+        push_field("Resolved", &format_time(at));
     }
     if let Some(note) = &incident.resolution_note {
-        field("Note", note.clone());
+        push_field("Note", note);
     }
-    field("Failures", grouped(incident.failure_count));
-    field(
-        "Cause",
-        report.cause().map_or_else(
-            || incident.cause.to_string(),
-            |cause| format!("{cause}: {}", cause.title()),
-        ),
-    );
+    push_field("Failures", &format_number(incident.failure_count));
+    match report.cause() {
+        Some(cause) => push_field("Cause", &format!("{cause}: {}", cause.title())),
+        None => push_field("Cause", &incident.cause.to_string()),
+    }
     if let Some(summary) = &incident.cause_summary {
-        field("", summary.clone());
+        push_field("", summary);
     }
     if let Some(check) = &report.evidence {
-        field(
+        let checked_at = format_time(check.checked_at);
+        push_field(
             "Evidence",
-            format!("health check {} of {}", check.id, moment(check.checked_at)),
+            &format!("health check {} of {checked_at}", check.id),
         );
     }
     if let Some(previous) = incident.previous_incident_id {
-        field("Previous", format!("incident {previous}"));
+        push_field("Previous", &format!("incident {previous}"));
     }
     if incident.resolved_at.is_none() {
         lines.push(heading("Next steps"));
-        lines.extend(report.next_steps.iter().map(|text| step("  ", text)));
+        lines.extend(report.next_steps.iter().map(|step| wrap_step("  ", step)));
     }
     lines.join("\n")
 }
 
-/// The first of the numbers, each with what its latest look-up said.
-pub(super) fn numbers(report: &IncidentReport, at_most: usize) -> String {
-    let is_wide = width() >= WIDE;
-    let rows = report.affected_numbers.iter().take(at_most).map(
-        |NumberReport {
-             number,
-             latest_check,
-         }| {
-            let health = latest_check
-                .as_ref()
-                .map(|check| NumberHealth::from_check(check).word());
-            let mut row = vec![
+/// The first affected numbers of an incident, each with the result of its latest look-up.
+pub(super) fn number_table(report: &IncidentReport, limit: usize) -> String {
+    let numbers = report.affected_numbers.iter().take(limit);
+    let shown = i64::try_from(numbers.len()).unwrap_or(0);
+    let table = if is_wide() {
+        let header = [
+            "NUMBER ID",
+            "NUMBER",
+            "FIRST FAILURE",
+            "LAST FAILURE",
+            "FAILURES",
+            "HEALTH",
+        ];
+        let rows = numbers.map(|report| {
+            let number = &report.number;
+            vec![
                 number.phone_number_id.to_string(),
                 number.display_phone_number.clone().unwrap_or_default(),
-            ];
-            row.extend(is_wide.then(|| moment(number.first_failure_at)));
-            row.push(if is_wide {
-                moment(number.last_failure_at)
-            } else {
-                short_moment(number.last_failure_at)
-            });
-            row.extend([
+                format_time(number.first_failure_at),
+                format_time(number.last_failure_at),
                 number.failure_count.to_string(),
-                health.unwrap_or("not yet").to_owned(),
-            ]);
-            row
-        },
-    );
-    let table = match is_wide {
-        true => table(
-            &[
-                "NUMBER ID",
-                "NUMBER",
-                "FIRST FAILURE",
-                "LAST FAILURE",
-                "FAILURES",
-                "HEALTH",
-            ],
-            &[4],
-            rows,
-        ),
-        false => table(
-            &["NUMBER ID", "NUMBER", "LAST (UTC)", "FAILED", "HEALTH"],
-            &[3],
-            rows,
-        ),
+                latest_health(report).to_owned(),
+            ]
+        });
+        table(&header, &[4], rows)
+    } else {
+        let header = ["NUMBER ID", "NUMBER", "LAST (UTC)", "FAILED", "HEALTH"];
+        let rows = numbers.map(|report| {
+            let number = &report.number;
+            vec![
+                number.phone_number_id.to_string(),
+                number.display_phone_number.clone().unwrap_or_default(),
+                format_short_time(number.last_failure_at),
+                number.failure_count.to_string(),
+                latest_health(report).to_owned(),
+            ]
+        });
+        table(&header, &[3], rows)
     };
-    let more = report.affected_number_count
-        - i64::try_from(report.affected_numbers.len().min(at_most)).unwrap_or(0);
-    if more > 0 {
-        format!("{table}\n {DIM}and {more} more{DIM:#}")
+    let not_shown = report.affected_number_count - shown;
+    if not_shown > 0 {
+        format!("{table}\n {DIM}and {not_shown} more{DIM:#}")
     } else {
         table
     }
 }
 
-pub(super) fn checks(checks: &[HealthCheck]) -> String {
+fn latest_health(report: &NumberReport) -> &'static str {
+    match &report.latest_check {
+        Some(check) => NumberHealth::from_check(check).word(),
+        None => "not yet",
+    }
+}
+
+pub(super) fn check_table(checks: &[HealthCheck]) -> String {
     let rows = checks.iter().map(|check| {
-        let result = check
-            .error
-            .as_ref()
-            .or(check.can_send_message.as_ref())
-            .cloned()
-            .unwrap_or_default();
+        let result = check.error.as_ref().or(check.can_send_message.as_ref());
         vec![
-            moment(check.checked_at),
+            format_time(check.checked_at),
             check.phone_number_id.to_string(),
             check.outcome.to_string(),
-            result,
+            result.cloned().unwrap_or_default(),
         ]
     });
     table(&["CHECKED", "NUMBER ID", "OUTCOME", "RESULT"], &[], rows)
 }
 
-pub(super) fn captures(captures: &[Summary]) -> String {
-    let is_wide = width() >= WIDE;
-    let rows = captures.iter().map(|capture| {
-        vec![
-            capture.id.to_string(),
-            if is_wide {
-                moment(capture.received_at)
-            } else {
-                short_moment(capture.received_at)
-            },
-            capture.waba_id.clone(),
-            capture.body_bytes.to_string(),
-            capture.times_received.to_string(),
-            capture.failure_count.to_string(),
-            if capture.quarantined {
-                "yes".to_owned()
-            } else {
-                String::new()
-            },
-        ]
-    });
-    let received = if is_wide {
-        "RECEIVED"
+pub(super) fn capture_table(captures: &[CaptureSummary]) -> String {
+    let (received, format_received): (_, fn(OffsetDateTime) -> String) = if is_wide() {
+        ("RECEIVED", format_time)
     } else {
-        "RECEIVED (UTC)"
+        ("RECEIVED (UTC)", format_short_time)
     };
     let header = [
         "ID",
@@ -259,52 +229,74 @@ pub(super) fn captures(captures: &[Summary]) -> String {
         "FAILURES",
         "QUARANTINED",
     ];
+    let rows = captures.iter().map(|capture| {
+        let quarantined = if capture.quarantined { "yes" } else { "" };
+        vec![
+            capture.id.to_string(),
+            format_received(capture.received_at),
+            capture.waba_id.clone(),
+            capture.body_bytes.to_string(),
+            capture.times_received.to_string(),
+            capture.failure_count.to_string(),
+            quarantined.to_owned(),
+        ]
+    });
     table(&header, &[0, 3, 4, 5], rows)
 }
 
-pub(super) fn entities(entities: &[Entity]) -> String {
+pub(super) fn entity_table(entities: &[Entity]) -> String {
     let rows = entities.iter().map(|entity| {
-        let errors = entity.errors.iter().map(|error| match error.error_code {
-            Some(code) => format!("({code}) {}", error.error_description),
-            None => error.error_description.clone(),
-        });
-        let said: Vec<String> = errors
-            .chain(entity.additional_info.iter().cloned())
-            .collect();
         vec![
             entity.entity_type.clone(),
             entity.id.clone(),
             entity.can_send_message.to_string(),
-            said.join(" "),
+            entity_texts(entity).join(" "),
         ]
     });
     table(&["ENTITY", "ID", "CAN SEND", "WHAT META SAYS"], &[], rows)
 }
 
-/// A table without lines, which fits the width; the numbered columns are flush right.
-pub(super) fn table(
+/// Meta's words about an entity: its errors, then additional information.
+fn entity_texts(entity: &Entity) -> Vec<String> {
+    let mut texts = Vec::new();
+    for error in &entity.errors {
+        texts.push(match error.error_code {
+            Some(code) => format!("({code}) {}", error.error_description),
+            None => error.error_description.clone(),
+        });
+    }
+    texts.extend(entity.additional_info.iter().cloned());
+    texts
+}
+
+fn is_wide() -> bool {
+    terminal_width() >= WIDE_TABLE_WIDTH
+}
+
+/// A table without lines that fits the terminal. The columns at the positions `right_aligned` are
+/// aligned right.
+fn table(
     header: &[&str],
-    right: &[usize],
+    right_aligned: &[usize],
     rows: impl IntoIterator<Item = Vec<String>>,
 ) -> String {
     let mut table = Table::new();
     table
         .load_style(comfy_table::presets::NOTHING)
-        .set_content_arrangement(ContentArrangement::Dynamic);
-    table
-        .set_width(u16::try_from(width()).unwrap_or(u16::MAX))
+        .set_content_arrangement(ContentArrangement::Dynamic)
+        .set_width(u16::try_from(terminal_width()).unwrap_or(u16::MAX))
         .set_header(header.iter().copied());
     for row in rows {
         table.add_row(row.iter().map(|cell| printable(cell)));
     }
-    for column in right {
-        if let Some(column) = table.column_mut(*column) {
+    for position in right_aligned {
+        if let Some(column) = table.column_mut(*position) {
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
-    table
+    let lines: Vec<String> = table
         .lines()
         .map(|line| line.trim_end().to_owned())
-        .collect::<Vec<_>>()
-        .join("\n")
+        .collect();
+    lines.join("\n")
 }

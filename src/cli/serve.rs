@@ -3,6 +3,7 @@
 use anyhow::Context;
 use clap::Args;
 use secrecy::{ExposeSecret, SecretString};
+use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
@@ -10,14 +11,24 @@ use tracing::{info, warn};
 
 use super::{Failure, start_log};
 use crate::config::{
-    DataArgs, GraphArgs, KeepArgs, ListenArgs, LogArgs, app_secrets, verify_token,
+    DataArgs, GraphArgs, ListenArgs, LogArgs, RetentionArgs, read_app_secrets, read_verify_token,
 };
-use crate::embedded::{Embedded, EmbeddedError};
+use crate::embedded::{EmbeddedError, EmbeddedPostgres};
 use crate::service::{Service, Settings};
 use crate::store::Database;
 
+/// The fewest characters of an admin token that cannot be guessed.
+const ADMIN_TOKEN_MIN_CHARACTERS: usize = 16;
+
+const SECRETS_HELP: &str = "\
+Secrets come from the environment, or from a file that NAME_FILE names:
+  META_APP_SECRET        required; your Meta app's secret, or several with commas
+  META_VERIFY_TOKEN      required; your choice, the same in Meta's App Dashboard
+  META_ACCESS_TOKEN      token of a system user; needed to look up causes
+  LOCKWATCH_ADMIN_TOKEN  required if the admin address is not loopback";
+
 #[derive(Debug, Args)]
-#[command(after_help = SECRETS)]
+#[command(after_help = SECRETS_HELP)]
 pub(super) struct ServeArgs {
     #[command(flatten)]
     listen: ListenArgs,
@@ -26,35 +37,25 @@ pub(super) struct ServeArgs {
     #[command(flatten)]
     graph: GraphArgs,
     #[command(flatten)]
-    keep: KeepArgs,
+    retention: RetentionArgs,
     #[command(flatten)]
     log: LogArgs,
 }
 
-/// An admin token with fewer characters can be guessed.
-const GUESSABLE_CHARACTERS: usize = 16;
-
-const SECRETS: &str = "\
-Secrets (environment only; or NAME_FILE names a file that holds it):
-  META_APP_SECRET        required; the app's secret, several separated by commas
-  META_VERIFY_TOKEN      required; a word of your choice, the same as in Meta's App Dashboard
-  META_ACCESS_TOKEN      a system user's token; without it causes cannot be looked up
-  LOCKWATCH_ADMIN_TOKEN  required as soon as the admin address is not loopback";
-
 pub(super) async fn run(args: ServeArgs) -> Result<(), Failure> {
-    let app_secrets = app_secrets()?;
-    let verify_token = verify_token()?;
-    let admin_token = args.listen.admin_token()?;
-    let graph = args.graph.graph(&app_secrets)?;
-    let database = args.data.database()?;
+    let app_secrets = read_app_secrets()?;
+    let verify_token = read_verify_token()?;
+    let admin_token = args.listen.read_admin_token()?;
+    let graph = args.graph.build_client(&app_secrets)?;
+    let external_database = args.data.external_database()?;
     start_log(args.log.log_format, "info")?;
     let mut stop = StopSignals::install()?;
 
-    warn_of_guessable(admin_token.as_ref());
+    warn_if_guessable(admin_token.as_ref());
     if !graph.has_tokens() {
         warn!("no META_ACCESS_TOKEN: lockouts are recorded, but their causes cannot be looked up");
     }
-    let (database, embedded) = match database {
+    let (database, embedded) = match external_database {
         Some(database) => {
             info!("data lives at {}", database.location());
             (database, None)
@@ -72,8 +73,8 @@ pub(super) async fn run(args: ServeArgs) -> Result<(), Failure> {
         app_secrets,
         verify_token,
         graph,
-        capturing: args.keep.capture.capture,
-        retention: args.keep.retention(),
+        capturing: args.retention.capture.capture,
+        retention: args.retention.period(),
     };
     let mut service = Service::start(settings).await.map_err(anyhow::Error::new)?;
     info!(
@@ -81,37 +82,39 @@ pub(super) async fn run(args: ServeArgs) -> Result<(), Failure> {
         service.address, service.admin_address
     );
 
-    let ended = tokio::select! {
+    let result = tokio::select! {
         signal = stop.wait() => {
             info!("{signal}: stopping");
             Ok(())
         }
-        () = service.wait_for_failure() => Err(Failure::Told),
+        () = service.wait_for_failure() => Err(Failure::Reported),
     };
     service.stop().await;
-    // The server's own shutdown writes its checkpoint; dropping it waits for that.
+    // Dropping the embedded server shuts it down, and waits until it has written its checkpoint.
     let _ = spawn_blocking(move || drop(embedded)).await;
     info!("stopped");
-    ended
+    result
 }
 
-fn warn_of_guessable(admin_token: Option<&SecretString>) {
-    let characters = admin_token.map(|token| token.expose_secret().chars().count());
-    if characters.is_some_and(|count| count < GUESSABLE_CHARACTERS) {
+fn warn_if_guessable(admin_token: Option<&SecretString>) {
+    let Some(token) = admin_token else { return };
+    if token.expose_secret().chars().count() < ADMIN_TOKEN_MIN_CHARACTERS {
         warn!(
-            "LOCKWATCH_ADMIN_TOKEN has fewer than {GUESSABLE_CHARACTERS} characters: it can be guessed"
+            "LOCKWATCH_ADMIN_TOKEN has fewer than {ADMIN_TOKEN_MIN_CHARACTERS} characters: \
+             it can be guessed"
         );
     }
 }
 
-/// Starts the embedded database; `None` where a signal came first.
+/// Starts the embedded database. Returns `None` if a signal came first.
 async fn start_embedded(
     data: &DataArgs,
     stop: &mut StopSignals,
-) -> Result<Option<(Database, Embedded)>, Failure> {
+) -> Result<Option<(Database, EmbeddedPostgres)>, Failure> {
     let folder = data.postgres_folder()?;
     let bin = data.pg_bin_dir.clone();
-    let start = move |stop: &CancellationToken| Embedded::start(&folder, bin.as_deref(), stop);
+    let start =
+        move |cancel: &CancellationToken| EmbeddedPostgres::start(&folder, bin.as_deref(), cancel);
     let Some(embedded) = stop.start_postgres(start).await? else {
         return Ok(None);
     };
@@ -124,7 +127,7 @@ async fn start_embedded(
     Ok(Some((database, embedded)))
 }
 
-/// SIGTERM, Ctrl-C, and the end of the terminal.
+/// The signals that stop a command: SIGTERM, SIGINT (Ctrl-C) and SIGHUP (the terminal was closed).
 pub(super) struct StopSignals {
     terminate: Signal,
     interrupt: Signal,
@@ -132,6 +135,7 @@ pub(super) struct StopSignals {
 }
 
 impl StopSignals {
+    /// Installs the handlers. From now on these signals no longer end the process by themselves.
     pub(super) fn install() -> Result<Self, Failure> {
         let handle = |kind| signal(kind).context("cannot handle signals");
         Ok(Self {
@@ -141,35 +145,40 @@ impl StopSignals {
         })
     }
 
-    /// Starts an embedded server, which blocks; `None` where a signal came first.
-    pub(super) async fn start_postgres(
-        &mut self,
-        start: impl FnOnce(&CancellationToken) -> Result<Embedded, EmbeddedError> + Send + 'static,
-    ) -> Result<Option<Embedded>, Failure> {
-        let cancel = CancellationToken::new();
-        let mut started = spawn_blocking({
-            let cancel = cancel.clone();
-            move || start(&cancel)
-        });
-        tokio::select! {
-            started = &mut started => {
-                let started = started.context("the embedded PostgreSQL")?;
-                Ok(Some(started.context("the embedded PostgreSQL")?))
-            }
-            _ = self.wait() => {
-                cancel.cancel();
-                // Whatever it came to, it is stopped and cleaned up when dropped.
-                let _ = spawn_blocking(move || drop(tokio::runtime::Handle::current().block_on(started))).await;
-                Ok(None)
-            }
-        }
-    }
-
+    /// Waits for the next signal, and returns its name.
     pub(super) async fn wait(&mut self) -> &'static str {
         tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",
             _ = self.hangup.recv() => "SIGHUP",
+        }
+    }
+
+    /// Runs `start`, which starts an embedded server and blocks. Returns `None` if a signal came
+    /// first.
+    pub(super) async fn start_postgres(
+        &mut self,
+        start: impl FnOnce(&CancellationToken) -> Result<EmbeddedPostgres, EmbeddedError>
+        + Send
+        + 'static,
+    ) -> Result<Option<EmbeddedPostgres>, Failure> {
+        let cancel = CancellationToken::new();
+        let mut starting = spawn_blocking({
+            let cancel = cancel.clone();
+            move || start(&cancel)
+        });
+        tokio::select! {
+            started = &mut starting => {
+                let embedded = started.context("the embedded PostgreSQL")?;
+                Ok(Some(embedded.context("the embedded PostgreSQL")?))
+            }
+            _ = self.wait() => {
+                cancel.cancel();
+                // A server that did start is stopped and cleaned up when it is dropped.
+                let clean_up = move || drop(Handle::current().block_on(starting));
+                let _ = spawn_blocking(clean_up).await;
+                Ok(None)
+            }
         }
     }
 }

@@ -1,4 +1,4 @@
-//! One cluster: its data, its server under a wrapper that outlives nobody, and what an earlier server left.
+//! One cluster: its data, its server, and the orphan of an earlier Lockwatch.
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
@@ -15,24 +15,24 @@ use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::host::{Installation, SOCKET, ServerUser, clean_command};
-use super::{EmbeddedError, ROLE, io_error};
+use super::host::{Installation, SOCKET_NAME, ServerUser, clean_command};
+use super::{EmbeddedError, SUPERUSER, io_error};
 
-/// How long a server that is on its way out may take before it is told to go.
+/// The time before each signal to an orphan. It may stop by itself.
 const ORPHAN_SIGNAL_INTERVAL: Duration = Duration::from_secs(5);
-/// And before we give up on it.
+/// The time after which an orphan that does not stop is an error.
 const ORPHAN_TIMEOUT: Duration = Duration::from_secs(30);
-/// Recovery after a crash takes as long as there is log to replay.
+/// The timeout of a start. After a crash, it depends on the log to replay.
 const START_TIMEOUT: Duration = Duration::from_secs(600);
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
-/// A slow start is logged this often.
+/// The time between two log lines about a slow start.
 const START_LOG_INTERVAL: Duration = Duration::from_secs(10);
 const SHELL: &str = "/bin/sh";
 
-/// Runs the server (`"$@"`) until it ends, or until standard input does: then lockwatch is gone.
-/// `$0` is a folder to remove in the end, or empty. It lets no signal but the pipe's end decide: whoever
-/// stops a whole group of processes at once stops lockwatch too.
-const WRAPPER: &str = r#"
+/// Runs the server (`"$@"`) until it ends, or until standard input ends, because Lockwatch has
+/// ended. `$0` is a folder to remove at the end, or empty. The script ignores TERM and HUP and
+/// waits for the end of the pipe: a signal to the whole process group stops Lockwatch too.
+const WRAPPER_SCRIPT: &str = r#"
 trap '' TERM HUP
 exec 3<&0 </dev/null
 "$@" 3<&- &
@@ -58,7 +58,7 @@ if [ -n "$gone" ] && [ -n "$0" ]; then rm -rf "$0"; fi
 exit $status
 "#;
 
-/// Where and how the server runs.
+/// The place of a server and its settings.
 #[derive(Debug)]
 pub(super) struct Cluster {
     pub(super) folder: PathBuf,
@@ -66,23 +66,24 @@ pub(super) struct Cluster {
     pub(super) installation: Installation,
     pub(super) server_user: Option<ServerUser>,
     pub(super) fsync: bool,
-    /// Removed when the server has stopped.
-    pub(super) temporary: Option<PathBuf>,
-    /// Ends every wait.
+    /// A temporary folder that is removed when the server has stopped.
+    pub(super) remove_at_end: Option<PathBuf>,
+    /// Cancels every wait for the server.
     pub(super) stop: CancellationToken,
 }
 
 impl Cluster {
-    fn data(&self) -> PathBuf {
+    fn data_folder(&self) -> PathBuf {
         self.folder.join("data")
     }
 
-    pub(super) fn log(&self) -> PathBuf {
+    pub(super) fn log_path(&self) -> PathBuf {
         self.folder.join("postgres.log")
     }
 
     fn program(&self, name: &str) -> Command {
-        self.as_server_user(clean_command(self.installation.bin.join(name)))
+        let path = self.installation.bin.join(name);
+        self.as_server_user(clean_command(path))
     }
 
     fn as_server_user(&self, mut command: Command) -> Command {
@@ -93,9 +94,11 @@ impl Cluster {
         command
     }
 
-    /// Creates the data, beside its place first: a half-made one is never mistaken for a whole.
-    pub(super) fn initialise(&self) -> Result<(), EmbeddedError> {
-        if self.data().exists() {
+    /// Creates the data if there is none.
+    ///
+    /// It has another name until it is complete.
+    pub(super) fn create_data(&self) -> Result<(), EmbeddedError> {
+        if self.data_folder().exists() {
             return Ok(());
         }
         let unfinished = self.folder.join("data.new");
@@ -105,7 +108,7 @@ impl Cluster {
         let mut initdb = self.program("initdb");
         initdb.arg("-D").arg(&unfinished).args([
             "-U",
-            ROLE,
+            SUPERUSER,
             "--auth=trust",
             "--encoding=UTF8",
             "--locale=C",
@@ -118,41 +121,42 @@ impl Cluster {
             &self.installation.bin.join("initdb"),
         ))?;
         if !output.status.success() {
-            return Err(EmbeddedError::Failed {
+            return Err(EmbeddedError::ProgramFailed {
                 program: "initdb",
                 output: last_lines(&output.stderr),
             });
         }
-        fs::rename(&unfinished, self.data()).map_err(io_error("cannot rename", &unfinished))
+        fs::rename(&unfinished, self.data_folder()).map_err(io_error("cannot rename", &unfinished))
     }
 
-    /// Starts the server under its wrapper and waits until it accepts connections. Returns the wrapper
-    /// and its lifeline: the server stops when the pipe is closed.
-    pub(super) fn run(&self) -> Result<(Child, ChildStdin), EmbeddedError> {
+    /// Starts the server and waits until it accepts connections.
+    ///
+    /// Returns the wrapper's process, and the pipe that stops it when closed.
+    pub(super) fn start_server(&self) -> Result<(Child, ChildStdin), EmbeddedError> {
         self.stop_orphan()?;
-        let before = PidFile::read(&self.data());
-        let log_path = self.log();
+        let before = PostmasterFile::read(&self.data_folder());
+        let log_path = self.log_path();
         let log = open_log(&log_path)?;
         let metadata = log.metadata();
         let log_start = metadata.map_err(io_error("cannot read", &log_path))?.len();
-        let mut server = self
-            .wrapper(log)?
+        let mut wrapper = self
+            .wrapper_command(log)?
             .spawn()
             .map_err(io_error("cannot run", Path::new(SHELL)))?;
-        let lifeline = server.stdin.take().expect("the pipe was asked for");
+        let stop_pipe = wrapper.stdin.take().expect("standard input is a pipe");
         let started = Instant::now();
         let mut logged_at = started;
         loop {
-            let state = PidFile::read(&self.data());
-            if state.as_ref().is_some_and(PidFile::is_ready) && state != before {
-                return Ok((server, lifeline));
+            let now = PostmasterFile::read(&self.data_folder());
+            if now != before && now.is_some_and(|postmaster| postmaster.is_ready()) {
+                return Ok((wrapper, stop_pipe));
             }
             if self.stop.is_cancelled() {
-                drop(lifeline);
-                let _ = server.wait();
+                drop(stop_pipe);
+                let _ = wrapper.wait();
                 return Err(EmbeddedError::Stopped);
             }
-            let ended = server
+            let ended = wrapper
                 .try_wait()
                 .map_err(io_error("cannot wait for", Path::new(SHELL)))?;
             if ended.is_some() || started.elapsed() > START_TIMEOUT {
@@ -166,22 +170,22 @@ impl Cluster {
         }
     }
 
-    /// Returns the command that runs the server under its wrapper.
-    fn wrapper(&self, log: File) -> Result<Command, EmbeddedError> {
-        let log_too = log.try_clone();
-        let log_too = log_too.map_err(io_error("cannot open", &self.log()))?;
-        // Quoted: it is a list, and the folder's name may hold a comma.
+    /// Returns the command that runs the server under the wrapper script.
+    fn wrapper_command(&self, log: File) -> Result<Command, EmbeddedError> {
+        let stderr = log.try_clone();
+        let stderr = stderr.map_err(io_error("cannot open", &self.log_path()))?;
+        // In quotes, because the setting is a list separated by commas.
         let mut sockets = OsString::from("unix_socket_directories=\"");
         sockets.push(&self.socket_folder);
         sockets.push("\"");
-        let removed: OsString = self.temporary.clone().unwrap_or_default().into();
+        let removed: OsString = self.remove_at_end.clone().unwrap_or_default().into();
         let mut wrapper = self.as_server_user(clean_command(SHELL));
         wrapper
-            .args(["-c", WRAPPER])
+            .args(["-c", WRAPPER_SCRIPT])
             .arg(removed)
             .arg(self.installation.bin.join("postgres"))
             .arg("-D")
-            .arg(self.data())
+            .arg(self.data_folder())
             .arg("-c")
             .arg(sockets);
         for setting in [
@@ -198,28 +202,22 @@ impl Cluster {
         wrapper
             .stdin(Stdio::piped())
             .stdout(log)
-            .stderr(log_too)
+            .stderr(stderr)
             .process_group(0);
         Ok(wrapper)
     }
 
-    /// A server that still runs on our data, though we hold the lock, is an orphan: its lockwatch was
-    /// killed. It is mostly on its way out; if not, it is told to go.
+    /// Stops an orphan: a server that runs on our data although we hold the lock, because its
+    /// Lockwatch was killed. Mostly it is about to stop by itself. If not, it gets signals.
     fn stop_orphan(&self) -> Result<(), EmbeddedError> {
-        let Some(state) = PidFile::read(&self.data()) else {
+        let Some(postmaster) = PostmasterFile::read(&self.data_folder()) else {
             return Ok(());
         };
         let started = Instant::now();
-        let mut told = 0;
-        while is_alive(state.pid) {
-            if !self.is_server(&state) {
-                // The number belongs to somebody else now, and PostgreSQL would refuse to start for it.
-                for stale in [
-                    self.data().join("postmaster.pid"),
-                    self.socket_folder.join(format!("{SOCKET}.lock")),
-                ] {
-                    let _ = fs::remove_file(stale);
-                }
+        let mut signals_sent = 0;
+        while is_alive(postmaster.pid) {
+            if !self.is_server(&postmaster) {
+                self.remove_stale_files();
                 break;
             }
             if self.stop.is_cancelled() {
@@ -227,78 +225,93 @@ impl Cluster {
             }
             if started.elapsed() > ORPHAN_TIMEOUT {
                 return Err(EmbeddedError::Orphan {
-                    pid: state.pid.as_raw_nonzero().get(),
-                    folder: self.data(),
+                    pid: postmaster.pid.as_raw_nonzero().get(),
+                    folder: self.data_folder(),
                 });
             }
-            let tell = started.elapsed().as_secs() / ORPHAN_SIGNAL_INTERVAL.as_secs();
-            if tell > told {
-                told = tell;
+            let signals_due = started.elapsed().as_secs() / ORPHAN_SIGNAL_INTERVAL.as_secs();
+            if signals_due > signals_sent {
+                signals_sent = signals_due;
                 warn!(
                     "a PostgreSQL of an earlier lockwatch still runs on {} and is stopped",
-                    self.data().display()
+                    self.data_folder().display()
                 );
-                // Twice the gentle way, which lets it finish its checkpoint.
-                let _ = kill_process(
-                    state.pid,
-                    if told <= 2 { Signal::INT } else { Signal::QUIT },
-                );
+                // Twice SIGINT: it lets the server finish its checkpoint.
+                let is_gentle = signals_sent <= 2;
+                let signal = if is_gentle { Signal::INT } else { Signal::QUIT };
+                let _ = kill_process(postmaster.pid, signal);
             }
             sleep(POLL_INTERVAL);
         }
         Ok(())
     }
 
-    /// Whether the process in the pid file is a server on our data: it works in that folder. Where the
-    /// system does not tell, its socket does.
-    fn is_server(&self, state: &PidFile) -> bool {
-        match fs::read_link(format!("/proc/{}/cwd", state.pid)) {
-            Ok(folder) => folder == self.data(),
-            Err(_) => UnixStream::connect(state.socket_folder.join(SOCKET)).is_ok(),
+    /// Removes the files of a server that no longer runs.
+    ///
+    /// Its process id was reused, so PostgreSQL would refuse to start.
+    fn remove_stale_files(&self) {
+        let _ = fs::remove_file(self.data_folder().join("postmaster.pid"));
+        let socket_lock = self.socket_folder.join(format!("{SOCKET_NAME}.lock"));
+        let _ = fs::remove_file(socket_lock);
+    }
+
+    /// Returns whether the process is a server on our data.
+    ///
+    /// A server works in its data folder. If the system does not tell that, a connection to its
+    /// socket decides.
+    fn is_server(&self, postmaster: &PostmasterFile) -> bool {
+        match fs::read_link(format!("/proc/{}/cwd", postmaster.pid)) {
+            Ok(folder) => folder == self.data_folder(),
+            Err(_) => UnixStream::connect(postmaster.socket_path()).is_ok(),
         }
     }
 }
 
-/// Returns the error of a server that did not start: the last lines that it wrote to its log.
+/// Returns the error of a failed start: the end of the server's log.
 fn start_failure(log_path: &Path, log_start: u64) -> EmbeddedError {
     let log = fs::read(log_path).unwrap_or_default();
     let start = usize::try_from(log_start).unwrap_or(0);
-    EmbeddedError::Failed {
+    EmbeddedError::ProgramFailed {
         program: "postgres",
         output: last_lines(log.get(start..).unwrap_or_default()),
     }
 }
 
-/// Alive, or a zombie that its parent has not buried, or somebody else's.
+/// Returns whether a process with this id exists.
+///
+/// It may be a zombie, or a process of another user.
 fn is_alive(pid: Pid) -> bool {
     !matches!(test_kill_process(pid), Err(rustix::io::Errno::SRCH))
 }
 
-/// `postmaster.pid`: pid, data, start time, port, socket folder, addresses, shared memory, state.
+/// The file `postmaster.pid` of a server.
+///
+/// Its lines are: pid, data folder, start time, port, socket folder, addresses, shared memory,
+/// state.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct PidFile {
+pub(super) struct PostmasterFile {
     pid: Pid,
     started: String,
     pub(super) socket_folder: PathBuf,
     state: String,
 }
 
-impl PidFile {
-    pub(super) fn read(data: &Path) -> Option<Self> {
-        let text = fs::read_to_string(data.join("postmaster.pid")).ok()?;
-        let line = |n| {
-            text.lines()
-                .nth(n)
-                .map(str::trim)
-                .unwrap_or_default()
-                .to_owned()
-        };
+impl PostmasterFile {
+    /// Returns `None` if there is no file, or no process id in it.
+    pub(super) fn read(data_folder: &Path) -> Option<Self> {
+        let text = fs::read_to_string(data_folder.join("postmaster.pid")).ok()?;
+        let lines: Vec<&str> = text.lines().map(str::trim).collect();
+        let line = |index: usize| lines.get(index).copied().unwrap_or_default();
         Some(Self {
             pid: Pid::from_raw(line(0).parse().ok()?)?,
-            started: line(2),
+            started: line(2).to_owned(),
             socket_folder: PathBuf::from(line(4)),
-            state: line(7),
+            state: line(7).to_owned(),
         })
+    }
+
+    pub(super) fn socket_path(&self) -> PathBuf {
+        self.socket_folder.join(SOCKET_NAME)
     }
 
     pub(super) fn is_ready(&self) -> bool {
@@ -306,8 +319,9 @@ impl PidFile {
     }
 }
 
-/// Appends, so that a restart keeps what the server said last; starts anew once it is long. The folder is
-/// the server's user's, so a link in it is not followed.
+/// Opens the server's log to append to it, so that a restart keeps the last lines of the server. A
+/// long log is renamed first. The folder belongs to the server's user, so a symbolic link in it is
+/// not followed.
 fn open_log(path: &Path) -> Result<File, EmbeddedError> {
     const LOG_LIMIT_BYTES: u64 = 10 * 1024 * 1024;
     if fs::symlink_metadata(path).is_ok_and(|log| log.len() > LOG_LIMIT_BYTES) {

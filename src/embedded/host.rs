@@ -1,4 +1,4 @@
-//! What this machine has: PostgreSQL's programs, a user to run them, a folder that is ours.
+//! PostgreSQL's programs, the user that runs them, and the folders.
 
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
@@ -10,24 +10,27 @@ use std::process::{Command, Stdio};
 
 use rustix::process::geteuid;
 
-use super::{EmbeddedError, OLDEST_MAJOR, io_error};
+use super::{EmbeddedError, MIN_MAJOR_VERSION, io_error};
 
-/// The longest socket path that every system takes.
+/// The length of a socket path that every operating system accepts.
 const SOCKET_PATH_LIMIT_BYTES: usize = 103;
-/// The variables of our own environment that children get: where programs, libraries and temporary files are,
-/// and the time zone, which initdb writes into the configuration.
+/// The variables of our environment that child processes get: the places of programs, libraries and
+/// temporary files, and the time zone, which initdb writes into the configuration.
 const INHERITED_VARIABLES: [&str; 4] = ["PATH", "LD_LIBRARY_PATH", "TMPDIR", "TZ"];
-/// The socket's name in its folder.
-pub(super) const SOCKET: &str = ".s.PGSQL.5432";
+/// The name of the socket in its folder. The number is the port.
+pub(super) const SOCKET_NAME: &str = ".s.PGSQL.5432";
 
-/// A PostgreSQL found on this machine.
+/// A PostgreSQL that is installed on this machine.
 #[derive(Debug, Clone)]
 pub(super) struct Installation {
+    /// The folder of its programs.
     pub(super) bin: PathBuf,
     pub(super) major: u32,
 }
 
-/// PostgreSQL refuses to run as root; then it runs as this user.
+/// The user that runs the server.
+///
+/// PostgreSQL refuses to run as root.
 #[derive(Debug, Clone)]
 pub(super) struct ServerUser {
     name: String,
@@ -35,9 +38,11 @@ pub(super) struct ServerUser {
     pub(super) gid: u32,
 }
 
-/// A program that runs in an environment of its own. Ours holds the app secrets and access tokens, and a child
-/// that runs as another user would show them to that user in `/proc/<pid>/environ`. PostgreSQL's own variables
-/// (`PGDATA`, `PGPORT` …) stay out as well: they would change what is started.
+/// Returns a command that runs with an almost empty environment.
+///
+/// Our own environment holds the app secrets and access tokens. A child that runs as another user
+/// would show them to that user in `/proc/<pid>/environ`. PostgreSQL's own variables (`PGDATA`,
+/// `PGPORT` …) are left out too, because they would change the server.
 pub(super) fn clean_command(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
     command.env_clear().env("LC_ALL", "C");
@@ -48,58 +53,45 @@ pub(super) fn clean_command(program: impl AsRef<OsStr>) -> Command {
 }
 
 impl Installation {
-    /// The newest one, or that of the data's version.
+    /// Finds the installation to use: the one whose version wrote the data, or the newest if there
+    /// is no data yet. Searches only `bin`, if it is given.
     pub(super) fn find(
-        named: Option<&Path>,
-        data: Option<u32>,
+        bin: Option<&Path>,
+        data_version: Option<u32>,
         folder: &Path,
     ) -> Result<Self, EmbeddedError> {
-        let candidates = named.map_or_else(usual_folders, |named| vec![named.to_owned()]);
-        let mut found: Vec<Self> = candidates.into_iter().filter_map(Self::inspect).collect();
-        found.sort_by_key(|installation| std::cmp::Reverse(installation.major));
-        let versions = || {
-            found
-                .iter()
-                .map(|f| f.major.to_string())
-                .collect::<Vec<_>>()
-                .join(", ")
-        };
-        if found
-            .first()
-            .is_none_or(|newest| newest.major < OLDEST_MAJOR)
-        {
-            let found = match (named, found.is_empty()) {
-                (Some(named), true) => format!(
-                    " (PG_BIN_DIR={} has no postgres and initdb)",
-                    named.display()
-                ),
-                (_, true) => String::new(),
-                (_, false) => format!(" (only {})", versions()),
-            };
-            return Err(EmbeddedError::NotInstalled { found });
+        let candidates = bin.map_or_else(program_folders, |bin| vec![bin.to_owned()]);
+        let mut installations: Vec<Self> =
+            candidates.into_iter().filter_map(Self::inspect).collect();
+        installations.sort_by_key(|installation| std::cmp::Reverse(installation.major));
+        let newest = installations.first();
+        if newest.is_none_or(|newest| newest.major < MIN_MAJOR_VERSION) {
+            return Err(not_installed(bin, &installations));
         }
-        let Some(data) = data else {
-            return Ok(found.swap_remove(0));
+        let Some(data_version) = data_version else {
+            return Ok(installations.swap_remove(0));
         };
-        let other = || EmbeddedError::OtherVersion {
-            folder: folder.to_owned(),
-            data,
-            found: versions(),
-        };
-        found
+        installations
             .iter()
-            .find(|installation| installation.major == data)
+            .find(|installation| installation.major == data_version)
             .cloned()
-            .ok_or_else(other)
+            .ok_or_else(|| EmbeddedError::VersionMismatch {
+                folder: folder.to_owned(),
+                data: data_version,
+                found: list_versions(&installations),
+            })
     }
 
+    /// Returns `None` if the folder has no PostgreSQL.
     fn inspect(bin: PathBuf) -> Option<Self> {
-        bin.join("initdb").exists().then_some(())?;
+        if !bin.join("initdb").exists() {
+            return None;
+        }
         let output = clean_command(bin.join("postgres"))
             .arg("--version")
             .output()
             .ok()?;
-        // postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)
+        // Example: postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let version = text.split(") ").nth(1)?;
         let digits: String = version.chars().take_while(char::is_ascii_digit).collect();
@@ -110,20 +102,37 @@ impl Installation {
     }
 }
 
-fn usual_folders() -> Vec<PathBuf> {
+fn not_installed(bin: Option<&Path>, installations: &[Installation]) -> EmbeddedError {
+    let found = match bin {
+        _ if !installations.is_empty() => format!(" (only {})", list_versions(installations)),
+        Some(bin) => format!(" (PG_BIN_DIR={} has no postgres and initdb)", bin.display()),
+        None => String::new(),
+    };
+    EmbeddedError::NotInstalled { found }
+}
+
+fn list_versions(installations: &[Installation]) -> String {
+    let versions: Vec<String> = installations
+        .iter()
+        .map(|installation| installation.major.to_string())
+        .collect();
+    versions.join(", ")
+}
+
+/// Returns the folders of this machine that have a `postgres` program: the one that `pg_config`
+/// names, those in `PATH`, and the usual ones of Linux distributions and Homebrew.
+fn program_folders() -> Vec<PathBuf> {
     let mut folders = Vec::new();
-    if let Ok(output) = clean_command("pg_config")
+    let pg_config = clean_command("pg_config")
         .arg("--bindir")
         .stderr(Stdio::null())
-        .output()
-    {
-        folders.push(PathBuf::from(
-            String::from_utf8_lossy(&output.stdout).trim(),
-        ));
+        .output();
+    if let Ok(output) = pg_config {
+        let text = String::from_utf8_lossy(&output.stdout);
+        folders.push(PathBuf::from(text.trim()));
     }
-    folders.extend(std::env::split_paths(
-        &std::env::var_os("PATH").unwrap_or_default(),
-    ));
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    folders.extend(std::env::split_paths(&path));
     for versions in ["/usr/lib/postgresql", "/opt/homebrew/opt", "/usr/local/opt"] {
         let entries = fs::read_dir(versions).into_iter().flatten().flatten();
         folders.extend(entries.map(|entry| entry.path().join("bin")));
@@ -134,44 +143,50 @@ fn usual_folders() -> Vec<PathBuf> {
 }
 
 impl ServerUser {
-    /// As root: `postgres`, else `nobody`. Otherwise we are good enough ourselves.
-    pub(super) fn required() -> Option<Self> {
+    /// Returns the user for the server if Lockwatch runs as root: `postgres`, or `nobody` if there
+    /// is no such user. Otherwise returns `None`: the server runs as the same user as Lockwatch.
+    pub(super) fn for_root() -> Option<Self> {
+        const OVERFLOW_ID: u32 = 65534;
         if !geteuid().is_root() {
             return None;
         }
         let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
-        let entry = |name: &str| {
-            passwd.lines().find_map(|line| {
-                let mut fields = line.split(':');
-                (fields.next() == Some(name)).then_some(())?;
-                let uid = fields.nth(1)?.parse().ok()?;
-                Some(Self {
-                    name: name.to_owned(),
-                    uid,
-                    gid: fields.next()?.parse().ok()?,
-                })
+        let user = Self::from_passwd(&passwd, "postgres")
+            .or_else(|| Self::from_passwd(&passwd, "nobody"))
+            .unwrap_or_else(|| Self {
+                name: "nobody".to_owned(),
+                uid: OVERFLOW_ID,
+                gid: OVERFLOW_ID,
+            });
+        Some(user)
+    }
+
+    /// Finds a user in `/etc/passwd` (`name:password:uid:gid:…`).
+    fn from_passwd(passwd: &str, name: &str) -> Option<Self> {
+        passwd.lines().find_map(|line| {
+            let mut fields = line.split(':');
+            if fields.next() != Some(name) {
+                return None;
+            }
+            let uid = fields.nth(1)?.parse().ok()?;
+            let gid = fields.next()?.parse().ok()?;
+            Some(Self {
+                name: name.to_owned(),
+                uid,
+                gid,
             })
-        };
-        const OVERFLOW_ID: u32 = 65534;
-        let nobody = || Self {
-            name: "nobody".to_owned(),
-            uid: OVERFLOW_ID,
-            gid: OVERFLOW_ID,
-        };
-        Some(
-            entry("postgres")
-                .or_else(|| entry("nobody"))
-                .unwrap_or_else(nobody),
-        )
+        })
     }
 
     pub(super) fn take_ownership(&self, folder: &Path) -> Result<(), EmbeddedError> {
         chown(folder, Some(self.uid), Some(self.gid)).map_err(io_error("cannot hand over", folder))
     }
 
-    /// Asks the system itself: a folder above may be closed.
-    pub(super) fn may_enter(&self, folder: &Path) -> Result<(), EmbeddedError> {
-        let entered = clean_command("/bin/sh")
+    /// Checks that the user can enter the folder.
+    ///
+    /// A shell tries it, because a folder above may be closed.
+    pub(super) fn check_access(&self, folder: &Path) -> Result<(), EmbeddedError> {
+        let status = clean_command("/bin/sh")
             .args(["-c", "cd \"$0\""])
             .arg(folder)
             .current_dir("/")
@@ -179,9 +194,9 @@ impl ServerUser {
             .gid(self.gid)
             .stderr(Stdio::null())
             .status();
-        match entered {
+        match status {
             Ok(status) if status.success() => Ok(()),
-            _ => Err(EmbeddedError::Closed {
+            _ => Err(EmbeddedError::NoAccess {
                 user: self.name.clone(),
                 folder: folder.to_owned(),
             }),
@@ -189,7 +204,7 @@ impl ServerUser {
     }
 }
 
-/// Creates the folder if missing, and takes its lock.
+/// Creates the folder if needed, and locks it until the file is closed.
 pub(super) fn lock_folder(
     folder: &Path,
     server_user: Option<&ServerUser>,
@@ -217,7 +232,7 @@ pub(super) fn lock_folder(
     Ok(lock)
 }
 
-/// The major version that wrote the data, if there is any.
+/// Returns the major version that wrote the data, if there is data.
 pub(super) fn data_version(folder: &Path) -> Result<Option<u32>, EmbeddedError> {
     let path = folder.join("data/PG_VERSION");
     match fs::read_to_string(&path) {
@@ -227,38 +242,50 @@ pub(super) fn data_version(folder: &Path) -> Result<Option<u32>, EmbeddedError> 
     }
 }
 
-/// The socket is in the folder itself, unless its path would be too long for a socket. Then it is in a
-/// folder of the same owner beside other temporary files.
-pub(super) fn socket_folder(
+/// Returns the folder for the socket: the data folder, unless the socket's path would be too long
+/// for the operating system. Then it is a folder in `/tmp` with the same owner.
+pub(super) fn choose_socket_folder(
     folder: &Path,
     server_user: Option<&ServerUser>,
 ) -> Result<PathBuf, EmbeddedError> {
-    if folder.join(SOCKET).as_os_str().len() <= SOCKET_PATH_LIMIT_BYTES {
+    if folder.join(SOCKET_NAME).as_os_str().len() <= SOCKET_PATH_LIMIT_BYTES {
         return Ok(folder.to_owned());
     }
-    let inode = fs::metadata(folder).map_err(io_error("cannot read", folder))?;
-    let elsewhere = PathBuf::from(format!(
+    // The name is unique, and the same at every start.
+    let metadata = fs::metadata(folder).map_err(io_error("cannot read", folder))?;
+    let socket_folder = PathBuf::from(format!(
         "/tmp/lockwatch-socket-{:x}-{:x}",
-        inode.dev(),
-        inode.ino()
+        metadata.dev(),
+        metadata.ino()
     ));
-    match DirBuilder::new().mode(0o700).create(&elsewhere) {
+    match DirBuilder::new().mode(0o700).create(&socket_folder) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-            return Err(io_error("cannot create", &elsewhere)(error));
+            return Err(io_error("cannot create", &socket_folder)(error));
         }
         Ok(()) => {
             if let Some(user) = server_user {
-                user.take_ownership(&elsewhere)?;
+                user.take_ownership(&socket_folder)?;
             }
         }
         Err(_) => {}
     }
-    // Anyone may have created it before us.
-    let found = fs::symlink_metadata(&elsewhere).map_err(io_error("cannot read", &elsewhere))?;
+    check_socket_folder(&socket_folder, server_user)?;
+    Ok(socket_folder)
+}
+
+/// Checks that a folder in `/tmp` is private and has the right owner.
+///
+/// Any other user may have created it before us.
+fn check_socket_folder(
+    socket_folder: &Path,
+    server_user: Option<&ServerUser>,
+) -> Result<(), EmbeddedError> {
+    let metadata =
+        fs::symlink_metadata(socket_folder).map_err(io_error("cannot read", socket_folder))?;
     let owner = server_user.map_or_else(|| geteuid().as_raw(), |user| user.uid);
-    if !found.is_dir() || found.uid() != owner || found.mode() & 0o077 != 0 {
+    if !metadata.is_dir() || metadata.uid() != owner || metadata.mode() & 0o077 != 0 {
         let source = io::Error::other("it belongs to somebody else");
-        return Err(io_error("cannot use", &elsewhere)(source));
+        return Err(io_error("cannot use", socket_folder)(source));
     }
-    Ok(elsewhere)
+    Ok(())
 }

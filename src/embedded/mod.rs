@@ -1,8 +1,10 @@
-//! The embedded Postgres: a real PostgreSQL, found on this machine and run for us alone.
+//! The embedded Postgres: a PostgreSQL that runs only for Lockwatch.
 //!
-//! One SQL dialect everywhere, and nothing to set up. The server listens on a unix socket only, keeps
-//! `fsync` on, and does not outlive us: a shell waits beside it on a pipe that only we hold open, and
-//! stops it when the pipe ends, however we ended. A lock on the folder decides who owns it.
+//! It is installed on this machine. So there is one SQL dialect everywhere, and nothing to set up.
+//! The server listens on a Unix socket only and keeps `fsync` on. It does not outlive Lockwatch: a
+//! shell runs beside it and reads from a pipe that only Lockwatch holds open. The pipe is closed
+//! when Lockwatch ends, even if it is killed, and then the shell stops the server. A lock on the
+//! data folder ensures that only one Lockwatch uses it.
 
 mod cluster;
 mod host;
@@ -19,19 +21,20 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
-use self::cluster::{Cluster, PidFile};
-use self::host::{Installation, SOCKET, ServerUser, data_version, lock_folder, socket_folder};
+use self::cluster::{Cluster, PostmasterFile};
+use self::host::{Installation, ServerUser};
+use self::host::{choose_socket_folder, data_version, lock_folder};
 
-/// The oldest PostgreSQL that will do.
-const OLDEST_MAJOR: u32 = 14;
-/// The superuser, and the only user.
-const ROLE: &str = "lockwatch";
-/// How long to wait before a server that died is started again.
+/// The oldest major version of PostgreSQL that is supported.
+const MIN_MAJOR_VERSION: u32 = 14;
+/// The name of the superuser. It is the only user.
+const SUPERUSER: &str = "lockwatch";
+/// The delay before a server that ended by itself is started again.
 const RESTART_DELAY: Duration = Duration::from_secs(1);
 
-/// A running server. Stops it when dropped.
+/// A running PostgreSQL server. It is stopped when this is dropped.
 #[derive(Debug)]
-pub struct Embedded {
+pub struct EmbeddedPostgres {
     shared: Arc<Shared>,
     supervisor: Option<JoinHandle<()>>,
 }
@@ -39,92 +42,108 @@ pub struct Embedded {
 #[derive(Debug)]
 struct Shared {
     cluster: Cluster,
-    /// The pipe's end that keeps the server alive; `None` once it shall stop.
-    lifeline: Mutex<Option<ChildStdin>>,
-    /// Held for as long as the folder is ours.
+    /// The pipe that keeps the server running. `None` once it is closed.
+    stop_pipe: Mutex<Option<ChildStdin>>,
+    /// The lock on the folder. It is held as long as the server may run.
     _lock: File,
 }
 
-/// Why there is no embedded server.
+/// The reason why the embedded server did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum EmbeddedError {
-    /// No PostgreSQL, or only old ones.
+    /// No PostgreSQL is installed, or only versions that are too old.
     #[error(
-        "no PostgreSQL {OLDEST_MAJOR} or newer was found on this machine{found}. Install one (Debian, Ubuntu: apt install postgresql; Fedora: dnf install postgresql-server; macOS: brew install postgresql), or name its folder in PG_BIN_DIR, or give a DATABASE_URL, or use docker compose up"
+        "no PostgreSQL {MIN_MAJOR_VERSION} or newer was found on this machine{found}. Install \
+         one (Debian, Ubuntu: apt install postgresql; Fedora: dnf install postgresql-server; \
+         macOS: brew install postgresql), or name its folder in PG_BIN_DIR, or give a \
+         DATABASE_URL, or use docker compose up"
     )]
     NotInstalled {
-        /// What was found instead.
+        /// The end of the sentence: the versions found, or empty.
         found: String,
     },
-    /// Another lockwatch runs on the folder.
-    #[error("another lockwatch is running on {} (stop it, or choose another LOCKWATCH_DATA_DIR)", .0.display())]
-    InUse(PathBuf),
-    /// The data was written by another major version.
+    /// Another Lockwatch uses the data folder.
     #[error(
-        "the data in {folder} is PostgreSQL {data}'s, and only {found} is installed; install PostgreSQL {data}, or move the data with pg_upgrade",
+        "another lockwatch is running on {} (stop it, or choose another LOCKWATCH_DATA_DIR)",
+        .0.display()
+    )]
+    InUse(PathBuf),
+    /// The data was written by a major version that is not installed.
+    #[error(
+        "the data in {folder} is PostgreSQL {data}'s, and only {found} is installed; install \
+         PostgreSQL {data}, or move the data with pg_upgrade",
         folder = folder.display()
     )]
-    OtherVersion {
+    VersionMismatch {
         /// The data folder.
         folder: PathBuf,
-        /// Whose it is.
+        /// The major version that wrote the data.
         data: u32,
-        /// What is there.
+        /// The installed versions.
         found: String,
     },
-    /// The user who runs the server may not get to its data.
-    #[error("PostgreSQL runs as user {user}, who may not enter {folder} (choose another LOCKWATCH_DATA_DIR)", folder = folder.display())]
-    Closed {
-        /// Who.
+    /// The user that runs the server has no access to the data folder.
+    #[error(
+        "PostgreSQL runs as user {user}, who may not enter {folder} (choose another \
+         LOCKWATCH_DATA_DIR)",
+        folder = folder.display()
+    )]
+    NoAccess {
+        /// The user's name.
         user: String,
-        /// Where to.
+        /// The data folder.
         folder: PathBuf,
     },
-    /// A server on our data does not go away.
-    #[error("a PostgreSQL (process {pid}) still runs on {folder} and does not stop", folder = folder.display())]
+    /// The server of an earlier Lockwatch does not stop.
+    #[error(
+        "a PostgreSQL (process {pid}) still runs on {folder} and does not stop",
+        folder = folder.display()
+    )]
     Orphan {
-        /// Its process.
+        /// The server's process id.
         pid: i32,
-        /// Its data.
+        /// The folder of its data.
         folder: PathBuf,
     },
     /// One of PostgreSQL's programs failed.
     #[error("{program} failed: {output}")]
-    Failed {
-        /// Which.
+    ProgramFailed {
+        /// The program's name.
         program: &'static str,
         /// The last lines of its output.
         output: String,
     },
-    /// It was told to stop while it started.
+    /// Lockwatch was told to stop while the server started.
     #[error("told to stop")]
     Stopped,
-    /// A file or folder.
-    #[error("{what} {path}: {source}", path = path.display())]
+    /// An operation on a file or folder failed.
+    #[error("{action} {path}: {source}", path = path.display())]
     Io {
-        /// What was tried.
-        what: &'static str,
-        /// On what.
+        /// The operation that failed, such as "cannot open".
+        action: &'static str,
+        /// The file or folder.
         path: PathBuf,
-        /// What happened.
+        /// The cause.
         source: io::Error,
     },
 }
 
-fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> EmbeddedError {
+fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> EmbeddedError {
     move |source| EmbeddedError::Io {
-        what,
+        action,
         path: path.to_owned(),
         source,
     }
 }
 
-impl Embedded {
-    /// Starts the server on the data in `folder`, which is created if missing. Blocks until the server
-    /// takes connections, or until told to stop.
+impl EmbeddedPostgres {
+    /// Starts the server on the data in `folder`, creating it if needed.
+    ///
+    /// `bin` is the folder of PostgreSQL's programs; without it, they are searched for. Blocks
+    /// until the server accepts connections, or until `stop` is cancelled.
     ///
     /// # Errors
-    /// [`EmbeddedError`].
+    /// The server did not start: see [`EmbeddedError`].
     pub fn start(
         folder: &Path,
         bin: Option<&Path>,
@@ -133,11 +152,11 @@ impl Embedded {
         Self::launch(folder, bin, true, None, stop)
     }
 
-    /// Starts a server on new data that is gone when we are. With `fsync` off it is quick, and fit for
-    /// tests only.
+    /// Starts a server on new data in a temporary folder, which is removed when the server stops.
+    /// Without `fsync` it is fast, but a crash of the machine may destroy the data: for tests only.
     ///
     /// # Errors
-    /// [`EmbeddedError`].
+    /// The server did not start: see [`EmbeddedError`].
     pub fn start_temporary(
         bin: Option<&Path>,
         fsync: bool,
@@ -148,7 +167,7 @@ impl Embedded {
             .prefix("lockwatch-")
             .tempdir_in(&parent)
             .map_err(io_error("cannot create a folder in", &parent))?;
-        if let Some(user) = ServerUser::required() {
+        if let Some(user) = ServerUser::for_root() {
             user.take_ownership(folder.path())?;
         }
         let embedded = Self::launch(
@@ -158,7 +177,7 @@ impl Embedded {
             Some(folder.path().to_owned()),
             stop,
         )?;
-        // From here on the wrapper removes it.
+        // From here on the wrapper script removes the folder.
         let _ = folder.keep();
         Ok(embedded)
     }
@@ -167,32 +186,29 @@ impl Embedded {
         folder: &Path,
         bin: Option<&Path>,
         fsync: bool,
-        temporary: Option<PathBuf>,
+        remove_at_end: Option<PathBuf>,
         stop: &CancellationToken,
     ) -> Result<Self, EmbeddedError> {
-        let server_user = ServerUser::required();
+        let server_user = ServerUser::for_root();
         let lock = lock_folder(folder, server_user.as_ref())?;
         let folder = fs::canonicalize(folder).map_err(io_error("cannot resolve", folder))?;
         if let Some(user) = &server_user {
-            user.may_enter(&folder)?;
+            user.check_access(&folder)?;
         }
-        let installation = Installation::find(bin, data_version(&folder)?, &folder)?;
-        let socket_folder = socket_folder(&folder, server_user.as_ref())?;
-        let stop = stop.child_token();
         let cluster = Cluster {
+            installation: Installation::find(bin, data_version(&folder)?, &folder)?,
+            socket_folder: choose_socket_folder(&folder, server_user.as_ref())?,
             folder,
-            socket_folder,
-            installation,
             server_user,
             fsync,
-            temporary,
-            stop,
+            remove_at_end,
+            stop: stop.child_token(),
         };
-        cluster.initialise()?;
-        let (server, lifeline) = cluster.run()?;
+        cluster.create_data()?;
+        let (server, stop_pipe) = cluster.start_server()?;
         let shared = Arc::new(Shared {
             cluster,
-            lifeline: Mutex::new(Some(lifeline)),
+            stop_pipe: Mutex::new(Some(stop_pipe)),
             _lock: lock,
         });
         let supervisor = thread::Builder::new()
@@ -211,58 +227,60 @@ impl Embedded {
         })
     }
 
-    /// The URL to connect to. It stays the same when the server is restarted.
+    /// Returns the URL to connect to. A restart does not change it.
     #[must_use]
     pub fn url(&self) -> String {
-        url(&self.shared.cluster.socket_folder)
+        connection_url(&self.shared.cluster.socket_folder)
     }
 
-    /// The folder of the data.
+    /// Returns the data folder.
     #[must_use]
     pub fn folder(&self) -> &Path {
         &self.shared.cluster.folder
     }
 
-    /// The server's major version.
+    /// Returns the server's major version.
     #[must_use]
     pub fn version(&self) -> u32 {
         self.shared.cluster.installation.major
     }
 
-    /// The URL of the server that runs on `folder` under another lockwatch.
+    /// Returns the URL of a server that already runs on `folder`, started by another Lockwatch.
+    ///
+    /// Returns `None` if there is none.
     #[must_use]
-    pub fn running(folder: &Path) -> Option<String> {
-        let state = PidFile::read(&folder.join("data"))?;
-        state.is_ready().then_some(())?;
-        UnixStream::connect(state.socket_folder.join(SOCKET)).ok()?;
-        Some(url(&state.socket_folder))
+    pub fn running_url(folder: &Path) -> Option<String> {
+        let postmaster = PostmasterFile::read(&folder.join("data"))?;
+        if !postmaster.is_ready() {
+            return None;
+        }
+        UnixStream::connect(postmaster.socket_path()).ok()?;
+        Some(connection_url(&postmaster.socket_folder))
     }
 }
 
-impl Drop for Embedded {
+impl Drop for EmbeddedPostgres {
     fn drop(&mut self) {
         self.shared.cluster.stop.cancel();
-        self.shared.lifeline().take();
+        self.shared.stop_pipe().take();
         if let Some(supervisor) = self.supervisor.take() {
             let _ = supervisor.join();
         }
-        let Cluster {
-            folder,
-            socket_folder,
-            ..
-        } = &self.shared.cluster;
-        if socket_folder != folder {
-            let _ = fs::remove_dir(socket_folder);
+        let cluster = &self.shared.cluster;
+        if cluster.socket_folder != cluster.folder {
+            let _ = fs::remove_dir(&cluster.socket_folder);
         }
     }
 }
 
 impl Shared {
-    fn lifeline(&self) -> MutexGuard<'_, Option<ChildStdin>> {
-        self.lifeline.lock().unwrap_or_else(PoisonError::into_inner)
+    fn stop_pipe(&self) -> MutexGuard<'_, Option<ChildStdin>> {
+        self.stop_pipe
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for the server's end, and starts it again unless it was meant.
+    /// Starts the server again when it ends, unless it was stopped.
     fn supervise(&self, mut server: Child) {
         loop {
             let status = server.wait();
@@ -273,19 +291,20 @@ impl Shared {
                 error!(
                     ?status,
                     "PostgreSQL ended and is started again; see {}",
-                    self.cluster.log().display()
+                    self.cluster.log_path().display()
                 );
                 sleep(RESTART_DELAY);
-                match self.cluster.run() {
-                    Ok((again, lifeline)) => {
-                        *self.lifeline() = Some(lifeline);
-                        break again;
+                match self.cluster.start_server() {
+                    Ok((server, stop_pipe)) => {
+                        *self.stop_pipe() = Some(stop_pipe);
+                        break server;
                     }
                     Err(error) => error!("PostgreSQL does not start: {error}"),
                 }
             };
+            // The stop may have come before the new pipe was stored.
             if self.cluster.stop.is_cancelled() {
-                self.lifeline().take();
+                self.stop_pipe().take();
             } else {
                 info!("PostgreSQL runs again");
             }
@@ -293,11 +312,12 @@ impl Shared {
     }
 }
 
-fn url(socket_folder: &Path) -> String {
+fn connection_url(socket_folder: &Path) -> String {
     let host: String =
         form_urlencoded::byte_serialize(socket_folder.as_os_str().as_encoded_bytes()).collect();
-    // A query's plus is a space to some and a plus to others.
+    // Some clients read a plus in a query as a space, others as a plus.
     let host = host.replace('+', "%20");
-    // Port and TLS are said, or the user's PGPORT and PGSSLMODE would decide them.
-    format!("postgresql://{ROLE}@localhost:5432/postgres?host={host}&sslmode=disable")
+    // The port and TLS are part of the URL. Otherwise the user's PGPORT and PGSSLMODE would set
+    // them.
+    format!("postgresql://{SUPERUSER}@localhost:5432/postgres?host={host}&sslmode=disable")
 }

@@ -1,4 +1,5 @@
-//! The Graph API client: every request is bounded in time and size, and no secret leaves in an answer.
+//! The client for Meta's Graph API. Requests are limited in time and in size, and secrets are
+//! removed from the answers.
 
 mod health;
 mod tokens;
@@ -10,49 +11,49 @@ use reqwest::{Client, Response, Url, redirect};
 use secrecy::{ExposeSecret, SecretString};
 
 use self::tokens::Token;
-pub use self::tokens::{BadTokens, Tokens};
+pub use self::tokens::{Tokens, TokensError};
 use crate::error_chain::error_chain;
 use crate::meta::health::GraphError;
 use crate::meta::ids::WabaId;
 use crate::meta::signature::appsecret_proof;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// One question may take this long, retries with another app secret included.
+/// The timeout of one call, including retries with other app secrets.
 const GET_TIMEOUT: Duration = Duration::from_secs(10);
-/// The longest answer that is read. A real one has one or two kilobytes.
+/// The largest body that is read. Meta's have one or two kilobytes.
 const ANSWER_LIMIT_BYTES: usize = 256 * 1024;
 
-/// What the client needs to know.
+/// The settings of the client.
 #[derive(Debug)]
 pub struct GraphSettings {
-    /// Where Graph is, such as `https://graph.facebook.com`.
+    /// The base URL, such as `https://graph.facebook.com`.
     pub url: String,
-    /// The version, such as `v25.0`.
+    /// The version of the API, such as `v25.0`.
     pub version: String,
-    /// The app secrets, for `appsecret_proof`.
+    /// The app secrets, for the `appsecret_proof` of the access tokens.
     pub app_secrets: Vec<SecretString>,
     /// The access tokens.
     pub tokens: Tokens,
 }
 
-/// Graph is not where it may be.
+/// The reason why the settings are refused.
 #[derive(Debug, thiserror::Error)]
-pub enum BadGraphSettings {
-    /// Not a URL.
+pub enum GraphSettingsError {
+    /// The base URL cannot be parsed.
     #[error("META_GRAPH_URL is not a URL: {0}")]
     Url(String),
-    /// A token over plain HTTP could be read by anyone on the way.
+    /// The base URL has plain HTTP to another machine: anyone on the network could read the token.
     #[error("META_GRAPH_URL must be https (plain http only to a loopback address)")]
     Insecure,
-    /// The version is not like `v25.0`.
+    /// The version does not look like `v25.0`.
     #[error("META_GRAPH_VERSION must look like v25.0")]
     Version,
-    /// The HTTP client does not start.
+    /// The HTTP client could not be built.
     #[error("the HTTP client does not start: {0}")]
     Client(reqwest::Error),
 }
 
-/// The client.
+/// The client for the Graph API.
 #[derive(Debug)]
 pub struct Graph {
     client: Client,
@@ -62,45 +63,37 @@ pub struct Graph {
 }
 
 impl Graph {
-    /// Prepares the client. Contacts nobody.
+    /// Makes a client. No request is sent.
     ///
     /// # Errors
-    /// [`BadGraphSettings`].
-    pub fn new(settings: GraphSettings) -> Result<Self, BadGraphSettings> {
+    /// The settings are refused: see [`GraphSettingsError`].
+    pub fn new(settings: GraphSettings) -> Result<Self, GraphSettingsError> {
         let GraphSettings {
             url,
             version,
             app_secrets,
             tokens,
         } = settings;
-        let valid_version = version
-            .strip_prefix('v')
-            .and_then(|v| v.split_once('.'))
-            .is_some_and(|(major, minor)| {
-                [major, minor]
-                    .iter()
-                    .all(|part| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit()))
-            });
-        if !valid_version {
-            return Err(BadGraphSettings::Version);
+        if !is_valid_version(&version) {
+            return Err(GraphSettingsError::Version);
         }
         let base = Url::parse(&format!("{}/{version}/", url.trim_end_matches('/')))
-            .map_err(|error| BadGraphSettings::Url(error.to_string()))?;
+            .map_err(|error| GraphSettingsError::Url(error.to_string()))?;
         if base.scheme() != "https" && !(base.scheme() == "http" && is_loopback(&base)) {
-            return Err(BadGraphSettings::Insecure);
+            return Err(GraphSettingsError::Insecure);
         }
         let client = Client::builder()
             .redirect(redirect::Policy::none())
             .no_proxy()
             .https_only(base.scheme() == "https")
-            // Nothing is sent on a connection that the other side may be closing: it would come to nothing, and
-            // the cause would have to wait for the next attempt.
+            // No connection is reused: the server may just be closing it. The request would be
+            // lost, and the cause would only be known after the next attempt.
             .pool_max_idle_per_host(0)
             .connect_timeout(CONNECT_TIMEOUT)
             .timeout(GET_TIMEOUT)
             .user_agent(concat!("lockwatch/", env!("CARGO_PKG_VERSION")))
             .build()
-            .map_err(BadGraphSettings::Client)?;
+            .map_err(GraphSettingsError::Client)?;
         Ok(Self {
             client,
             base,
@@ -109,16 +102,16 @@ impl Graph {
         })
     }
 
-    /// Whether there is any access token at all.
+    /// Returns whether any access token is configured.
     #[must_use]
-    pub fn has_tokens(&self) -> bool {
+    pub(crate) fn has_tokens(&self) -> bool {
         !self.tokens.is_empty()
     }
 
     /// Reads fields of a node that belongs to an account.
     ///
     /// # Errors
-    /// [`NoReply`]: Meta was not asked, or did not answer.
+    /// Meta was not asked, or did not answer.
     async fn get(&self, waba_id: &WabaId, node_id: &str, fields: &str) -> Result<Reply, NoReply> {
         let started = Instant::now();
         let not_asked = |reason: &str| Err(NoReply::NotAsked(reason.to_owned()));
@@ -130,16 +123,17 @@ impl Graph {
         };
         let mut url = self.base.join(node_id).expect("digits join any URL");
         url.query_pairs_mut().append_pair("fields", fields);
-        // The first secret signs, unless Meta calls its proof invalid: then the token is another app's.
-        let remembered = token.proof_by.load(Ordering::Relaxed);
+        // If Meta rejects the proof made with one secret, the token belongs to the app of another
+        // one.
+        let last_accepted = token.secret_index.load(Ordering::Relaxed);
         for offset in 0..self.app_secrets.len() {
-            let position = (remembered + offset) % self.app_secrets.len();
-            let app_secret = &self.app_secrets[position];
+            let index = (last_accepted + offset) % self.app_secrets.len();
+            let app_secret = &self.app_secrets[index];
             let reply = self.send(url.clone(), &token, app_secret, started).await?;
             let is_rejected =
-                GraphError::parse(&reply.body).is_some_and(|error| error.is_about_the_proof());
+                GraphError::parse(&reply.body).is_some_and(|error| error.is_invalid_proof());
             if !is_rejected {
-                token.proof_by.store(position, Ordering::Relaxed);
+                token.secret_index.store(index, Ordering::Relaxed);
             }
             if !is_rejected || offset + 1 == self.app_secrets.len() {
                 return Ok(reply);
@@ -183,13 +177,13 @@ impl Graph {
         Ok(Reply {
             http_status,
             usage,
-            // Meta repeats a malformed token in its message. The database must not get it that way.
+            // Meta's message repeats a malformed token, which must not be stored.
             body: remove_secret(&remove_secret(&body, token), &proof),
         })
     }
 }
 
-/// Meta's answer to one request, without our secrets.
+/// Meta's answer to one request, with our secrets removed.
 struct Reply {
     http_status: u16,
     /// The header `X-Business-Use-Case-Usage`.
@@ -197,13 +191,22 @@ struct Reply {
     body: Vec<u8>,
 }
 
-/// The reason for which there is no [`Reply`].
+/// The reason why there is no [`Reply`].
 enum NoReply {
     NotAsked(String),
     Unreachable {
         http_status: Option<u16>,
         reason: String,
     },
+}
+
+/// Returns whether a version looks like `v25.0`.
+fn is_valid_version(version: &str) -> bool {
+    let is_number = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
+    version
+        .strip_prefix('v')
+        .and_then(|numbers| numbers.split_once('.'))
+        .is_some_and(|(major, minor)| is_number(major) && is_number(minor))
 }
 
 fn is_loopback(url: &Url) -> bool {
@@ -226,7 +229,7 @@ async fn read_body(mut response: Response) -> Result<Vec<u8>, String> {
     Ok(body)
 }
 
-/// Returns the text of a failure, without the URL: it carries the proof.
+/// Returns the text of a failure without the URL, which contains the proof.
 fn failure_text(error: reqwest::Error) -> String {
     match (error.is_timeout(), error.is_connect()) {
         (true, true) => format!("no connection within {} s", CONNECT_TIMEOUT.as_secs()),
@@ -235,53 +238,60 @@ fn failure_text(error: reqwest::Error) -> String {
     }
 }
 
-/// The body without a secret, however JSON or a URL may spell its signs: as they are, `\/`, `\u002f`, `%2F`.
+/// Removes a secret from a body.
+///
+/// JSON and URLs can spell each of its characters in four ways: as it is, `\/`, `\u002f`, `%2F`.
 fn remove_secret(body: &[u8], secret: &str) -> Vec<u8> {
-    let spelled: Vec<[String; 4]> = secret
+    let spellings: Vec<[String; 4]> = secret
         .bytes()
         .map(|byte| {
-            let sign = char::from(byte);
+            let character = char::from(byte);
             [
-                sign.to_string(),
-                format!("\\{sign}"),
+                character.to_string(),
+                format!("\\{character}"),
                 format!("\\u{byte:04x}"),
                 format!("%{byte:02x}"),
             ]
         })
         .collect();
     let mut cleaned = Vec::with_capacity(body.len());
-    let mut rest = body;
-    while let Some((first, others)) = rest.split_first() {
-        match after(&spelled, rest) {
-            Some(text) => {
-                cleaned.extend_from_slice(b"[removed]");
-                rest = text;
-            }
-            None => {
-                cleaned.push(*first);
-                rest = others;
-            }
+    let mut remaining = body;
+    while let Some((first, others)) = remaining.split_first() {
+        if let Some(after_secret) = strip_secret(remaining, &spellings) {
+            cleaned.extend_from_slice(b"[removed]");
+            remaining = after_secret;
+        } else {
+            cleaned.push(*first);
+            remaining = others;
         }
     }
     cleaned
 }
 
-/// What follows the secret, where a text begins with it.
-fn after<'t>(spelled: &[[String; 4]], text: &'t [u8]) -> Option<&'t [u8]> {
-    spelled.iter().try_fold(text, |text, ways| {
-        let begins_with = |way: &String| {
-            let (head, rest) = text.split_at_checked(way.len())?;
-            head.eq_ignore_ascii_case(way.as_bytes()).then_some(rest)
-        };
-        ways.iter().find_map(begins_with)
-    })
+/// Returns the bytes after the secret, or `None` if the text does not start with the secret.
+///
+/// Each character of the secret is given with all its spellings.
+fn strip_secret<'t>(text: &'t [u8], spellings: &[[String; 4]]) -> Option<&'t [u8]> {
+    let strip_ignoring_case = |text: &'t [u8], spelling: &String| {
+        let (start, after) = text.split_at_checked(spelling.len())?;
+        start
+            .eq_ignore_ascii_case(spelling.as_bytes())
+            .then_some(after)
+    };
+    let mut remaining = text;
+    for character in spellings {
+        remaining = character
+            .iter()
+            .find_map(|spelling| strip_ignoring_case(remaining, spelling))?;
+    }
+    Some(remaining)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn settings(url: &str, version: &str) -> Result<Graph, BadGraphSettings> {
+    fn settings(url: &str, version: &str) -> Result<Graph, GraphSettingsError> {
         let tokens = Tokens::new(None, None).unwrap();
         Graph::new(GraphSettings {
             url: url.into(),
@@ -292,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn graph_is_asked_over_https_or_on_this_machine() {
+    fn the_url_is_https_or_on_this_machine() {
         for url in [
             "https://graph.facebook.com",
             "http://127.0.0.1:9/",
@@ -313,36 +323,36 @@ mod tests {
         for version in ["25.0", "v25", "v.", "v25.0/../me", ""] {
             assert!(matches!(
                 settings("https://graph.facebook.com", version),
-                Err(BadGraphSettings::Version)
+                Err(GraphSettingsError::Version)
             ));
         }
     }
 
     #[test]
-    fn a_repeated_secret_is_removed_wherever_it_stands() {
+    fn a_secret_is_removed_in_every_spelling() {
         assert_eq!(
             remove_secret(b"TOKENx TOKEN", "TOKEN"),
             b"[removed]x [removed]"
         );
         assert_eq!(remove_secret(b"nothing", "TOKEN"), b"nothing");
-        for spelled in [
+        for spelling in [
             "a|b/c",
             r"a|b\/c",
             r"a\u007Cb\u002fc",
             "a%7Cb%2Fc",
             r"\u0061|b/\c",
         ] {
-            let text = format!("<{spelled}>");
+            let text = format!("<{spelling}>");
             assert_eq!(
                 remove_secret(text.as_bytes(), "a|b/c"),
                 b"<[removed]>",
-                "{spelled}"
+                "{spelling}"
             );
         }
         assert_eq!(
             remove_secret(br"a\u007Cb\u002", "a|b/c"),
             br"a\u007Cb\u002",
-            "not all of it"
+            "a part of the secret stays"
         );
     }
 }

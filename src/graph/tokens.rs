@@ -1,8 +1,8 @@
-//! The access tokens: one for every account, or one per account from a file.
+//! The access tokens: a default one, and a file with those of single accounts.
 
 use std::collections::HashMap;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
@@ -12,7 +12,7 @@ use tracing::{error, info};
 
 use crate::meta::ids::WabaId;
 
-/// The access tokens: one for every account, or one per account from a file.
+/// The access tokens: a default one, and a file with those of single accounts.
 pub struct Tokens {
     default: Option<Arc<Token>>,
     file: Option<TokensFile>,
@@ -20,36 +20,44 @@ pub struct Tokens {
 
 pub(super) struct Token {
     pub(super) secret: SecretString,
-    /// The position of the app secret whose proof Meta took last.
-    pub(super) proof_by: AtomicUsize,
+    /// The index of the app secret whose proof Meta accepted last.
+    pub(super) secret_index: AtomicUsize,
 }
 
 struct TokensFile {
     path: PathBuf,
-    read: Mutex<(Option<Stamp>, TokensByAccount)>,
+    loaded: Mutex<LoadedTokens>,
+}
+
+struct LoadedTokens {
+    stamp: Option<FileStamp>,
+    by_account: TokensByAccount,
 }
 
 type TokensByAccount = HashMap<String, Arc<Token>>;
 
-/// What tells that a file changed.
-type Stamp = (SystemTime, u64);
+/// A file's modification time and size. If they differ, the file was changed.
+type FileStamp = (SystemTime, u64);
 
-/// A token, or the file of tokens, cannot be used.
+/// The reason why a token, or the file of tokens, is refused.
 #[derive(Debug, thiserror::Error)]
-pub enum BadTokens {
-    /// The token could not be sent in a header.
-    #[error("an access token is empty or holds a character that no token has")]
+pub enum TokensError {
+    /// The token cannot be sent in an HTTP header.
+    #[error("an access token is empty or contains a character that no token has")]
     Malformed,
     /// The file cannot be read.
     #[error("META_ACCESS_TOKENS_FILE {path} cannot be read: {source}", path = path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: std::io::Error,
     },
     /// The file is not a list of `"<waba id>" = "<token>"`.
-    #[error("META_ACCESS_TOKENS_FILE {path} must be TOML with lines like \"<waba id>\" = \"<token>\"", path = path.display())]
+    #[error(
+        "META_ACCESS_TOKENS_FILE {path} must be TOML with lines like \"<waba id>\" = \"<token>\"",
+        path = path.display()
+    )]
     NotToml {
         /// The file.
         path: PathBuf,
@@ -57,18 +65,20 @@ pub enum BadTokens {
 }
 
 impl Tokens {
-    /// Takes the token for every account, and the file with those of single accounts.
+    /// Takes the default token, and reads the file of tokens.
     ///
     /// # Errors
-    /// [`BadTokens`].
-    pub fn new(default: Option<SecretString>, file: Option<PathBuf>) -> Result<Self, BadTokens> {
+    /// A token is malformed, or the file cannot be read or parsed.
+    pub fn new(default: Option<SecretString>, file: Option<PathBuf>) -> Result<Self, TokensError> {
         let file = match file {
             Some(path) => {
-                let stamp = stamp(&path);
-                let tokens = read_file(&path)?;
+                let loaded = LoadedTokens {
+                    stamp: file_stamp(&path),
+                    by_account: read_file(&path)?,
+                };
                 Some(TokensFile {
                     path,
-                    read: Mutex::new((stamp, tokens)),
+                    loaded: Mutex::new(loaded),
                 })
             }
             None => None,
@@ -79,13 +89,14 @@ impl Tokens {
         })
     }
 
-    /// Whether there is any token at all.
+    /// Returns whether no token is configured.
     pub(super) fn is_empty(&self) -> bool {
         self.default.is_none() && self.file.is_none()
     }
 
-    /// The account's own token, else the one for all. Reads the file again if it changed; while the new
-    /// one is broken, the old tokens go on.
+    /// Returns the account's own token, or the default.
+    ///
+    /// Reads the file again if it changed. If the new file is invalid, the old tokens stay in use.
     pub(super) fn for_account(&self, waba_id: &WabaId) -> Option<Arc<Token>> {
         let own = self.file.as_ref().and_then(|file| file.token(waba_id));
         own.or_else(|| self.default.clone())
@@ -94,38 +105,40 @@ impl Tokens {
 
 impl TokensFile {
     fn token(&self, waba_id: &WabaId) -> Option<Arc<Token>> {
-        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = stamp(&self.path);
-        if read.0 != now {
-            read.0 = now;
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        let stamp = file_stamp(&self.path);
+        if loaded.stamp != stamp {
+            loaded.stamp = stamp;
             match read_file(&self.path) {
                 Ok(tokens) => {
                     info!(
                         tokens = tokens.len(),
                         "the file of access tokens was read again"
                     );
-                    read.1 = tokens;
+                    loaded.by_account = tokens;
                 }
-                Err(error) => error!("the tokens read before go on: {error}"),
+                Err(error) => error!("the access tokens read earlier stay in use: {error}"),
             }
         }
-        read.1.get(waba_id.as_str()).cloned()
+        loaded.by_account.get(waba_id.as_str()).cloned()
     }
 }
 
-fn stamp(path: &PathBuf) -> Option<Stamp> {
+fn file_stamp(path: &Path) -> Option<FileStamp> {
     let metadata = std::fs::metadata(path).ok()?;
     Some((metadata.modified().ok()?, metadata.len()))
 }
 
-fn read_file(path: &PathBuf) -> Result<TokensByAccount, BadTokens> {
-    let text = std::fs::read_to_string(path).map_err(|source| BadTokens::Unreadable {
-        path: path.clone(),
+fn read_file(path: &Path) -> Result<TokensByAccount, TokensError> {
+    let text = std::fs::read_to_string(path).map_err(|source| TokensError::Unreadable {
+        path: path.to_owned(),
         source,
     })?;
-    // The parser's own error would repeat the line, token and all.
+    // The parser's error is dropped: it would repeat the line with the token.
     let tokens: HashMap<String, String> =
-        toml::from_str(&text).map_err(|_| BadTokens::NotToml { path: path.clone() })?;
+        toml::from_str(&text).map_err(|_| TokensError::NotToml {
+            path: path.to_owned(),
+        })?;
     tokens
         .into_iter()
         .map(|(waba_id, token)| Ok((waba_id, Token::new(token.into())?)))
@@ -133,14 +146,14 @@ fn read_file(path: &PathBuf) -> Result<TokensByAccount, BadTokens> {
 }
 
 impl Token {
-    fn new(secret: SecretString) -> Result<Arc<Self>, BadTokens> {
+    fn new(secret: SecretString) -> Result<Arc<Self>, TokensError> {
         let token = secret.expose_secret();
         if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return Err(BadTokens::Malformed);
+            return Err(TokensError::Malformed);
         }
         Ok(Arc::new(Self {
             secret,
-            proof_by: AtomicUsize::new(0),
+            secret_index: AtomicUsize::new(0),
         }))
     }
 }
@@ -156,14 +169,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tokens_that_no_header_can_carry_are_refused() {
+    fn a_token_that_no_header_can_carry_is_refused() {
         for token in ["", "a b", "a\nb", "é"] {
             assert!(Tokens::new(Some(token.into()), None).is_err(), "{token:?}");
         }
     }
 
     #[test]
-    fn a_changed_file_of_tokens_is_read_again_and_a_broken_one_changes_nothing() {
+    fn a_changed_file_is_read_again_unless_it_is_invalid() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("tokens.toml");
         std::fs::write(&path, "\"1022\" = \"first\"\n").unwrap();
@@ -181,7 +194,7 @@ mod tests {
             ("first".to_owned(), "default".to_owned())
         );
         std::fs::write(&path, "\"1022\" = \"second one\"").unwrap();
-        assert_eq!(token("1022"), "first", "a token with a space is none");
+        assert_eq!(token("1022"), "first", "a token with a space is refused");
         std::fs::write(&path, "\"1022\" = \"the-third\"\n\"1033\" = \"own\"").unwrap();
         assert_eq!(
             (token("1022"), token("1033")),

@@ -1,16 +1,16 @@
-//! Who gets in on the admin listener.
+//! Access to the admin listener.
 //!
-//! With a token: whoever sends it, as `Authorization: Bearer`, or as the password of HTTP Basic, which is
-//! what a browser asks for. Without one the listener is on a loopback address, and a page of somebody else's
-//! could still reach it through a name of its own that resolves to it (DNS rebinding): the `Host` must be a
-//! loopback one. Browsers send credentials by themselves, so what changes state must come from our own
-//! pages, or from no browser at all.
+//! With a token, a request must carry it: as `Authorization: Bearer`, or as the password of HTTP
+//! Basic, for which a browser asks. Without one, the listener is on a loopback address, but another
+//! site's page could still reach it through a host name that resolves to it (DNS rebinding): the
+//! `Host` must be a loopback one. Browsers send credentials by themselves, so a request that
+//! changes something must come from our own pages, or not from a browser at all.
 
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
 use axum::http::uri::Authority;
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
@@ -22,74 +22,92 @@ use tower_http::csrf::ProtectionError;
 
 use super::error::Problem;
 
-/// Lets in who may come in.
+/// The check that a request must pass.
 #[derive(Debug, Clone)]
 pub(super) struct Guard {
-    /// The token's SHA-256: compared in constant time whatever its length.
+    /// The token's SHA-256, so that the comparison takes the same time for every length.
     token: Option<Arc<[u8; 32]>>,
+}
+
+/// The reason for which a request is refused.
+enum AccessError {
+    MissingToken,
+    WrongToken,
+    ForeignHost,
 }
 
 impl Guard {
     pub(super) fn new(token: Option<&SecretString>) -> Self {
+        let digest = token.map(|token| Sha256::digest(token.expose_secret()));
         Self {
-            token: token.map(|token| Arc::new(Sha256::digest(token.expose_secret()).into())),
+            token: digest.map(|digest| Arc::new(digest.into())),
         }
     }
 
-    fn check(&self, request: &Request) -> Result<(), Refusal> {
-        match &self.token {
-            Some(token) => {
-                let given = credentials(request.headers()).ok_or(Refusal::NoToken)?;
-                let is_right = <[u8; 32]>::from(Sha256::digest(given)).ct_eq(token.as_ref());
-                if bool::from(is_right) {
-                    Ok(())
-                } else {
-                    Err(Refusal::WrongToken)
-                }
-            }
-            None if is_local(request) => Ok(()),
-            None => Err(Refusal::Host),
+    fn check(&self, request: &Request) -> Result<(), AccessError> {
+        let Some(token) = &self.token else {
+            return if has_loopback_host(request) {
+                Ok(())
+            } else {
+                Err(AccessError::ForeignHost)
+            };
+        };
+        let sent = sent_token(request.headers()).ok_or(AccessError::MissingToken)?;
+        let digest = <[u8; 32]>::from(Sha256::digest(sent));
+        if bool::from(digest.ct_eq(token.as_ref())) {
+            Ok(())
+        } else {
+            Err(AccessError::WrongToken)
         }
     }
 }
 
-enum Refusal {
-    NoToken,
-    WrongToken,
-    Host,
-}
-
-pub(super) async fn guard(State(guard): State<Guard>, request: Request, next: Next) -> Response {
+/// Middleware: lets through the requests that the guard accepts.
+pub(super) async fn require_access(
+    State(guard): State<Guard>,
+    request: Request,
+    next: Next,
+) -> Response {
     match guard.check(&request) {
         Ok(()) => next.run(request).await,
-        Err(Refusal::Host) => {
-            let detail = "without LOCKWATCH_ADMIN_TOKEN this is only served as localhost, 127.0.0.1 or [::1]";
-            Problem::new(StatusCode::FORBIDDEN, detail).into_response()
-        }
-        Err(refused) => {
-            let detail = match refused {
-                Refusal::NoToken => {
-                    "give LOCKWATCH_ADMIN_TOKEN as Authorization: Bearer, or as a browser's password"
-                }
-                Refusal::WrongToken | Refusal::Host => "that is not LOCKWATCH_ADMIN_TOKEN",
-            };
-            let mut response = Problem::new(StatusCode::UNAUTHORIZED, detail).into_response();
-            let challenge = HeaderValue::from_static(
-                "Basic realm=\"Lockwatch: any user, the token as password\", charset=\"UTF-8\"",
-            );
-            response
-                .headers_mut()
-                .append(header::WWW_AUTHENTICATE, challenge);
-            response
-                .headers_mut()
-                .append(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-            response
-        }
+        Err(error) => error.into_response(),
     }
 }
 
-/// The one token in the one header.
-fn credentials(headers: &HeaderMap) -> Option<Vec<u8>> {
+impl IntoResponse for AccessError {
+    fn into_response(self) -> Response {
+        const BASIC: &str =
+            "Basic realm=\"Lockwatch: any user, the token as password\", charset=\"UTF-8\"";
+        let (status, detail) = match self {
+            Self::ForeignHost => (
+                StatusCode::FORBIDDEN,
+                "without LOCKWATCH_ADMIN_TOKEN only the hosts localhost, 127.0.0.1 and [::1] \
+                 are served",
+            ),
+            Self::MissingToken => (
+                StatusCode::UNAUTHORIZED,
+                "send LOCKWATCH_ADMIN_TOKEN as Authorization: Bearer, or as the password in a \
+                 browser",
+            ),
+            Self::WrongToken => (
+                StatusCode::UNAUTHORIZED,
+                "the token is not LOCKWATCH_ADMIN_TOKEN",
+            ),
+        };
+        let mut response = Problem::new(status, detail).into_response();
+        if status == StatusCode::UNAUTHORIZED {
+            for challenge in [BASIC, "Bearer"] {
+                let challenge = HeaderValue::from_static(challenge);
+                let headers = response.headers_mut();
+                headers.append(header::WWW_AUTHENTICATE, challenge);
+            }
+        }
+        response
+    }
+}
+
+/// Returns the token that a request sends, if it has exactly one `Authorization` header.
+fn sent_token(headers: &HeaderMap) -> Option<Vec<u8>> {
     let mut values = headers.get_all(header::AUTHORIZATION).iter();
     let (Some(value), None) = (values.next(), values.next()) else {
         return None;
@@ -108,46 +126,45 @@ fn credentials(headers: &HeaderMap) -> Option<Vec<u8>> {
     }
 }
 
-/// Whether a request names this machine, and nothing that merely resolves to it.
-fn is_local(request: &Request) -> bool {
+/// Returns `true` if a request names this machine itself, not another name that resolves to it.
+fn has_loopback_host(request: &Request) -> bool {
     let mut hosts = request.headers().get_all(header::HOST).iter();
     let (Some(host), None) = (hosts.next(), hosts.next()) else {
         return false;
     };
-    let is_local = |authority: &Authority| {
-        let host = authority.host();
-        !authority.as_str().contains('@')
-            && (host.eq_ignore_ascii_case("localhost") || ["127.0.0.1", "[::1]"].contains(&host))
-    };
-    let named = Authority::try_from(host.as_bytes()).is_ok_and(|host| is_local(&host));
-    named && request.uri().authority().is_none_or(is_local)
+    let host = Authority::try_from(host.as_bytes());
+    host.is_ok_and(|host| is_loopback(&host)) && request.uri().authority().is_none_or(is_loopback)
 }
 
-/// A state change that a page of somebody else's asked a browser for.
-pub(super) fn cross_site(_: ProtectionError) -> Response {
-    let detail = "this change was asked for by another site's page, or the browser does not say by whose: \
-                  use Lockwatch's own page, over HTTPS or on localhost, or the command line";
+fn is_loopback(authority: &Authority) -> bool {
+    let host = authority.host();
+    !authority.as_str().contains('@')
+        && (host.eq_ignore_ascii_case("localhost") || ["127.0.0.1", "[::1]"].contains(&host))
+}
+
+/// Returns the answer to a change that another site's page requested through a browser.
+pub(super) fn cross_site_response(_: ProtectionError) -> Response {
+    let detail = "another site's page requested this change, or the browser does not say which \
+                  page did: use Lockwatch's own page, over HTTPS or on localhost, or the command \
+                  line";
     Problem::new(StatusCode::FORBIDDEN, detail).into_response()
 }
 
-/// What every answer of the admin listener carries.
+/// Middleware: adds the security headers that every answer of the admin listener has.
 pub(super) async fn add_security_headers(request: Request, next: Next) -> Response {
-    const CSP: &str = "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; \
-                       form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
+    const CSP: &str = "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; \
+                       connect-src 'self'; form-action 'self'; base-uri 'none'; \
+                       frame-ancestors 'none'";
+    const OPENER_POLICY: HeaderName = HeaderName::from_static("cross-origin-opener-policy");
+    const RESOURCE_POLICY: HeaderName = HeaderName::from_static("cross-origin-resource-policy");
     let mut response = next.run(request).await;
     let headers = response.headers_mut();
     for (name, value) in [
         (header::CONTENT_SECURITY_POLICY, CSP),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (header::REFERRER_POLICY, "no-referrer"),
-        (
-            header::HeaderName::from_static("cross-origin-opener-policy"),
-            "same-origin",
-        ),
-        (
-            header::HeaderName::from_static("cross-origin-resource-policy"),
-            "same-origin",
-        ),
+        (OPENER_POLICY, "same-origin"),
+        (RESOURCE_POLICY, "same-origin"),
     ] {
         headers.insert(name, HeaderValue::from_static(value));
     }
@@ -163,12 +180,12 @@ mod tests {
 
     use super::*;
 
-    fn request(headers: &[(&str, &str)]) -> Request {
+    fn accepts(guard: &Guard, headers: &[(&str, &str)]) -> bool {
         let mut request = Request::builder().uri("/");
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        request.body(Body::empty()).unwrap()
+        guard.check(&request.body(Body::empty()).unwrap()).is_ok()
     }
 
     #[test]
@@ -183,7 +200,7 @@ mod tests {
             "[::1]",
             "[::1]:80",
         ] {
-            assert!(guard.check(&request(&[("host", host)])).is_ok(), "{host}");
+            assert!(accepts(&guard, &[("host", host)]), "{host}");
         }
         for host in [
             "",
@@ -200,29 +217,23 @@ mod tests {
             "localhost/",
             "localhost ",
         ] {
-            assert!(
-                guard.check(&request(&[("host", host)])).is_err(),
-                "{host:?}"
-            );
+            assert!(!accepts(&guard, &[("host", host)]), "{host:?}");
         }
-        assert!(guard.check(&request(&[])).is_err(), "none");
-        assert!(
-            guard
-                .check(&request(&[("host", "localhost"), ("host", "evil.example")]))
-                .is_err(),
-            "two"
-        );
+        assert!(!accepts(&guard, &[]), "no host");
+        let twice = [("host", "localhost"), ("host", "evil.example")];
+        assert!(!accepts(&guard, &twice), "two hosts");
         let absolute = Request::builder()
             .uri("http://evil.example/")
-            .header("host", "localhost");
+            .header("host", "localhost")
+            .body(Body::empty());
         assert!(
-            guard.check(&absolute.body(Body::empty()).unwrap()).is_err(),
-            "another in the target"
+            guard.check(&absolute.unwrap()).is_err(),
+            "another host in the target"
         );
     }
 
     #[test]
-    fn with_a_token_it_must_be_given_whole_and_once() {
+    fn the_token_must_be_complete_and_sent_once() {
         let guard = Guard::new(Some(&"s3cret:token".into()));
         let basic = |pair: &str| format!("Basic {}", BASE64_STANDARD.encode(pair));
         for good in [
@@ -231,15 +242,8 @@ mod tests {
             &basic("any:s3cret:token"),
             &basic(":s3cret:token"),
         ] {
-            assert!(
-                guard
-                    .check(&request(&[
-                        ("authorization", good),
-                        ("host", "evil.example")
-                    ]))
-                    .is_ok(),
-                "{good}"
-            );
+            let headers = [("authorization", good), ("host", "evil.example")];
+            assert!(accepts(&guard, &headers), "{good}");
         }
         for bad in [
             "",
@@ -254,21 +258,11 @@ mod tests {
             &basic("any:"),
             &basic("any"),
         ] {
-            assert!(
-                guard
-                    .check(&request(&[("authorization", bad), ("host", "localhost")]))
-                    .is_err(),
-                "{bad:?}"
-            );
+            let headers = [("authorization", bad), ("host", "localhost")];
+            assert!(!accepts(&guard, &headers), "{bad:?}");
         }
-        assert!(
-            guard.check(&request(&[("host", "localhost")])).is_err(),
-            "none"
-        );
-        let twice = [
-            ("authorization", "Bearer s3cret:token"),
-            ("authorization", "Bearer s3cret:token"),
-        ];
-        assert!(guard.check(&request(&twice)).is_err(), "two");
+        assert!(!accepts(&guard, &[("host", "localhost")]), "no token");
+        let twice = [("authorization", "Bearer s3cret:token"); 2];
+        assert!(!accepts(&guard, &twice), "two tokens");
     }
 }

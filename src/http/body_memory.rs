@@ -29,9 +29,9 @@ type HeldBody = (Bytes, OwnedSemaphorePermit);
 /// The reason for which a body was not read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum BodyError {
-    /// It has more than [`BODY_LIMIT_BYTES`].
+    /// The body has more than [`BODY_LIMIT_BYTES`].
     TooLarge,
-    /// It was too slow or malformed, or the sender went away.
+    /// The body was too slow or malformed, or the sender disconnected.
     Incomplete,
     /// There is no memory for it.
     Busy,
@@ -47,7 +47,8 @@ impl Default for BodyMemory {
 }
 
 impl BodyMemory {
-    /// Reads a body. Memory is claimed as the bytes arrive, so a large `Content-Length` alone costs nothing.
+    /// Reads a body. Memory is claimed as the bytes arrive, so a large `Content-Length` alone costs
+    /// nothing.
     pub(super) async fn read(&self, mut body: Body) -> Result<HeldBody, BodyError> {
         // Most bodies arrive in one piece, together with their header.
         let first = match body.frame().now_or_never() {

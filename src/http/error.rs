@@ -1,5 +1,5 @@
-//! Errors of the admin listener as problem details
-//! ([RFC 9457](https://www.rfc-editor.org/rfc/rfc9457)). A browser gets the same as a page.
+//! Errors of the admin listener as problem details ([RFC
+//! 9457](https://www.rfc-editor.org/rfc/rfc9457)). A browser gets them as a page.
 
 use std::any::Any;
 use std::fmt::Display;
@@ -13,10 +13,10 @@ use utoipa::ToSchema;
 use crate::error_chain::error_chain;
 use crate::store::StoreError;
 
-/// The reason for which a request was not answered as asked.
+/// An error, as the API answers with it.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub(super) struct Problem {
-    /// Always `about:blank`: the status says what kind of problem it is.
+    /// Always `about:blank`: the status names the kind of problem.
     #[serde(rename = "type")]
     #[schema(rename = "type", example = "about:blank")]
     kind: &'static str,
@@ -26,10 +26,10 @@ pub(super) struct Problem {
     /// The HTTP status.
     #[schema(example = 400, minimum = 400, maximum = 599)]
     pub(super) status: u16,
-    /// What is wrong with this request, and what to do about it.
+    /// The error of this request, and how to correct it.
     #[schema(example = "limit: not a number from 1 to 200")]
     pub(super) detail: String,
-    /// The parameter that is to blame, if one is.
+    /// The parameter that caused the problem, if one did.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false, example = "limit")]
     parameter: Option<String>,
@@ -47,9 +47,9 @@ impl Problem {
         }
     }
 
-    /// A parameter of the query that cannot be used.
-    pub(super) fn parameter(name: &str, why: impl AsRef<str>) -> Self {
-        let detail = format!("{name}: {}", why.as_ref());
+    /// Creates the problem of a query parameter that cannot be used.
+    pub(super) fn bad_parameter(name: &str, reason: impl AsRef<str>) -> Self {
+        let detail = format!("{name}: {}", reason.as_ref());
         Self {
             parameter: Some(name.to_owned()),
             ..Self::new(StatusCode::BAD_REQUEST, detail)
@@ -71,11 +71,14 @@ pub(super) fn panic_response(_: Box<dyn Any + Send>) -> Response {
 }
 
 impl From<StoreError> for Problem {
-    fn from(failed: StoreError) -> Self {
-        warn!("a page cannot be read: {}", error_chain(&failed));
+    fn from(error: StoreError) -> Self {
+        warn!(
+            "a request cannot be answered from the database: {}",
+            error_chain(&error)
+        );
         Self::new(
             StatusCode::SERVICE_UNAVAILABLE,
-            format!("{failed}; try again soon"),
+            format!("{error}; try again soon"),
         )
     }
 }
@@ -95,7 +98,7 @@ impl IntoResponse for Problem {
                 .headers_mut()
                 .insert(header::RETRY_AFTER, HeaderValue::from_static("5"));
         }
-        // For the page that a browser gets instead.
+        // A browser's page is made from this.
         response.extensions_mut().insert(self);
         response
     }

@@ -1,9 +1,9 @@
 //! Evicts the least recently active holder of a scarce resource when its limit is reached.
 //!
-//! Connections and memory for bodies are handed out before the caller has proven to be Meta. A newcomer
-//! must not wait for holders that do nothing, so the stalest holder is evicted instead: to keep a place
-//! among ten thousand, a holder has to be active more often than ten thousand newcomers arrive. Holders
-//! that sent a valid signature are evicted last.
+//! Connections and memory for bodies are handed out before the caller has proven to be Meta. A
+//! newcomer must not wait for holders that do nothing, so the stalest holder is evicted: to stay
+//! among ten thousand, a holder has to be active more often than ten thousand newcomers arrive.
+//! Holders that sent a valid signature are evicted last.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,15 +22,16 @@ pub(super) struct EvictionQueue {
 
 /// Entries, sorted by the rank that each had when it was last filed.
 ///
-/// Activity changes an entry's rank, but files it anew only when its turn for eviction would have come:
-/// activity is for every request, and eviction is rare.
+/// Activity changes an entry's rank, but files it anew only when its turn for eviction would have
+/// come: activity is for every request, and eviction is rare.
 #[derive(Debug, Default)]
 struct Entries {
     registered: u64,
     by_rank: BTreeMap<(Rank, u64), Arc<Entry>>,
 }
 
-/// Nanoseconds from the queue's start to the last activity, and a bit for trust. The lowest is evicted first.
+/// Nanoseconds from the queue's start to the last activity, and a bit for trust. The lowest is
+/// evicted first.
 type Rank = u64;
 const TRUSTED: Rank = 1 << 63;
 
@@ -93,7 +94,7 @@ impl EvictionQueue {
         }
     }
 
-    /// Evicts the stalest holder and waits until it has gone. `false` where there is none.
+    /// Evicts the stalest holder and waits until it has gone. `false` if there is none.
     pub(super) async fn evict_stalest(&self) -> bool {
         let Some(stalest) = self.lock().remove_stalest() else {
             return false;

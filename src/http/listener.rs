@@ -1,7 +1,7 @@
 //! The accept loop of a listener, with its timeouts.
 //!
-//! `axum::serve` has no header timeout, so hyper serves the connections directly: a header must arrive
-//! in time, a body too, and there are never more connections than file descriptors.
+//! `axum::serve` has no header timeout, so hyper serves the connections directly: a header must
+//! arrive in time, a body too, and there are never more connections than file descriptors.
 
 use std::convert::Infallible;
 use std::io;
@@ -35,11 +35,12 @@ use super::eviction::{Evictable, EvictionQueue};
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// The largest header. A connection holds no more than this in memory beside its body.
 const HEADER_LIMIT_BYTES: usize = 32 * 1024;
-/// On a kept-alive connection the next header must arrive within this time of the last answer.
+/// The next header on a kept-alive connection must arrive within this time of the last answer.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// A whole body must arrive within this time.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
-/// Longer than any step of a connection takes, unless the peer does not read its answer.
+/// A connection without activity for this time is stale. No step takes longer, unless the peer does
+/// not read its answer.
 const STALE_TIMEOUT: Duration = Duration::from_secs(40);
 /// The pause between two searches for peers that do not read.
 const STALE_INTERVAL: Duration = Duration::from_secs(5);
@@ -48,12 +49,12 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// The pause after a failed accept, which mostly means that no file descriptor is free.
 const ACCEPT_RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Serves connections until told to stop, then lets the requests in flight finish.
+/// Serves connections until `stop`, then lets the requests in flight finish.
 ///
 /// When every slot is taken, the least recently active connection is closed for the new one. A
-/// connection is active when it is accepted, starts a request, or takes a part of an answer. A handler
-/// finds its own connection as an `Arc<Evictable>` in the request's extensions.
-pub async fn serve(
+/// connection is active when it is accepted, starts a request, or takes a part of an answer. A
+/// handler finds its own connection as an `Arc<Evictable>` in the request's extensions.
+pub(crate) async fn serve(
     listener: TcpListener,
     router: Router,
     connections: usize,
@@ -70,7 +71,7 @@ pub async fn serve(
         let stream = match accepted {
             Ok((stream, _)) => stream,
             Err(error) => {
-                make_room_after(&error, &queue).await;
+                recover_from_accept_error(&error, &queue).await;
                 continue;
             }
         };
@@ -94,7 +95,7 @@ pub async fn serve(
     }
 }
 
-/// Takes a slot; where none is free, evicts the stalest connection first.
+/// Takes a slot. If none is free, it first evicts the stalest connection.
 async fn free_slot(slots: &Arc<Semaphore>, queue: &EvictionQueue) -> OwnedSemaphorePermit {
     if let Ok(slot) = Arc::clone(slots).try_acquire_owned() {
         return slot;
@@ -149,8 +150,8 @@ fn track_activity(
 
 /// The timer of one connection, with a longer deadline between requests.
 ///
-/// hyper has one timeout for a header and for the idle time before it. It asks for a new deadline each
-/// time it starts to wait: the first is the header's, later ones get the idle time as well.
+/// hyper has one timeout for a header and for the idle time before it. It asks for a new deadline
+/// each time it starts to wait: the first is the header's, later ones get the idle time as well.
 #[derive(Default)]
 struct HeaderTimer {
     timer: TokioTimer,
@@ -181,8 +182,8 @@ impl Timer for HeaderTimer {
     }
 }
 
-/// Evicts a connection after a failed accept, or waits a moment where there is none to evict.
-async fn make_room_after(error: &io::Error, queue: &EvictionQueue) {
+/// Evicts a connection after a failed accept, or waits a moment if there is none to evict.
+async fn recover_from_accept_error(error: &io::Error, queue: &EvictionQueue) {
     use io::ErrorKind::{ConnectionAborted, ConnectionReset};
     // These two concern the one peer. Anything else is about this process, mostly its descriptors.
     if matches!(error.kind(), ConnectionAborted | ConnectionReset) {
@@ -195,10 +196,10 @@ async fn make_room_after(error: &io::Error, queue: &EvictionQueue) {
     }
 }
 
-/// Returns the number of connections that a listener may hold: ten thousand where the file descriptors
+/// Returns the number of connections that a listener may hold: ten thousand if the file descriptors
 /// allow it. Raises the process's own limit of descriptors as far as it may.
 #[must_use]
-pub fn connection_limit() -> usize {
+pub(crate) fn connection_limit() -> usize {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     const CONNECTION_LIMIT: u64 = 10_000;
     /// Descriptors for the database, Graph, the other listener, files.

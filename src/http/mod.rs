@@ -1,12 +1,12 @@
-//! HTTP in: the routers of the two listeners.
+//! The HTTP server: the routers of the two listeners.
 //!
 //! | listener | routes |
 //! | --- | --- |
 //! | public | [`webhook`] (Meta's handshake and callbacks), `/healthz` |
 //! | admin | [`api`], the dashboard, `/metrics`, `/readyz` |
 //!
-//! The [`listener`] accepts connections and closes slow ones. Before a caller has proven to be Meta,
-//! connections and memory for bodies are limited and evicted (`eviction`, `body_memory`).
+//! The `listener` accepts connections and closes slow ones. Before a caller has proven to be Meta,
+//! its connection and the memory for its body may be evicted (`eviction`, `body_memory`).
 
 pub mod api;
 mod auth;
@@ -14,7 +14,7 @@ mod body_memory;
 mod dashboard;
 mod error;
 mod eviction;
-pub mod listener;
+pub(crate) mod listener;
 mod ops;
 mod query;
 mod resolve;
@@ -33,15 +33,15 @@ use crate::metrics::Metrics;
 use crate::store::Pool;
 
 /// Returns the routes of the public listener: Meta's webhook and the liveness probe, nothing else.
-pub fn public_router(webhook: webhook::Webhook) -> Router {
+pub(crate) fn public_router(webhook: webhook::Webhook) -> Router {
     webhook::router(webhook).merge(ops::liveness_router())
 }
 
 /// Returns the routes of the admin listener: readiness is open, everything else is guarded.
 ///
-/// Without a token the listener belongs on a loopback address. API and dashboard read through the pool
-/// `pages`, so that a slow reader never holds up the service's own work on `db`.
-pub fn admin_router(
+/// Without a token the listener belongs on a loopback address. API and dashboard read through the
+/// pool `pages`, so that slow readers never delay the service's own work on `db`.
+pub(crate) fn admin_router(
     db: Pool,
     pages: Pool,
     token: Option<&SecretString>,
@@ -52,14 +52,14 @@ pub fn admin_router(
         .merge(ops::metrics_router(db.clone(), metrics))
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
-        .layer(DefaultBodyLimit::max(resolve::BODY_LIMIT_BYTES))
+        .layer(DefaultBodyLimit::max(resolve::ADMIN_BODY_LIMIT_BYTES))
         .layer(CatchPanicLayer::custom(error::panic_response))
-        .layer(CsrfLayer::new().with_rejection_response(auth::cross_site))
+        .layer(CsrfLayer::new().with_rejection_response(auth::cross_site_response))
         .layer(middleware::from_fn_with_state(
             Guard::new(token),
-            auth::guard,
+            auth::require_access,
         ))
-        .layer(middleware::from_fn(dashboard::problems_as_pages));
+        .layer(middleware::from_fn(dashboard::render_problem_pages));
     ops::readiness_router(db)
         .merge(guarded)
         .layer(middleware::from_fn(auth::add_security_headers))

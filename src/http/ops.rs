@@ -1,4 +1,4 @@
-//! For whoever operates the process: does it live, can it work, what has it done.
+//! Probes and metrics for those who operate the process.
 
 use std::time::Duration;
 
@@ -10,82 +10,66 @@ use axum::routing::get;
 use tokio::time::timeout;
 use tracing::debug;
 
+use crate::error_chain::error_chain;
 use crate::metrics::{Metrics, Snapshot};
 use crate::store::{self, Pool, Readiness, overview};
 
-/// `GET /healthz`: 200 while the process lives. The database has no say in it: a receiver without one
+const READINESS_TIMEOUT: Duration = Duration::from_secs(3);
+const METRICS_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// `GET /healthz`: 200 while the process lives. The database does not count: without it, a receiver
 /// still answers every callback that is not about a lockout.
 pub(super) fn liveness_router() -> Router {
     Router::new().route("/healthz", get(|| async { "alive\n" }))
 }
 
-/// `GET /readyz`: 200 when the database answers, takes writes and has this version's tables, else 503.
+/// `GET /readyz`: 200 when the database answers, takes writes and has this version's tables, else
+/// 503.
 pub(super) fn readiness_router(db: Pool) -> Router {
-    Router::new().route("/readyz", get(ready)).with_state(db)
+    Router::new()
+        .route("/readyz", get(get_readiness))
+        .with_state(db)
 }
 
-async fn ready(State(db): State<Pool>) -> (StatusCode, &'static str) {
-    const PATIENCE: Duration = Duration::from_secs(3);
-    match timeout(PATIENCE, store::readiness(&db)).await {
-        Ok(Ok(Readiness::Ready)) => (StatusCode::OK, "ready\n"),
-        Ok(Ok(Readiness::ReadOnly)) => (
-            StatusCode::SERVICE_UNAVAILABLE,
-            "the database takes no writes\n",
-        ),
-        Ok(Ok(Readiness::Unmigrated)) => (
-            StatusCode::SERVICE_UNAVAILABLE,
-            "the database lacks this version's tables\n",
-        ),
+async fn get_readiness(State(db): State<Pool>) -> (StatusCode, &'static str) {
+    let reason = match timeout(READINESS_TIMEOUT, store::readiness(&db)).await {
+        Ok(Ok(Readiness::Ready)) => return (StatusCode::OK, "ready\n"),
+        Ok(Ok(Readiness::ReadOnly)) => "the database takes no writes\n",
+        Ok(Ok(Readiness::Unmigrated)) => "the database lacks this version's tables\n",
         Ok(Err(error)) => {
-            debug!(cause = error.cause(), "not ready: {error}");
-            (
-                StatusCode::SERVICE_UNAVAILABLE,
-                "the database cannot be reached\n",
-            )
+            debug!("not ready: {}", error_chain(&error));
+            "the database cannot be reached\n"
         }
-        Err(_) => (
-            StatusCode::SERVICE_UNAVAILABLE,
-            "the database does not answer\n",
-        ),
-    }
+        Err(_) => "the database does not answer\n",
+    };
+    (StatusCode::SERVICE_UNAVAILABLE, reason)
 }
 
-/// `GET /metrics`: what the process counts, and how things stand in the database. Without a database it
-/// answers 200 all the same, and leaves out what it cannot know.
+/// `GET /metrics`: the process's counters, and gauges from the database. If the database does not
+/// answer in time, the status is still 200 and its gauges are missing.
 pub(super) fn metrics_router(db: Pool, metrics: Metrics) -> Router {
     Router::new()
-        .route("/metrics", get(tell))
+        .route("/metrics", get(get_metrics))
         .with_state((db, metrics))
 }
 
-async fn tell(State((db, metrics)): State<(Pool, Metrics)>) -> impl IntoResponse {
-    const PATIENCE: Duration = Duration::from_secs(2);
-    // Before it is used for this.
+async fn get_metrics(State((db, metrics)): State<(Pool, Metrics)>) -> impl IntoResponse {
+    // Counted first: the scrape itself uses the pool.
     let pool = overview::pool_use(&db);
     let (readiness, overview) = tokio::join!(
-        timeout(PATIENCE, store::readiness(&db)),
-        timeout(PATIENCE, overview::read(&db))
+        timeout(METRICS_TIMEOUT, store::readiness(&db)),
+        timeout(METRICS_TIMEOUT, overview::fetch(&db))
     );
-    let ready = matches!(readiness, Ok(Ok(Readiness::Ready)));
-    let overview = overview.ok().and_then(|read| {
-        read.inspect_err(|error| {
-            debug!(
-                cause = error.cause(),
-                "metrics without the database: {error}"
-            )
-        })
-        .ok()
+    let overview = overview.ok().and_then(|overview| {
+        overview
+            .inspect_err(|error| debug!("metrics without the database: {}", error_chain(error)))
+            .ok()
     });
-    let text = metrics.text(&Snapshot {
-        ready,
+    let text = metrics.encode(&Snapshot {
+        ready: matches!(readiness, Ok(Ok(Readiness::Ready))),
         pool,
         overview,
     });
-    (
-        [(
-            header::CONTENT_TYPE,
-            "application/openmetrics-text; version=1.0.0; charset=utf-8",
-        )],
-        text,
-    )
+    let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([(header::CONTENT_TYPE, content_type)], text)
 }

@@ -1,4 +1,4 @@
-//! Resolving an incident by hand, as the API and the dashboard do.
+//! Resolving an incident by hand, for the API and the dashboard.
 
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
@@ -9,8 +9,8 @@ use crate::lockout::note::Note;
 use crate::store::incident_life::{self, ManualResolution};
 use crate::store::{Pool, bounded};
 
-/// Of a request: a note has 2000 characters at the most.
-pub(super) const BODY_LIMIT_BYTES: usize = 64 * 1024;
+/// The largest body of a request to the admin listener: a note has 2000 characters at most.
+pub(super) const ADMIN_BODY_LIMIT_BYTES: usize = 64 * 1024;
 
 /// Resolves an incident, if it is open.
 pub(super) async fn resolve_by_hand(
@@ -19,9 +19,9 @@ pub(super) async fn resolve_by_hand(
     note: Option<String>,
 ) -> Result<(), Problem> {
     let note = Note::parse(note.as_deref())
-        .map_err(|why| Problem::new(StatusCode::BAD_REQUEST, why.to_string()))?;
+        .map_err(|error| Problem::new(StatusCode::BAD_REQUEST, error.to_string()))?;
     let db = db.clone();
-    // A task of its own: who goes away must not leave a transaction behind.
+    // A separate task: a caller that disconnects must not leave a transaction open.
     let resolving = tokio::spawn(async move {
         bounded(incident_life::resolve_by_hand(&db, id, note.as_str())).await
     });
@@ -41,8 +41,8 @@ pub(super) async fn resolve_by_hand(
     }
 }
 
-/// A whole body, or why there is none.
-pub(super) fn whole_body(body: Result<Bytes, BytesRejection>) -> Result<Bytes, Problem> {
+/// Returns a body that arrived complete, or the problem with it.
+pub(super) fn complete_body(body: Result<Bytes, BytesRejection>) -> Result<Bytes, Problem> {
     body.map_err(|rejection| match rejection.status() {
         StatusCode::PAYLOAD_TOO_LARGE => {
             Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "the body is over 64 KiB")

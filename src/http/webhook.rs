@@ -1,4 +1,4 @@
-//! Meta's webhook: the handshake, and the callbacks.
+//! Meta's webhook: the handshake and the callbacks.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,10 +20,10 @@ use tracing::{debug, info, warn};
 use super::body_memory::{BODY_LIMIT_BYTES, BodyError, BodyMemory};
 use super::eviction::Evictable;
 use crate::meta::signature::{self, Signature, Verifier};
-use crate::metrics::{CountedAs, WebhookMetrics};
+use crate::metrics::{CountOnDrop, WebhookMetrics};
 use crate::recorder::{Callback, Capturing, NotRecorded, Recorder};
 
-/// What the webhook's handlers share.
+/// The webhook's state, shared by its handlers.
 #[derive(Debug, Clone)]
 pub struct Webhook(Arc<Shared>);
 
@@ -34,12 +34,13 @@ struct Shared {
     recorder: Recorder,
     capturing: Capturing,
     bodies: BodyMemory,
-    refusals: Refusals,
+    refusals: RefusalLog,
     metrics: WebhookMetrics,
 }
 
 impl Webhook {
-    /// A webhook that takes what one of these secrets signed and hands it to the recorder.
+    /// Creates a webhook that accepts callbacks signed with one of these secrets and hands them to
+    /// the recorder.
     #[must_use]
     pub fn new(
         app_secrets: &[SecretString],
@@ -54,30 +55,31 @@ impl Webhook {
             recorder,
             capturing,
             bodies: BodyMemory::default(),
-            refusals: Refusals::default(),
+            refusals: RefusalLog::default(),
             metrics,
         }))
     }
 
-    /// Says, at most once a minute, how many signatures and handshakes were refused.
-    pub async fn report_refusals(self, stop: CancellationToken) {
-        stop.run_until_cancelled(self.0.refusals.report()).await;
+    /// Logs, at most once a minute, how many signatures and handshakes were refused.
+    pub async fn log_refusals(self, stop: CancellationToken) {
+        stop.run_until_cancelled(self.0.refusals.log_periodically())
+            .await;
     }
 }
 
 pub(super) fn router(webhook: Webhook) -> Router {
     Router::new()
-        .route("/webhook", get(verify_endpoint).post(receive))
+        .route("/webhook", get(answer_handshake).post(receive_callback))
         .with_state(webhook)
 }
 
-/// Answers one callback, and counts what became of it.
-async fn receive(
+/// Answers one callback and counts the outcome.
+async fn receive_callback(
     State(webhook): State<Webhook>,
     request: Request,
 ) -> Result<StatusCode, WebhookError> {
     let callbacks = &webhook.0.metrics.callbacks;
-    let mut counted = CountedAs(&callbacks.abandoned);
+    let mut counted = CountOnDrop(&callbacks.abandoned);
     let acknowledged = acknowledge(&webhook.0, request).await;
     counted.0 = match acknowledged {
         Ok(Acknowledgement::Recorded) => &callbacks.recorded,
@@ -92,14 +94,15 @@ async fn receive(
     acknowledged.map(|_| StatusCode::OK)
 }
 
-/// What became of a callback that is answered with 200.
+/// The outcome of a callback that is answered with 200.
 #[derive(Debug, Clone, Copy)]
 enum Acknowledgement {
     Recorded,
     NothingFound,
 }
 
-/// Takes one callback. `Ok` means every lockout in it is on disk; anything else asks Meta to resend.
+/// Receives and records one callback. `Ok` means that every lockout in it is on disk; every error
+/// makes Meta send it again.
 async fn acknowledge(shared: &Shared, request: Request) -> Result<Acknowledgement, WebhookError> {
     let SignedCallback {
         callback,
@@ -115,7 +118,8 @@ async fn acknowledge(shared: &Shared, request: Request) -> Result<Acknowledgemen
     }
 }
 
-/// A callback whose signature was verified over its raw bytes: there is no other way to have one.
+/// A callback whose signature was verified over its raw bytes. [`receive`](Self::receive) is the
+/// only way to get one.
 struct SignedCallback {
     callback: Callback,
     arrived: Instant,
@@ -124,11 +128,12 @@ struct SignedCallback {
 }
 
 impl SignedCallback {
-    /// The header comes first: whoever cannot sign is not read any further.
+    /// Reads and verifies a callback. The header is checked first: without a well-formed signature
+    /// the body is not read.
     async fn receive(request: Request, shared: &Shared) -> Result<Self, WebhookError> {
         let (parts, body) = request.into_parts();
         let signature =
-            single_signature(&parts.headers).ok_or_else(|| shared.refusals.signature())?;
+            single_signature(&parts.headers).ok_or_else(|| shared.refusals.refuse_signature())?;
         if parts.headers.contains_key(header::CONTENT_ENCODING) {
             return Err(WebhookError::Encoded);
         }
@@ -139,13 +144,13 @@ impl SignedCallback {
         let position = shared
             .verifier
             .verify(&body, &signature)
-            .ok_or_else(|| shared.refusals.signature())?;
+            .ok_or_else(|| shared.refusals.refuse_signature())?;
         debug!(
             app_secret = position + 1,
             bytes = body.len(),
             "callback verified"
         );
-        shared.refusals.matched(position);
+        shared.refusals.log_first_match(position);
         if let Some(connection) = parts.extensions.get::<Arc<Evictable>>() {
             connection.trust();
         }
@@ -163,16 +168,18 @@ impl SignedCallback {
     }
 }
 
-/// The one well-formed signature of a request.
+/// Returns the signature of a request, if it has exactly one signature header and that is
+/// well-formed.
 fn single_signature(headers: &HeaderMap) -> Option<Signature> {
-    let mut values = headers.get_all(signature::HEADER).iter();
+    let mut values = headers.get_all(signature::SIGNATURE_HEADER).iter();
     match (values.next(), values.next()) {
         (Some(value), None) => Signature::parse(value.as_bytes()).ok(),
         _ => None,
     }
 }
 
-/// hyper has seen to it that there is one length, and that it is a number.
+/// Returns the `Content-Length`. hyper has already checked that there is only one, and that it is a
+/// number.
 fn declared_length(headers: &HeaderMap) -> Option<usize> {
     headers
         .get(header::CONTENT_LENGTH)?
@@ -182,7 +189,7 @@ fn declared_length(headers: &HeaderMap) -> Option<usize> {
         .ok()
 }
 
-/// Why a callback is not answered with 200.
+/// The reason for which a callback is not answered with 200.
 #[derive(Debug, Clone, Copy)]
 enum WebhookError {
     BadSignature,
@@ -211,43 +218,34 @@ impl From<BodyError> for WebhookError {
 
 impl IntoResponse for WebhookError {
     fn into_response(self) -> Response {
-        const RETRY_AFTER: [(header::HeaderName, &str); 1] = [(header::RETRY_AFTER, "5")];
         match self {
             Self::BadSignature => (StatusCode::UNAUTHORIZED, "bad signature\n").into_response(),
             Self::Encoded => (
                 StatusCode::UNSUPPORTED_MEDIA_TYPE,
-                "encoded bodies are not taken\n",
+                "encoded bodies are not accepted\n",
             )
                 .into_response(),
             Self::TooLarge => {
                 (StatusCode::PAYLOAD_TOO_LARGE, "the body is over 4 MiB\n").into_response()
             }
-            Self::Incomplete => (
-                StatusCode::SERVICE_UNAVAILABLE,
-                RETRY_AFTER,
-                "the body did not arrive in time\n",
-            )
-                .into_response(),
-            Self::Busy => (
-                StatusCode::SERVICE_UNAVAILABLE,
-                RETRY_AFTER,
-                "too many bodies at once\n",
-            )
-                .into_response(),
-            Self::NotRecorded(error) => (
-                StatusCode::SERVICE_UNAVAILABLE,
-                RETRY_AFTER,
-                format!("not recorded: {error}\n"),
-            )
-                .into_response(),
+            Self::Incomplete => unavailable("the body did not arrive in time\n"),
+            Self::Busy => unavailable("too many bodies at once\n"),
+            Self::NotRecorded(error) => unavailable(format!("not recorded: {error}\n")),
         }
     }
 }
 
-/// Meta's handshake when the URL is registered: echo the challenge to whoever knows the verify token.
-async fn verify_endpoint(State(webhook): State<Webhook>, RawQuery(query): RawQuery) -> Response {
+/// Returns a 503 that asks for a retry.
+fn unavailable(reason: impl IntoResponse) -> Response {
+    let retry = [(header::RETRY_AFTER, "5")];
+    (StatusCode::SERVICE_UNAVAILABLE, retry, reason).into_response()
+}
+
+/// Answers Meta's handshake, which comes when the URL is registered: a caller that knows the verify
+/// token gets its challenge back.
+async fn answer_handshake(State(webhook): State<Webhook>, RawQuery(query): RawQuery) -> Response {
     let handshakes = &webhook.0.metrics.handshakes;
-    let Some(handshake) = Handshake::parse(query.as_deref().unwrap_or_default()) else {
+    let Some(handshake) = HandshakeQuery::parse(query.as_deref().unwrap_or_default()) else {
         handshakes.malformed.inc();
         return (
             StatusCode::BAD_REQUEST,
@@ -258,12 +256,12 @@ async fn verify_endpoint(State(webhook): State<Webhook>, RawQuery(query): RawQue
     let expected = webhook.0.verify_token.expose_secret();
     if !bool::from(handshake.verify_token.as_bytes().ct_eq(expected.as_bytes())) {
         handshakes.wrong_token.inc();
-        webhook.0.refusals.handshake();
+        webhook.0.refusals.count_handshake();
         return (StatusCode::FORBIDDEN, "wrong verify token\n").into_response();
     }
     handshakes.verified.inc();
     info!("Meta verified this URL");
-    // Plain text, and no guessing: the challenge is the caller's own text.
+    // The challenge is the caller's own text: no browser may take it for HTML.
     let headers = [
         (header::CONTENT_TYPE, "text/plain; charset=utf-8"),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
@@ -271,26 +269,17 @@ async fn verify_endpoint(State(webhook): State<Webhook>, RawQuery(query): RawQue
     (headers, handshake.challenge).into_response()
 }
 
-struct Handshake {
+/// The query of Meta's handshake.
+struct HandshakeQuery {
     verify_token: String,
     challenge: String,
 }
 
-impl Handshake {
+impl HandshakeQuery {
     fn parse(query: &str) -> Option<Self> {
-        let the = |name| {
-            let mut values =
-                form_urlencoded::parse(query.as_bytes()).filter(|(key, _)| key == name);
-            values
-                .next()
-                .filter(|_| values.next().is_none())
-                .map(|(_, value)| value.into_owned())
-        };
-        let (mode, verify_token, challenge) = (
-            the("hub.mode")?,
-            the("hub.verify_token")?,
-            the("hub.challenge")?,
-        );
+        let mode = single_parameter(query, "hub.mode")?;
+        let verify_token = single_parameter(query, "hub.verify_token")?;
+        let challenge = single_parameter(query, "hub.challenge")?;
         (mode == "subscribe" && !challenge.is_empty()).then_some(Self {
             verify_token,
             challenge,
@@ -298,33 +287,44 @@ impl Handshake {
     }
 }
 
-/// What was refused since it was last reported, and which app secrets have matched.
-#[derive(Debug, Default)]
-struct Refusals {
-    signatures: AtomicU64,
-    handshakes: AtomicU64,
-    any: Notify,
-    /// A bit for each position.
-    matched: AtomicU64,
+/// Returns the value of a parameter that is given exactly once.
+fn single_parameter(query: &str, name: &str) -> Option<String> {
+    let mut values = form_urlencoded::parse(query.as_bytes()).filter(|(key, _)| key == name);
+    match (values.next(), values.next()) {
+        (Some((_, value)), None) => Some(value.into_owned()),
+        _ => None,
+    }
 }
 
-impl Refusals {
-    fn signature(&self) -> WebhookError {
+/// Counts refused requests until they are logged, and remembers the app secrets that have matched.
+#[derive(Debug, Default)]
+struct RefusalLog {
+    signatures: AtomicU64,
+    handshakes: AtomicU64,
+    pending: Notify,
+    /// A bit for each position.
+    matched_secrets: AtomicU64,
+}
+
+impl RefusalLog {
+    /// Counts a bad signature and returns its error.
+    fn refuse_signature(&self) -> WebhookError {
         self.signatures.fetch_add(1, Ordering::Relaxed);
-        self.any.notify_one();
+        self.pending.notify_one();
         WebhookError::BadSignature
     }
 
-    fn handshake(&self) {
+    fn count_handshake(&self) {
         self.handshakes.fetch_add(1, Ordering::Relaxed);
-        self.any.notify_one();
+        self.pending.notify_one();
     }
 
-    /// Says which secret signs, by position, when it does so first: that is how a rotation is seen.
-    fn matched(&self, position: usize) {
+    /// Logs the position of an app secret when it matches for the first time, which shows that a
+    /// rotation took effect.
+    fn log_first_match(&self, position: usize) {
         let bit = 1 << (position % 64);
-        if self.matched.load(Ordering::Relaxed) & bit == 0
-            && self.matched.fetch_or(bit, Ordering::Relaxed) & bit == 0
+        if self.matched_secrets.load(Ordering::Relaxed) & bit == 0
+            && self.matched_secrets.fetch_or(bit, Ordering::Relaxed) & bit == 0
         {
             info!(
                 "callbacks are signed with app secret number {}",
@@ -333,27 +333,30 @@ impl Refusals {
         }
     }
 
-    async fn report(&self) {
-        const SETTLE: Duration = Duration::from_secs(1);
-        const MINUTE: Duration = Duration::from_secs(60);
+    async fn log_periodically(&self) {
+        /// Refusals of one burst share a line.
+        const BURST_WINDOW: Duration = Duration::from_secs(1);
+        const LOG_INTERVAL: Duration = Duration::from_secs(60);
         loop {
-            self.any.notified().await;
-            sleep(SETTLE).await;
+            self.pending.notified().await;
+            sleep(BURST_WINDOW).await;
             let refused = self.signatures.swap(0, Ordering::Relaxed);
             if refused > 0 {
                 warn!(
                     refused,
-                    "callbacks with a bad signature refused: {refused}. Is META_APP_SECRET this app's?"
+                    "callbacks with a bad signature refused: {refused}. \
+                     Is META_APP_SECRET this app's?"
                 );
             }
             let refused = self.handshakes.swap(0, Ordering::Relaxed);
             if refused > 0 {
                 warn!(
                     refused,
-                    "handshakes refused: {refused}. Is META_VERIFY_TOKEN the one in the App Dashboard?"
+                    "handshakes refused: {refused}. \
+                     Is META_VERIFY_TOKEN the one in the App Dashboard?"
                 );
             }
-            sleep(MINUTE).await;
+            sleep(LOG_INTERVAL).await;
         }
     }
 }

@@ -1,74 +1,79 @@
-//! Which incident a failure belongs to, and when an incident is over.
+//! Incidents: the incident that a failure belongs to, and the end of an incident.
 
 use std::time::Duration;
 
 use time::OffsetDateTime;
 
-/// One incident of an account, as far as [`belongs_to`] needs to know it.
+/// The part of an incident that [`incident_for_failure`] needs to know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Span {
+pub struct IncidentSpan {
     /// The incident.
     pub id: i64,
-    /// When it was resolved; `None` while it is open.
+    /// The time it was resolved; `None` while it is open.
     pub resolved_at: Option<OffsetDateTime>,
 }
 
-/// What is known of an account's incidents: all that failures since some time may belong to.
+/// The known incidents of one account: all to which a failure since some time can belong.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct History {
-    /// Of what failed before this, nothing can be said.
+pub struct IncidentHistory {
+    /// The start of the known time. Nothing is known about failures before it.
     pub since: OffsetDateTime,
-    /// The open incident, and those that were resolved later than `since`.
-    pub spans: Vec<Span>,
+    /// The open incident, and those that were resolved after `since`.
+    pub spans: Vec<IncidentSpan>,
 }
 
-impl History {
-    /// The incident a failure [belongs to](belongs_to), as far as can be said.
+impl IncidentHistory {
+    /// Returns the incident that a failure [belongs to](incident_for_failure); `None` if it is not
+    /// known.
     #[must_use]
-    pub fn incident_of(&self, failed_at: OffsetDateTime) -> Option<Span> {
-        let id = belongs_to(failed_at, &self.spans).filter(|_| failed_at >= self.since)?;
+    pub fn incident_of(&self, failed_at: OffsetDateTime) -> Option<IncidentSpan> {
+        if failed_at < self.since {
+            return None;
+        }
+        let id = incident_for_failure(failed_at, &self.spans)?;
         self.spans
             .iter()
             .find(|incident| incident.id == id)
             .copied()
     }
 
-    /// The open incident.
+    /// The id of the open incident.
     #[must_use]
-    pub fn open(&self) -> Option<i64> {
-        open(&self.spans)
+    pub fn open_incident(&self) -> Option<i64> {
+        find_open(&self.spans)
     }
 }
 
-fn open(history: &[Span]) -> Option<i64> {
+fn find_open(history: &[IncidentSpan]) -> Option<i64> {
     history
         .iter()
         .find(|incident| incident.resolved_at.is_none())
         .map(|incident| incident.id)
 }
 
-/// The incident a failure belongs to; `None` where it opens a new one.
+/// Returns the incident that a failure belongs to; `None` if the failure opens a new one.
 ///
-/// Meta redelivers for seven days, so a failure can arrive after its lockout is over. It then belongs to
-/// the resolved incident that ended first after the failure's own time; otherwise to the open one.
+/// Meta redelivers callbacks for seven days, so a failure can arrive after its lockout is over. A
+/// failure belongs to the first incident that was resolved after the failure happened. If there is
+/// none, it belongs to the open incident.
 #[must_use]
-pub fn belongs_to(failed_at: OffsetDateTime, history: &[Span]) -> Option<i64> {
+pub fn incident_for_failure(failed_at: OffsetDateTime, history: &[IncidentSpan]) -> Option<i64> {
     let late = history
         .iter()
         .filter_map(|incident| incident.resolved_at.map(|at| (at, incident.id)))
         .filter(|(resolved_at, _)| *resolved_at > failed_at)
         .min();
-    late.map(|(_, id)| id).or_else(|| open(history))
+    late.map(|(_, id)| id).or_else(|| find_open(history))
 }
 
-/// How an incident ended.
+/// The reason why an incident ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Resolution {
-    /// The cause was found, and is gone from every affected number.
+    /// The cause was found, and no affected number shows it any more.
     Recovered,
-    /// No failure for seven days.
+    /// There was no failure for seven days.
     Quiet,
-    /// A person said so.
+    /// A person resolved it.
     Manual,
 }
 
@@ -76,7 +81,7 @@ impl Resolution {
     /// Every resolution.
     pub const ALL: [Self; 3] = [Self::Recovered, Self::Quiet, Self::Manual];
 
-    /// The word in the database.
+    /// The word for it in the database.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -88,41 +93,42 @@ impl Resolution {
 }
 
 /// An incident without a failure for this long is over.
-pub const QUIET_AFTER: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+pub(crate) const QUIET_WINDOW: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
-/// Two clear checks of a number must lie this far apart to count as recovery.
-pub const RECOVERY_INTERVAL: Duration = Duration::from_secs(15 * 60);
+/// The shortest time between two clear checks of a number that together count as recovery.
+pub(crate) const RECOVERY_INTERVAL: Duration = Duration::from_secs(15 * 60);
 
-/// A run of checks of one number in which the recorded cause did not show.
+/// A run of checks of one number that did not show the recorded cause.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ClearRun {
-    /// The first of them.
-    pub since: OffsetDateTime,
-    /// The latest of them.
-    pub until: OffsetDateTime,
+pub(crate) struct ClearRun {
+    /// The time of the first check.
+    pub(crate) since: OffsetDateTime,
+    /// The time of the latest check.
+    pub(crate) until: OffsetDateTime,
 }
 
-/// The run after another answered check: it starts, goes on, or ends. A failure after its start ends it
-/// as well, since the account cannot have been healthy then.
+/// Returns the start of the run after one more answered check: the run starts, continues or ends. A
+/// failure after its start ends it too, because the account cannot have been healthy at that time.
 #[must_use]
-pub fn extend_clear_run(
-    before: Option<OffsetDateTime>,
-    clear: bool,
+pub(crate) fn extend_clear_run(
+    run_start: Option<OffsetDateTime>,
+    is_clear: bool,
     checked_at: OffsetDateTime,
     last_failure_at: OffsetDateTime,
 ) -> Option<OffsetDateTime> {
-    match before {
-        _ if !clear => None,
-        Some(since) if since > last_failure_at => Some(since),
-        _ if checked_at > last_failure_at => Some(checked_at),
-        _ => None,
+    if !is_clear {
+        return None;
     }
+    run_start
+        .filter(|since| *since > last_failure_at)
+        .or((checked_at > last_failure_at).then_some(checked_at))
 }
 
-/// Whether an incident with a found cause is over: every affected number (`None`: the last check was not
-/// clear) has been clear since the last failure, in two checks far enough apart.
+/// Returns whether an incident with a found cause is over. Each affected number must have been
+/// clear since the last failure, in two checks that are at least [`RECOVERY_INTERVAL`] apart.
+/// `None` stands for a number whose last check was not clear.
 #[must_use]
-pub fn is_recovered(numbers: &[Option<ClearRun>], last_failure_at: OffsetDateTime) -> bool {
+pub(crate) fn is_recovered(numbers: &[Option<ClearRun>], last_failure_at: OffsetDateTime) -> bool {
     !numbers.is_empty()
         && numbers.iter().all(|run| {
             run.is_some_and(|run| {
@@ -142,46 +148,54 @@ mod tests {
         T + time::Duration::minutes(n)
     }
 
-    fn resolved(id: i64, at: i64) -> Span {
-        Span {
+    fn resolved(id: i64, at: i64) -> IncidentSpan {
+        IncidentSpan {
             id,
             resolved_at: Some(minutes(at)),
         }
     }
 
-    const OPEN: Span = Span {
+    const OPEN: IncidentSpan = IncidentSpan {
         id: 9,
         resolved_at: None,
     };
 
     #[test]
-    fn a_failure_opens_joins_or_comes_late() {
-        assert_eq!(belongs_to(T, &[]), None, "nothing there: a new one");
-        assert_eq!(belongs_to(T, &[OPEN]), Some(9), "the open one");
+    fn a_failure_opens_or_joins_an_incident() {
         assert_eq!(
-            belongs_to(T, &[resolved(1, -5)]),
+            incident_for_failure(T, &[]),
             None,
-            "after the last one ended: a new one"
+            "no incident yet: a new one"
         );
         assert_eq!(
-            belongs_to(T, &[resolved(1, 5)]),
-            Some(1),
-            "before it ended: late"
-        );
-        assert_eq!(
-            belongs_to(T, &[OPEN, resolved(2, 10), resolved(1, 5), resolved(0, -5)]),
-            Some(1),
-            "first to end"
-        );
-        assert_eq!(
-            belongs_to(T, &[resolved(1, 0), OPEN]),
+            incident_for_failure(T, &[OPEN]),
             Some(9),
-            "at the very end: not before it"
+            "the open incident"
+        );
+        assert_eq!(
+            incident_for_failure(T, &[resolved(1, -5)]),
+            None,
+            "after the last incident: a new one"
+        );
+        assert_eq!(
+            incident_for_failure(T, &[resolved(1, 5)]),
+            Some(1),
+            "before the incident ended: it came late"
+        );
+        assert_eq!(
+            incident_for_failure(T, &[OPEN, resolved(2, 10), resolved(1, 5), resolved(0, -5)]),
+            Some(1),
+            "the first incident to end"
+        );
+        assert_eq!(
+            incident_for_failure(T, &[resolved(1, 0), OPEN]),
+            Some(9),
+            "at the exact end: it is not before the end"
         );
     }
 
     #[test]
-    fn a_clear_run_starts_goes_on_and_ends() {
+    fn a_clear_run_starts_continues_and_ends() {
         assert_eq!(
             extend_clear_run(None, true, minutes(5), T),
             Some(minutes(5))
@@ -197,17 +211,17 @@ mod tests {
         assert_eq!(
             extend_clear_run(Some(minutes(5)), true, minutes(9), minutes(6)),
             Some(minutes(9)),
-            "failed in between"
+            "a failure between the checks"
         );
         assert_eq!(
             extend_clear_run(None, true, minutes(5), minutes(6)),
             None,
-            "failed since it was looked at"
+            "a failure after the check"
         );
     }
 
     #[test]
-    fn recovery_takes_two_clear_checks_of_every_number_and_no_failure_since() {
+    fn recovery_takes_two_clear_checks_of_every_number() {
         let run = |since, until| {
             Some(ClearRun {
                 since: minutes(since),
@@ -218,11 +232,11 @@ mod tests {
         assert!(!is_recovered(&[run(1, 15)], T), "too close together");
         assert!(
             !is_recovered(&[run(1, 16), None], T),
-            "one number is still hit"
+            "one number is still affected"
         );
         assert!(
             !is_recovered(&[run(1, 16)], minutes(1)),
-            "a failure since the first"
+            "a failure after the first check"
         );
         assert!(!is_recovered(&[], T));
     }

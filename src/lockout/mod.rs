@@ -1,10 +1,11 @@
 //! The rules of a lockout: pure functions over plain data.
 //!
-//! Which incident a failure belongs to, why an account is locked, when to ask Meta again and when it is
-//! over. No I/O, no async and no clock: time and chance are arguments.
+//! [`incident`] assigns failures to incidents and decides when an incident is over, [`cause`] finds
+//! out why an account is locked, and [`schedule`] decides when to ask Meta again. There is no I/O,
+//! no async and no clock: time and chance are arguments.
 
 pub mod cause;
 pub mod change;
 pub mod incident;
-pub mod note;
+pub(crate) mod note;
 pub mod schedule;

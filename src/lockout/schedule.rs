@@ -1,46 +1,48 @@
-//! When Meta is asked again.
+//! The schedule of look-ups: limits, pauses and backoff.
 
 use std::time::Duration;
 
 use crate::meta::health::Answer;
 
-/// Look-ups per hour and account, over all replicas. Meta allows an inactive account 200 reads an hour.
+/// The most look-ups of one account per hour, over all replicas. Meta allows an inactive account
+/// 200 reads an hour.
 pub const LOOKUPS_PER_HOUR: i64 = 150;
 
-/// Look-ups of one account under way at once, per process: where its nodes hang, there is room for others.
-pub const IN_FLIGHT_PER_ACCOUNT: i64 = 4;
+/// The most look-ups of one account in flight at once, per process. An account whose look-ups hang
+/// does not keep the others waiting.
+pub const ACCOUNT_IN_FLIGHT_LIMIT: i64 = 4;
 
-/// How long a claimed check stays with its claimant. Longer than a look-up can take.
-pub const CLAIM_LEASE: Duration = Duration::from_secs(30);
+/// The lease of a claimed check. It is longer than a look-up can take.
+pub(crate) const CLAIM_LEASE: Duration = Duration::from_secs(30);
 
-/// How long an account rests when Meta throttles it without saying for how long.
-pub const DEFAULT_REST: Duration = Duration::from_secs(15 * 60);
+/// The pause of an account that Meta throttles without saying for how long.
+pub(crate) const DEFAULT_THROTTLE_INTERVAL: Duration = Duration::from_secs(15 * 60);
 
 const MINUTE: Duration = Duration::from_secs(60);
-/// The pauses after the first, second and third answer; then [`HOURLY_INTERVAL`].
+/// The pauses after the first, second and third answer. [`HOURLY_INTERVAL`] follows.
 const ANSWER_INTERVALS: [Duration; 3] = [
     MINUTE.saturating_mul(5),
     MINUTE.saturating_mul(15),
     MINUTE.saturating_mul(30),
 ];
 const HOURLY_INTERVAL: Duration = MINUTE.saturating_mul(60);
-/// The pause between two checks that may together show recovery: the fifteen minutes that the rule asks
-/// for, and the jitter's tenth.
+/// The pause between two checks that may show recovery together. The rule asks for fifteen minutes,
+/// and the jitter may shorten the pause by a tenth.
 const CONFIRM_INTERVAL: Duration = MINUTE.saturating_mul(17);
-const BACKOFF_MIN: Duration = Duration::from_secs(5);
-const BACKOFF_MAX: Duration = MINUTE.saturating_mul(15);
+const MIN_BACKOFF: Duration = Duration::from_secs(5);
+const MAX_BACKOFF: Duration = MINUTE.saturating_mul(15);
 
-/// How far a number's checks have come.
+/// The counts of answered and failed look-ups of one number.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Progress {
-    /// Answered look-ups so far.
+    /// All answered look-ups.
     pub answers: i32,
-    /// Failed look-ups since the last answer.
+    /// The failed look-ups since the last answer.
     pub failures: i32,
 }
 
 impl Progress {
-    /// The progress after one more look-up.
+    /// Returns the progress after one more look-up.
     #[must_use]
     pub fn after(self, answer: &Answer) -> Self {
         match answer {
@@ -59,8 +61,10 @@ impl Progress {
     }
 }
 
-/// How long to wait before a number is looked up again. `progress` includes this look-up, `is_confirming`
-/// says that it may be the first clear one of a recovery, `chance` is uniform in 0.0 … 1.0.
+/// Returns the pause before the next look-up of a number.
+///
+/// `progress` includes the look-up with this `answer`. `is_confirming` is true if it may be the
+/// first clear look-up of a recovery. `chance` is uniform between 0.0 and 1.0.
 #[must_use]
 pub fn next_pause(
     answer: &Answer,
@@ -69,33 +73,33 @@ pub fn next_pause(
     chance: f64,
 ) -> Duration {
     match answer {
-        Answer::Health(_) if is_confirming => jittered(CONFIRM_INTERVAL, chance),
+        Answer::Health(_) if is_confirming => add_jitter(CONFIRM_INTERVAL, chance),
         Answer::Health(_) => {
             let step = usize::try_from(progress.answers - 1).unwrap_or(0);
-            jittered(
-                ANSWER_INTERVALS
-                    .get(step)
-                    .copied()
-                    .unwrap_or(HOURLY_INTERVAL),
-                chance,
-            )
+            let pause = ANSWER_INTERVALS.get(step).unwrap_or(&HOURLY_INTERVAL);
+            add_jitter(*pause, chance)
         }
         Answer::NoHealth | Answer::NotAsked(_) | Answer::Refused(_) => {
-            jittered(HOURLY_INTERVAL, chance)
+            add_jitter(HOURLY_INTERVAL, chance)
         }
-        Answer::Throttled { rest, .. } => rest.unwrap_or(DEFAULT_REST),
-        Answer::Unreachable(_) => {
-            let doublings = u32::try_from(progress.failures).unwrap_or(0).min(16);
-            let ceiling = BACKOFF_MIN
-                .saturating_mul(2_u32.saturating_pow(doublings))
-                .min(BACKOFF_MAX);
-            BACKOFF_MIN + (ceiling - BACKOFF_MIN).mul_f64(chance)
-        }
+        Answer::Throttled { retry_after, .. } => retry_after.unwrap_or(DEFAULT_THROTTLE_INTERVAL),
+        Answer::Unreachable(_) => backoff(progress.failures, chance),
     }
 }
 
-/// ±10 %, so that accounts locked together do not stay in step.
-fn jittered(pause: Duration, chance: f64) -> Duration {
+/// Returns a random pause whose upper limit doubles with each failure: exponential backoff with
+/// full jitter.
+fn backoff(failures: i32, chance: f64) -> Duration {
+    let doublings = u32::try_from(failures).unwrap_or(0).min(16);
+    let ceiling = MIN_BACKOFF
+        .saturating_mul(2_u32.saturating_pow(doublings))
+        .min(MAX_BACKOFF);
+    MIN_BACKOFF + (ceiling - MIN_BACKOFF).mul_f64(chance)
+}
+
+/// Varies a pause by ±10 %, so that accounts that were locked together are looked up at different
+/// times.
+fn add_jitter(pause: Duration, chance: f64) -> Duration {
     pause.mul_f64(0.9 + 0.2 * chance)
 }
 
@@ -113,67 +117,57 @@ mod tests {
     }
 
     #[test]
-    fn while_open_the_pauses_grow_to_an_hour() {
-        let pauses = |chance| {
-            (1..=5)
-                .map(|answers| {
-                    let progress = Progress {
-                        answers,
-                        failures: 0,
-                    };
-                    next_pause(&Answer::Health(vec![]), progress, false, chance).as_secs()
-                })
-                .collect::<Vec<_>>()
+    fn pauses_between_answers_grow_to_an_hour() {
+        let pause = |answers, chance| {
+            let progress = Progress {
+                answers,
+                failures: 0,
+            };
+            next_pause(&Answer::Health(vec![]), progress, false, chance).as_secs()
         };
-        assert_eq!(pauses(0.5), [5 * 60, 15 * 60, 30 * 60, 60 * 60, 60 * 60]);
-        assert_eq!(pauses(0.0)[0], 270);
-        assert_eq!(pauses(1.0)[3], 66 * 60);
+        assert_eq!(
+            [1, 2, 3, 4, 5].map(|answers| pause(answers, 0.5)),
+            [5 * 60, 15 * 60, 30 * 60, 60 * 60, 60 * 60]
+        );
+        assert_eq!(pause(1, 0.0), 270);
+        assert_eq!(pause(4, 1.0), 66 * 60);
     }
 
     #[test]
-    fn a_second_clear_check_always_comes_late_enough_to_count() {
+    fn a_second_clear_check_comes_late_enough_to_count() {
         assert!(
             next_pause(&Answer::Health(vec![]), Progress::default(), true, 0.0) > RECOVERY_INTERVAL
         );
     }
 
     #[test]
-    fn a_refusal_is_asked_again_hourly() {
+    fn a_refused_look_up_is_repeated_hourly() {
+        let progress = Progress {
+            answers: 1,
+            failures: 0,
+        };
         assert_eq!(
-            next_pause(
-                &refused(),
-                Progress {
-                    answers: 1,
-                    failures: 0
-                },
-                false,
-                0.5
-            ),
+            next_pause(&refused(), progress, false, 0.5),
             HOURLY_INTERVAL
         );
     }
 
     #[test]
-    fn failures_back_off_with_full_jitter_from_five_seconds_to_a_quarter_of_an_hour() {
-        let at = |failures, chance| {
-            next_pause(
-                &Answer::Unreachable(String::new()),
-                Progress {
-                    answers: 0,
-                    failures,
-                },
-                false,
-                chance,
-            )
-            .as_secs()
+    fn failures_back_off_with_full_jitter_up_to_15_minutes() {
+        let pause = |failures, chance| {
+            let progress = Progress {
+                answers: 0,
+                failures,
+            };
+            next_pause(&Answer::Unreachable(String::new()), progress, false, chance).as_secs()
         };
-        assert_eq!((at(1, 0.0), at(1, 1.0)), (5, 10));
-        assert_eq!((at(3, 0.0), at(3, 1.0)), (5, 40));
-        assert_eq!((at(i32::MAX, 0.0), at(i32::MAX, 1.0)), (5, 900));
+        assert_eq!((pause(1, 0.0), pause(1, 1.0)), (5, 10));
+        assert_eq!((pause(3, 0.0), pause(3, 1.0)), (5, 40));
+        assert_eq!((pause(i32::MAX, 0.0), pause(i32::MAX, 1.0)), (5, 900));
     }
 
     #[test]
-    fn an_answer_forgets_failures_and_a_throttled_look_up_counts_as_neither() {
+    fn an_answer_resets_failures_and_throttling_changes_nothing() {
         let progress = Progress {
             answers: 1,
             failures: 4,
@@ -196,8 +190,14 @@ mod tests {
             code: 4,
             message: String::new(),
         };
-        let throttled = Answer::Throttled { error, rest: None };
+        let throttled = Answer::Throttled {
+            error,
+            retry_after: None,
+        };
         assert_eq!(progress.after(&throttled), progress);
-        assert_eq!(next_pause(&throttled, progress, false, 0.5), DEFAULT_REST);
+        assert_eq!(
+            next_pause(&throttled, progress, false, 0.5),
+            DEFAULT_THROTTLE_INTERVAL
+        );
     }
 }

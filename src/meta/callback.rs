@@ -1,7 +1,11 @@
-//! One callback: which failed deliveries are in it, and what in it could not be read.
+//! Parses a webhook callback into failed deliveries and unreadable parts.
 //!
-//! Every entry, change, status and error is read, each on its own. What is unreadable and might have
-//! been about a lockout is handed on as the bytes it came in; its neighbours do not notice.
+//! A callback is a JSON object: `entry[]` (one per account), in it `changes[]`, and in a change
+//! `value.statuses[]`, one per message
+//! ([Meta: status webhooks](https://developers.facebook.com/documentation/business-messaging/whatsapp/webhooks/reference/messages/status)).
+//! Each entry, change, status and error is parsed on its own. An unreadable element that may be
+//! about a lockout is returned as the bytes that Meta sent, for the quarantine. It never affects
+//! the elements beside it.
 
 use std::borrow::Cow;
 
@@ -11,47 +15,45 @@ use serde_json::value::RawValue;
 use time::OffsetDateTime;
 
 use super::failure::{FailedDelivery, Sender, parse_failure};
-use super::ids::{IdError, PhoneNumberId, TEST_ACCOUNT, Text, WabaId};
-use super::json::{elements, fields, readable, scalar};
+use super::ids::{IdError, PhoneNumberId, TEST_ACCOUNT_ID, Text, WabaId};
+use super::json::{elements, fields, repair_text, scalar};
 
-/// A callback without this text holds nothing for us. (A code spelled `1.31031e5` or with escaped digits
-/// would pass unseen; Meta writes plain integers.)
-const NEEDLE: &[u8] = b"131031";
+/// The error code 131031 as Meta writes it. Another spelling (`1.31031e5`, escaped digits) would be
+/// missed, but Meta writes plain integers.
+const LOCKOUT_CODE: &[u8] = b"131031";
 
-/// Whether a callback may hold a lockout: a search over bytes, so that most callbacks are never parsed.
-#[must_use]
-pub fn may_hold_lockout(body: &[u8]) -> bool {
-    memmem::find(body, NEEDLE).is_some()
-}
-
-/// What one callback holds for us.
+/// The parts of one callback that matter to Lockwatch.
 #[derive(Debug, Default)]
 pub struct CallbackContents {
-    /// The first account in it that can be read.
+    /// The first account in the callback whose id can be read.
     pub waba_id: Option<WabaId>,
-    /// The failed deliveries, in the order of the callback.
+    /// The failures with error 131031, in the order of the callback.
     pub failures: Vec<FailedDelivery>,
-    /// What may be one, and could not be read.
-    pub unreadable: Vec<Unreadable>,
+    /// The elements that contain the code 131031 and could not be parsed.
+    pub unreadable: Vec<UnreadablePart>,
 }
 
-/// Validly signed bytes that could not be read: kept in quarantine.
+/// Bytes with a valid signature that could not be parsed, for the quarantine.
 #[derive(Debug, Clone)]
-pub struct Unreadable {
-    /// The account, where it is known.
+pub struct UnreadablePart {
+    /// The account, if it is known.
     pub waba_id: Option<WabaId>,
-    /// What is wrong with them.
+    /// The reason, as a short English text.
     pub reason: Cow<'static, str>,
-    /// The smallest element that could not be read; the whole body, and only once, where the callback is
-    /// not read byte for byte (invalid UTF-8 somewhere in it).
+    /// The smallest element that could not be parsed, exactly as it was received. If the body had
+    /// to be repaired before parsing (for example invalid UTF-8), this is the whole body, and the
+    /// callback has only one such part.
     pub bytes: Bytes,
 }
 
 impl CallbackContents {
-    /// Reads a callback whose signature was verified. Never fails: what cannot be read is a finding.
+    /// Parses a callback whose signature was verified.
+    ///
+    /// Never fails: an element that cannot be parsed is in `unreadable`. `received_at` replaces the
+    /// time of a failure if Meta's timestamp is unreadable or implausible.
     #[must_use]
     pub fn parse(body: &Bytes, received_at: OffsetDateTime) -> Self {
-        let text = readable(body);
+        let text = repair_text(body);
         let mut parser = Parser {
             body,
             received_at,
@@ -61,11 +63,20 @@ impl CallbackContents {
         parser.contents
     }
 
-    /// Nothing in it for us.
+    /// Returns whether there are no failures and no unreadable parts.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.failures.is_empty() && self.unreadable.is_empty()
     }
+}
+
+/// Returns whether a body contains the text `131031`.
+///
+/// Without it, the callback holds no failure that matters here. This is a plain byte search, so
+/// most callbacks are never parsed.
+#[must_use]
+pub fn may_contain_lockout(body: &[u8]) -> bool {
+    memmem::find(body, LOCKOUT_CODE).is_some()
 }
 
 struct Parser<'b> {
@@ -102,7 +113,7 @@ impl Parser<'_> {
                 return self.add_unreadable(None, entry.get(), reason);
             }
         };
-        if id.as_str() != TEST_ACCOUNT {
+        if id.as_str() != TEST_ACCOUNT_ID {
             self.contents.waba_id.get_or_insert_with(|| id.clone());
         }
         let Some(changes) = changes.and_then(elements) else {
@@ -114,7 +125,9 @@ impl Parser<'_> {
         }
     }
 
-    /// Parses a change. One without `statuses` is another kind of notice, whatever its `field` says.
+    /// Parses a change.
+    ///
+    /// Without `statuses` it is another kind of notice. Its `field` is ignored.
     fn parse_change(&mut self, entry: &WabaId, change: &RawValue) {
         let Some([value]) = fields(change.get(), ["value"]) else {
             let reason = "the change is not an object";
@@ -130,7 +143,8 @@ impl Parser<'_> {
             let waba_id = &mut self.contents.waba_id;
             waba_id.get_or_insert_with(|| sender.waba_id.clone());
         }
-        let Some(statuses) = statuses.filter(|list| may_hold_lockout(list.get().as_bytes())) else {
+        let Some(statuses) = statuses.filter(|list| may_contain_lockout(list.get().as_bytes()))
+        else {
             return;
         };
         match sender {
@@ -155,14 +169,14 @@ impl Parser<'_> {
         }
     }
 
-    /// Keeps an element that is not readable, unless it cannot be about a lockout.
+    /// Records an unreadable element if it may be about a lockout.
     fn add_unreadable(
         &mut self,
         waba_id: Option<&WabaId>,
         element: &str,
         reason: impl Into<Cow<'static, str>>,
     ) {
-        if !may_hold_lockout(element.as_bytes()) {
+        if !may_contain_lockout(element.as_bytes()) {
             return;
         }
         let unreadable = &mut self.contents.unreadable;
@@ -171,10 +185,10 @@ impl Parser<'_> {
         } else if unreadable.is_empty() {
             self.body.clone()
         } else {
-            // No element is a slice of the mended text's original, so the whole body is kept already.
+            // The body was repaired, and is already kept as a whole.
             return;
         };
-        unreadable.push(Unreadable {
+        unreadable.push(UnreadablePart {
             waba_id: waba_id.cloned(),
             reason: reason.into(),
             bytes,
@@ -182,7 +196,7 @@ impl Parser<'_> {
     }
 }
 
-/// Parses the business number of a change.
+/// Parses the business phone number that a change is about.
 fn parse_sender(entry: &WabaId, metadata: Option<&RawValue>) -> Result<Sender, IdError> {
     let names = ["phone_number_id", "display_phone_number"];
     let metadata = metadata.and_then(|metadata| fields(metadata.get(), names));
@@ -191,9 +205,9 @@ fn parse_sender(entry: &WabaId, metadata: Option<&RawValue>) -> Result<Sender, I
     let phone_number_id = PhoneNumberId::parse(&id)?;
     let display = display.and_then(scalar);
     Ok(Sender {
-        waba_id: WabaId::of_failure(entry, &phone_number_id),
+        waba_id: WabaId::from_entry(entry, &phone_number_id),
         phone_number_id,
-        display_phone_number: display.map(|display| Text::cut(&display, Text::SHORT)),
+        display_phone_number: display.map(|display| Text::truncate(&display, Text::SHORT_BYTES)),
     })
 }
 
@@ -204,228 +218,231 @@ mod tests {
 
     const NOW: OffsetDateTime = time::macros::datetime!(2026-11-22 12:00 UTC);
 
-    fn read(body: &[u8]) -> CallbackContents {
+    fn parse(body: &[u8]) -> CallbackContents {
         CallbackContents::parse(&Bytes::copy_from_slice(body), NOW)
     }
 
-    fn read_json(body: &Value) -> CallbackContents {
-        read(body.to_string().as_bytes())
+    fn parse_json(body: &Value) -> CallbackContents {
+        parse(body.to_string().as_bytes())
     }
 
-    /// A callback of one account and number with these statuses.
+    /// A callback of one account and one number with these statuses.
     fn callback(statuses: Value) -> Value {
-        json!({"object": "whatsapp_business_account", "entry": [{"id": "1022", "changes": [{
-            "field": "messages",
-            "value": {"messaging_product": "whatsapp",
-                      "metadata": {"display_phone_number": "15550783881", "phone_number_id": "1065"},
-                      "statuses": statuses}}]}]})
+        let metadata = json!({"display_phone_number": "15550783881", "phone_number_id": "1065"});
+        let value = json!({
+            "messaging_product": "whatsapp",
+            "metadata": metadata,
+            "statuses": statuses,
+        });
+        let changes = json!([{"field": "messages", "value": value}]);
+        json!({
+            "object": "whatsapp_business_account",
+            "entry": [{"id": "1022", "changes": changes}],
+        })
     }
 
     fn failed(id: &str) -> Value {
-        json!({"id": id, "status": "failed", "timestamp": "1763399138", "recipient_id": "16505551234",
-               "errors": [{"code": 131031, "title": "Business Account locked"}]})
+        json!({
+            "id": id,
+            "status": "failed",
+            "timestamp": "1763399138",
+            "recipient_id": "16505551234",
+            "errors": [{"code": 131031, "title": "Business Account locked"}],
+        })
     }
 
-    fn with(mut status: Value, field: &str, value: Value) -> Value {
+    fn with_field(mut status: Value, field: &str, value: Value) -> Value {
         status[field] = value;
         status
     }
 
-    fn only(findings: &CallbackContents) -> &FailedDelivery {
-        assert_eq!(
-            (findings.failures.len(), findings.unreadable.len()),
-            (1, 0),
-            "{findings:?}"
-        );
-        &findings.failures[0]
+    /// The only failure of a callback in which everything is readable.
+    fn single_failure(contents: &CallbackContents) -> &FailedDelivery {
+        assert_eq!(contents.failures.len(), 1, "{contents:?}");
+        assert_eq!(contents.unreadable.len(), 0, "{contents:?}");
+        &contents.failures[0]
     }
 
     #[test]
-    fn everything_in_the_batch_is_read() {
+    fn every_entry_change_and_status_is_read() {
         let mut body = callback(json!([failed("a"), {"id": "s", "status": "sent"}, failed("b")]));
-        let second = body["entry"][0]["changes"][0].clone();
+        let mut other_number = body["entry"][0]["changes"][0].clone();
+        other_number["value"]["metadata"]["phone_number_id"] = json!("1066");
         body["entry"][0]["changes"]
             .as_array_mut()
             .unwrap()
-            .push(second);
-        body["entry"][0]["changes"][1]["value"]["metadata"]["phone_number_id"] = json!("1066");
-        let other = body["entry"][0].clone();
-        body["entry"].as_array_mut().unwrap().push(other);
-        body["entry"][1]["id"] = json!("1033");
+            .push(other_number);
+        let mut other_account = body["entry"][0].clone();
+        other_account["id"] = json!("1033");
+        body["entry"].as_array_mut().unwrap().push(other_account);
 
-        let findings = read_json(&body);
-        let seen: Vec<_> = findings
+        let contents = parse_json(&body);
+        let parsed: Vec<[&str; 3]> = contents
             .failures
             .iter()
-            .map(|f| {
-                (
-                    f.waba_id.as_str(),
-                    f.phone_number_id.as_str(),
-                    f.message_id.as_str(),
-                )
+            .map(|failure| {
+                [
+                    failure.waba_id.as_str(),
+                    failure.phone_number_id.as_str(),
+                    failure.message_id.as_str(),
+                ]
             })
             .collect();
-        let number = |waba, number| [(waba, number, "a"), (waba, number, "b")];
         let expected = [
-            number("1022", "1065"),
-            number("1022", "1066"),
-            number("1033", "1065"),
-            number("1033", "1066"),
-        ]
-        .concat();
-        assert_eq!(seen, expected);
-        assert!(findings.unreadable.is_empty());
+            ["1022", "1065", "a"],
+            ["1022", "1065", "b"],
+            ["1022", "1066", "a"],
+            ["1022", "1066", "b"],
+            ["1033", "1065", "a"],
+            ["1033", "1065", "b"],
+            ["1033", "1066", "a"],
+            ["1033", "1066", "b"],
+        ];
+        assert_eq!(parsed, expected);
+        assert!(contents.unreadable.is_empty());
     }
 
     #[test]
-    fn a_failure_carries_what_meta_said() {
-        let status = with(
-            with(
-                failed("wamid.1"),
-                "biz_opaque_callback_data",
-                json!("campaign-42"),
-            ),
-            "errors",
-            json!([{"code": 131000, "title": "Something went wrong"},
-                   {"code": "131031", "title": "Business Account locked", "message": "m",
-                    "error_data": {"details": "Business account has been locked."}}]),
-        );
-        let findings = read_json(&callback(json!([status])));
-        let failure = only(&findings);
-        let text = |text: &Option<Text>| text.as_ref().map(|t| t.as_str().to_owned());
+    fn a_failure_keeps_every_field_from_meta() {
+        let mut status = failed("wamid.1");
+        status["biz_opaque_callback_data"] = json!("campaign-42");
+        status["errors"] = json!([
+            {"code": 131000, "title": "Something went wrong"},
+            {
+                "code": "131031",
+                "title": "Business Account locked",
+                "message": "m",
+                "error_data": {"details": "Business account has been locked."},
+            },
+        ]);
+        let contents = parse_json(&callback(json!([status])));
+        let failure = single_failure(&contents);
         assert_eq!(failure.failed_at.unix_timestamp(), 1_763_399_138);
-        assert_eq!(text(&failure.callback_data).as_deref(), Some("campaign-42"));
-        assert_eq!(
-            text(&failure.error_title).as_deref(),
-            Some("Business Account locked")
-        );
-        assert_eq!(text(&failure.error_message).as_deref(), Some("m"));
-        assert_eq!(
-            text(&failure.error_details).as_deref(),
-            Some("Business account has been locked.")
-        );
-        assert_eq!(
-            text(&failure.display_phone_number).as_deref(),
-            Some("15550783881")
-        );
-        assert_eq!(text(&failure.recipient_id).as_deref(), Some("16505551234"));
-    }
-
-    #[test]
-    fn two_lockout_errors_in_one_status_are_one_failure() {
-        let errors =
-            json!([{"code": 131031, "title": "first"}, {"code": 131031, "title": "second"}]);
-        let findings = read_json(&callback(json!([with(failed("a"), "errors", errors)])));
-        assert_eq!(
-            only(&findings).error_title.as_ref().unwrap().as_str(),
-            "first"
-        );
-    }
-
-    #[test]
-    fn what_only_mentions_the_code_is_no_failure() {
-        for body in [
-            callback(json!([with(failed("a"), "status", json!("sent"))])),
-            callback(json!([with(
-                failed("a"),
-                "errors",
-                json!([{"code": 131026, "title": "like 131031"}])
-            )])),
-            callback(json!([{"id": "wamid.131031", "status": "delivered"}])),
-            json!({"entry": [{"id": "1", "changes": [{"field": "messages", "value": {
-                "metadata": {"phone_number_id": "1"},
-                "errors": [{"code": 131031}],
-                "messages": [{"text": {"body": "what is 131031?"}, "errors": [{"code": 131031}]}]}}]}]}),
-            json!({"entry": [{"id": "131031", "changes": []}]}),
+        for (text, expected) in [
+            (&failure.callback_data, "campaign-42"),
+            (&failure.error_title, "Business Account locked"),
+            (&failure.error_message, "m"),
+            (&failure.error_details, "Business account has been locked."),
+            (&failure.display_phone_number, "15550783881"),
+            (&failure.recipient_id, "16505551234"),
         ] {
-            assert!(read_json(&body).is_empty(), "{body}");
+            assert_eq!(text.as_ref().map(Text::as_str), Some(expected));
         }
     }
 
     #[test]
-    fn times_out_of_reason_become_the_time_received() {
-        let at = |timestamp: Value| {
-            only(&read_json(&callback(json!([with(
-                failed("a"),
-                "timestamp",
-                timestamp
-            )]))))
-            .failed_at
+    fn two_lockout_errors_in_one_status_are_one_failure() {
+        let errors = json!([
+            {"code": 131031, "title": "first"},
+            {"code": 131031, "title": "second"},
+        ]);
+        let status = with_field(failed("a"), "errors", errors);
+        let contents = parse_json(&callback(json!([status])));
+        let title = single_failure(&contents).error_title.as_ref();
+        assert_eq!(title.unwrap().as_str(), "first");
+    }
+
+    #[test]
+    fn a_callback_that_only_mentions_the_code_is_empty() {
+        let other_error = json!([{"code": 131026, "title": "like 131031"}]);
+        let incoming = json!({
+            "metadata": {"phone_number_id": "1"},
+            "errors": [{"code": 131031}],
+            "messages": [{
+                "text": {"body": "what is 131031?"},
+                "errors": [{"code": 131031}],
+            }],
+        });
+        let changes = json!([{"field": "messages", "value": incoming}]);
+        for body in [
+            callback(json!([with_field(failed("a"), "status", json!("sent"))])),
+            callback(json!([with_field(failed("a"), "errors", other_error)])),
+            callback(json!([{"id": "wamid.131031", "status": "delivered"}])),
+            json!({"entry": [{"id": "1", "changes": changes}]}),
+            json!({"entry": [{"id": "131031", "changes": []}]}),
+        ] {
+            assert!(parse_json(&body).is_empty(), "{body}");
+        }
+    }
+
+    #[test]
+    fn an_implausible_time_becomes_the_time_received() {
+        let failed_at = |timestamp: Value| {
+            let status = with_field(failed("a"), "timestamp", timestamp);
+            single_failure(&parse_json(&callback(json!([status])))).failed_at
         };
-        assert_eq!(at(json!(1_763_399_138)).unix_timestamp(), 1_763_399_138);
-        assert_eq!(at(json!(1_763_399_138.0)).unix_timestamp(), 1_763_399_138);
-        assert_eq!(
-            at(json!((NOW + time::Duration::hours(23)).unix_timestamp())),
-            NOW + time::Duration::hours(23)
-        );
-        let two_days_on = json!((NOW + time::Duration::days(2)).unix_timestamp());
-        for unreasonable in [
+        for plausible in [json!(1_763_399_138), json!(1_763_399_138.0)] {
+            assert_eq!(failed_at(plausible).unix_timestamp(), 1_763_399_138);
+        }
+        let in_23_hours = NOW + time::Duration::hours(23);
+        let in_two_days = NOW + time::Duration::days(2);
+        assert_eq!(failed_at(json!(in_23_hours.unix_timestamp())), in_23_hours);
+        for implausible in [
             json!("-1"),
             json!("soon"),
             json!(null),
             json!([1]),
             json!(1_763_399_138_000_i64),
-            two_days_on,
+            json!(in_two_days.unix_timestamp()),
         ] {
-            assert_eq!(at(unreasonable.clone()), NOW, "{unreasonable}");
+            assert_eq!(failed_at(implausible.clone()), NOW, "{implausible}");
         }
     }
 
     #[test]
-    fn recipients_are_phones_users_or_nobody_and_participants_tell_rows_apart() {
-        let bsuid = json!({"id": "a", "status": "failed", "recipient_user_id": "US.1", "errors": [{"code": 131031}]});
-        assert_eq!(
-            only(&read_json(&callback(json!([bsuid]))))
-                .recipient_id
-                .as_ref()
-                .unwrap()
-                .as_str(),
-            "US.1"
-        );
-        let nobody = json!({"id": "a", "status": "failed", "errors": [{"code": 131031}]});
-        assert!(
-            only(&read_json(&callback(json!([nobody]))))
-                .recipient_id
-                .is_none()
-        );
+    fn a_recipient_is_a_phone_a_user_or_missing() {
+        let errors = json!([{"code": 131031}]);
+        let user = json!({
+            "id": "a",
+            "status": "failed",
+            "recipient_user_id": "US.1",
+            "errors": errors,
+        });
+        let contents = parse_json(&callback(json!([user])));
+        let recipient = single_failure(&contents).recipient_id.as_ref();
+        assert_eq!(recipient.unwrap().as_str(), "US.1");
 
+        let nobody = json!({"id": "a", "status": "failed", "errors": errors});
+        let contents = parse_json(&callback(json!([nobody])));
+        assert!(single_failure(&contents).recipient_id.is_none());
+    }
+
+    #[test]
+    fn each_group_participant_has_its_own_failure() {
         let member = |id: &str| {
-            with(
-                with(failed("a"), "recipient_type", json!("group")),
-                "recipient_participant_id",
-                json!(id),
-            )
+            let status = with_field(failed("a"), "recipient_type", json!("group"));
+            with_field(status, "recipient_participant_id", json!(id))
         };
-        let findings = read_json(&callback(json!([member("1"), member("2"), member("1")])));
-        let digests: Vec<_> = findings.failures.iter().map(|f| f.digest).collect();
+        let contents = parse_json(&callback(json!([member("1"), member("2"), member("1")])));
+        let digests: Vec<_> = contents.failures.iter().map(|f| f.digest).collect();
         assert_ne!(digests[0], digests[1]);
         assert_eq!(digests[0], digests[2]);
 
-        let unnamed = |user: &str| with(member(""), "recipient_participant_user_id", json!(user));
-        let findings = read_json(&callback(json!([unnamed("US.1"), unnamed("US.2")])));
+        let unnamed =
+            |user: &str| with_field(member(""), "recipient_participant_user_id", json!(user));
+        let contents = parse_json(&callback(json!([unnamed("US.1"), unnamed("US.2")])));
         assert_ne!(
-            findings.failures[0].digest, findings.failures[1].digest,
-            "an empty field is none"
+            contents.failures[0].digest, contents.failures[1].digest,
+            "an empty id counts as missing, so the next field is used"
         );
     }
 
     #[test]
-    fn long_message_ids_are_told_apart_beyond_what_is_kept() {
+    fn message_ids_that_differ_after_the_cut_stay_distinct() {
         let long = "x".repeat(9000);
-        let findings = read_json(&callback(json!([
-            failed(&format!("{long}1")),
-            failed(&format!("{long}2"))
-        ])));
-        assert_eq!(
-            findings.failures[0].message_id,
-            findings.failures[1].message_id
-        );
-        assert_ne!(findings.failures[0].digest, findings.failures[1].digest);
-        assert_eq!(findings.failures[0].message_id.as_str().len(), Text::SHORT);
+        let statuses = json!([failed(&format!("{long}1")), failed(&format!("{long}2"))]);
+        let contents = parse_json(&callback(statuses));
+        let [first, second] = &contents.failures[..] else {
+            panic!("two failures: {}", contents.failures.len())
+        };
+        assert_eq!(first.message_id, second.message_id);
+        assert_ne!(first.digest, second.digest);
+        assert_eq!(first.message_id.as_str().len(), Text::SHORT_BYTES);
     }
 
     #[test]
-    fn an_unreadable_element_is_kept_as_bytes_and_costs_no_neighbour() {
+    fn an_unreadable_status_is_kept_and_its_neighbours_are_read() {
+        let errors = |errors: Value| with_field(failed("z"), "errors", errors);
         for (strange, reason) in [
             (json!("131031"), "the status is not an object"),
             (
@@ -436,30 +453,24 @@ mod tests {
                 json!({"status": "failed", "recipient_id": "1", "errors": [{"code": 131031}]}),
                 "the failed status has no message id",
             ),
+            (errors(json!({"code": 131031})), "`errors` is not a list"),
             (
-                with(failed("z"), "errors", json!({"code": 131031})),
-                "`errors` is not a list",
-            ),
-            (
-                with(failed("z"), "errors", json!([{"code": "#131031"}])),
+                errors(json!([{"code": "#131031"}])),
                 "an error has no readable `code`",
             ),
-            (
-                with(failed("z"), "errors", json!(["131031"])),
-                "an error is not an object",
-            ),
+            (errors(json!(["131031"])), "an error is not an object"),
         ] {
             let body = callback(json!([failed("a"), strange, failed("b")]));
-            let findings = read_json(&body);
-            assert_eq!(findings.failures.len(), 2, "{strange}");
-            assert_eq!(findings.unreadable.len(), 1, "{strange}");
-            assert_eq!(findings.unreadable[0].reason, reason);
-            assert_eq!(findings.unreadable[0].bytes, strange.to_string().as_bytes());
+            let contents = parse_json(&body);
+            assert_eq!(contents.failures.len(), 2, "{strange}");
+            assert_eq!(contents.unreadable.len(), 1, "{strange}");
+            assert_eq!(contents.unreadable[0].reason, reason);
+            assert_eq!(contents.unreadable[0].bytes, strange.to_string().as_bytes());
         }
     }
 
     #[test]
-    fn a_missing_account_or_number_is_kept_and_costs_no_neighbour() {
+    fn an_unreadable_entry_is_kept_and_its_neighbours_are_read() {
         let good = callback(json!([failed("a")]));
         let mut no_id = good.clone();
         no_id["entry"][0].as_object_mut().unwrap().remove("id");
@@ -483,18 +494,15 @@ mod tests {
                 .as_array_mut()
                 .unwrap()
                 .insert(0, strange["entry"][0].clone());
-            let findings = read_json(&body);
-            assert_eq!(
-                (findings.failures.len(), findings.unreadable.len()),
-                (1, 1),
-                "{reason}"
-            );
-            assert_eq!(findings.unreadable[0].reason, reason);
+            let contents = parse_json(&body);
+            assert_eq!(contents.failures.len(), 1, "{reason}");
+            assert_eq!(contents.unreadable.len(), 1, "{reason}");
+            assert_eq!(contents.unreadable[0].reason, reason);
         }
     }
 
     #[test]
-    fn a_body_that_cannot_be_read_is_kept_whole_if_it_may_be_about_a_lockout() {
+    fn an_unreadable_body_with_the_code_is_kept_whole() {
         for body in [
             "131031",
             "[131031]",
@@ -503,15 +511,15 @@ mod tests {
             "{\"x\":131031}",
             "\u{feff}{}131031",
         ] {
-            let findings = read(body.as_bytes());
-            assert_eq!(findings.unreadable.len(), 1, "{body}");
-            assert_eq!(findings.unreadable[0].bytes, body.as_bytes());
+            let contents = parse(body.as_bytes());
+            assert_eq!(contents.unreadable.len(), 1, "{body}");
+            assert_eq!(contents.unreadable[0].bytes, body.as_bytes());
         }
-        assert!(read(b"not for us").is_empty());
+        assert!(parse(b"not for us").is_empty());
     }
 
     #[test]
-    fn hostile_neighbours_cost_nothing() {
+    fn a_failure_beside_a_hostile_status_is_read() {
         let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
         for neighbour in [
             r#"{"id":"\u0000","status":"sent"}"#.to_owned(),
@@ -523,28 +531,27 @@ mod tests {
             let body = callback(json!(["HERE", failed("b")]))
                 .to_string()
                 .replace("\"HERE\"", &neighbour);
-            assert_eq!(read(body.as_bytes()).failures.len(), 1, "{neighbour:.60}");
+            assert_eq!(parse(body.as_bytes()).failures.len(), 1, "{neighbour:.60}");
         }
     }
 
     #[test]
-    fn invalid_utf8_is_read_lossily_and_kept_as_it_came() {
-        let mut body =
-            callback(json!([failed("HERE"), {"errors": "131031"}, {"errors": "131031"}]))
-                .to_string()
-                .into_bytes();
-        let at = memmem::find(&body, b"HERE").unwrap();
-        body[at] = 0xff;
-        let findings = read(&body);
-        assert_eq!(findings.failures[0].message_id.as_str(), "\u{fffd}ERE");
+    fn a_body_with_invalid_utf8_is_read_and_kept_unchanged() {
+        let unreadable = json!({"errors": "131031"});
+        let statuses = json!([failed("HERE"), unreadable, unreadable]);
+        let mut body = callback(statuses).to_string().into_bytes();
+        let position = memmem::find(&body, b"HERE").unwrap();
+        body[position] = 0xff;
+        let contents = parse(&body);
+        assert_eq!(contents.failures[0].message_id.as_str(), "\u{fffd}ERE");
         assert_eq!(
-            findings.unreadable[0].bytes, body,
-            "the original bytes, not the mended ones"
+            contents.unreadable[0].bytes, body,
+            "the bytes are those that came, not the repaired ones"
         );
         assert_eq!(
-            findings.unreadable.len(),
+            contents.unreadable.len(),
             1,
-            "and once, however many elements cannot be read"
+            "the body is kept once, even with several unreadable elements"
         );
     }
 }

@@ -1,4 +1,4 @@
-//! Writes callbacks as Meta does: for tests, demonstrations and load.
+//! Builds callbacks as Meta sends them, for tests and demonstrations.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -7,9 +7,10 @@ use time::OffsetDateTime;
 
 use super::failure::ACCOUNT_LOCKED;
 
-const ERROR_CODES: &str = "/documentation/business-messaging/whatsapp/support/error-codes";
+const ERROR_CODES_PATH: &str = "/documentation/business-messaging/whatsapp/support/error-codes";
 
-/// Builds the body of one status callback, to be signed and posted.
+/// Builds the body of one status callback, to be signed and posted
+/// ([Meta: status webhooks](https://developers.facebook.com/documentation/business-messaging/whatsapp/webhooks/reference/messages/status)).
 ///
 /// ```
 /// use lockwatch::meta::compose::{StatusCallback, message_id};
@@ -18,7 +19,7 @@ const ERROR_CODES: &str = "/documentation/business-messaging/whatsapp/support/er
 /// let (account, number) = ("102290129340398", "106540352242922");
 /// let body = StatusCallback::new()
 ///     .failed(account, number, "wamid.1")
-///     .to("4915112345678")
+///     .recipient("4915112345678")
 ///     .delivered(account, number, &message_id("4915112345678", "EECECA125C8C2E22C3"))
 ///     .failed_with(account, number, "wamid.2", 131_026, "Message undeliverable")
 ///     .into_body();
@@ -28,7 +29,7 @@ const ERROR_CODES: &str = "/documentation/business-messaging/whatsapp/support/er
 /// ```
 #[derive(Debug, Clone)]
 pub struct StatusCallback {
-    at: OffsetDateTime,
+    timestamp: OffsetDateTime,
     recipient: String,
     entries: Vec<Value>,
 }
@@ -40,38 +41,43 @@ impl Default for StatusCallback {
 }
 
 impl StatusCallback {
-    /// An empty callback. Unless told otherwise its statuses happened on 17 November 2025, to the number
-    /// 16505551234, which belongs to nobody.
+    /// Starts an empty callback.
+    ///
+    /// By default its statuses happened on 17 November 2025, and the recipient is 16505551234, a
+    /// number that belongs to nobody.
     #[must_use]
     pub fn new() -> Self {
-        let at = time::macros::datetime!(2025-11-17 17:05:38 UTC);
         Self {
-            at,
+            timestamp: time::macros::datetime!(2025-11-17 17:05:38 UTC),
             recipient: "16505551234".to_owned(),
             entries: Vec::new(),
         }
     }
 
-    /// The statuses added from here on happened at this time (whole seconds).
+    /// Sets the time of the statuses that are added after this call.
+    ///
+    /// Meta sends whole seconds, so fractions are dropped.
     #[must_use]
-    pub fn at(mut self, at: OffsetDateTime) -> Self {
-        self.at = at;
+    pub fn timestamp(mut self, timestamp: OffsetDateTime) -> Self {
+        self.timestamp = timestamp;
         self
     }
 
-    /// The messages added from here on went to this recipient.
+    /// Sets the recipient of the messages that are added after this call.
+    ///
+    /// Meta writes a phone number with digits only.
     #[must_use]
-    pub fn to(mut self, recipient: &str) -> Self {
+    pub fn recipient(mut self, recipient: &str) -> Self {
         recipient.clone_into(&mut self.recipient);
         self
     }
 
-    /// Adds a message that failed with 131031.
+    /// Adds a message that failed because the account is locked (131031).
     #[must_use]
     pub fn failed(self, waba_id: &str, phone_number_id: &str, message_id: &str) -> Self {
-        let mut error = error(ACCOUNT_LOCKED, "Business Account locked");
+        let mut error = error_object(ACCOUNT_LOCKED, "Business Account locked");
         error["error_data"] = json!({"details": "Business account has been locked."});
-        self.message(waba_id, phone_number_id, message_id, "failed", Some(error))
+        self.add_message(waba_id, phone_number_id, message_id, "failed", Some(error))
     }
 
     /// Adds a message that failed with another error.
@@ -84,77 +90,47 @@ impl StatusCallback {
         code: i64,
         title: &str,
     ) -> Self {
-        self.message(
-            waba_id,
-            phone_number_id,
-            message_id,
-            "failed",
-            Some(error(code, title)),
-        )
+        let error = error_object(code, title);
+        self.add_message(waba_id, phone_number_id, message_id, "failed", Some(error))
     }
 
-    /// Adds a message that was sent.
+    /// Adds a message with the status `sent`.
     #[must_use]
     pub fn sent(self, waba_id: &str, phone_number_id: &str, message_id: &str) -> Self {
-        self.message(waba_id, phone_number_id, message_id, "sent", None)
+        self.add_message(waba_id, phone_number_id, message_id, "sent", None)
     }
 
-    /// Adds a message that was delivered.
+    /// Adds a message with the status `delivered`.
     #[must_use]
     pub fn delivered(self, waba_id: &str, phone_number_id: &str, message_id: &str) -> Self {
-        self.message(waba_id, phone_number_id, message_id, "delivered", None)
+        self.add_message(waba_id, phone_number_id, message_id, "delivered", None)
     }
 
-    /// Adds a message that was read.
+    /// Adds a message with the status `read`.
     #[must_use]
     pub fn read(self, waba_id: &str, phone_number_id: &str, message_id: &str) -> Self {
-        self.message(waba_id, phone_number_id, message_id, "read", None)
+        self.add_message(waba_id, phone_number_id, message_id, "read", None)
     }
 
-    fn message(
-        self,
-        waba_id: &str,
-        number: &str,
-        message_id: &str,
-        status: &str,
-        error: Option<Value>,
-    ) -> Self {
-        let mut message = json!({
-            "id": message_id,
-            "status": status,
-            "timestamp": self.at.unix_timestamp().to_string(),
-            "recipient_id": self.recipient,
-        });
-        if let Some(error) = error {
-            message["errors"] = json!([error]);
-        }
-        self.status(waba_id, number, message)
-    }
-
-    /// Adds any `statuses[]` element. It joins the last entry and change if account and number are theirs.
+    /// Adds any `statuses[]` element, unchanged.
+    ///
+    /// It joins the last entry and change if they have the same account and number; otherwise it
+    /// starts new ones.
     #[must_use]
     pub fn status(mut self, waba_id: &str, phone_number_id: &str, status: Value) -> Self {
-        if self
-            .entries
-            .last()
-            .is_none_or(|entry| entry["id"] != waba_id)
-        {
+        let last_entry = self.entries.last();
+        if last_entry.is_none_or(|entry| entry["id"] != waba_id) {
             self.entries.push(json!({"id": waba_id, "changes": []}));
         }
         let entry = self.entries.last_mut().expect("an entry was just added");
         let changes = entry["changes"]
             .as_array_mut()
             .expect("an entry's changes are a list");
-        if changes
-            .last()
+        let last_change = changes.last();
+        if last_change
             .is_none_or(|change| change["value"]["metadata"]["phone_number_id"] != phone_number_id)
         {
-            let metadata =
-                json!({"display_phone_number": "15550783881", "phone_number_id": phone_number_id});
-            changes.push(json!({
-                "value": {"messaging_product": "whatsapp", "metadata": metadata, "statuses": []},
-                "field": "messages",
-            }));
+            changes.push(empty_change(phone_number_id));
         }
         let change = changes.last_mut().expect("a change was just added");
         change["value"]["statuses"]
@@ -164,21 +140,56 @@ impl StatusCallback {
         self
     }
 
-    /// The body, as compact as Meta's.
+    /// Returns the body as JSON without white space, as Meta sends it.
     #[must_use]
     pub fn into_body(self) -> Vec<u8> {
         json!({"object": "whatsapp_business_account", "entry": self.entries})
             .to_string()
             .into_bytes()
     }
+
+    fn add_message(
+        self,
+        waba_id: &str,
+        phone_number_id: &str,
+        message_id: &str,
+        status: &str,
+        error: Option<Value>,
+    ) -> Self {
+        let mut message = json!({
+            "id": message_id,
+            "status": status,
+            "timestamp": self.timestamp.unix_timestamp().to_string(),
+            "recipient_id": self.recipient,
+        });
+        if let Some(error) = error {
+            message["errors"] = json!([error]);
+        }
+        self.status(waba_id, phone_number_id, message)
+    }
 }
 
-fn error(code: i64, title: &str) -> Value {
-    json!({"code": code, "title": title, "message": title, "href": ERROR_CODES})
+fn empty_change(phone_number_id: &str) -> Value {
+    json!({
+        "value": {
+            "messaging_product": "whatsapp",
+            "metadata": {
+                "display_phone_number": "15550783881",
+                "phone_number_id": phone_number_id,
+            },
+            "statuses": [],
+        },
+        "field": "messages",
+    })
 }
 
-/// A message id as Meta makes them: base64 of a protocol buffer that holds the recipient's phone number
-/// and an id, mostly 18 hexadecimal digits. Both have up to 127 bytes.
+fn error_object(code: i64, title: &str) -> Value {
+    json!({"code": code, "title": title, "message": title, "href": ERROR_CODES_PATH})
+}
+
+/// Returns a message id in Meta's format: `wamid.` and the base64 of a protocol buffer, which
+/// contains the recipient's phone number and an id. Meta's ids mostly have 18 hexadecimal digits.
+/// Both texts may have up to 127 bytes.
 ///
 /// ```
 /// let id = lockwatch::meta::compose::message_id("16505551234", "EECECA125C8C2E22C3");
@@ -186,20 +197,16 @@ fn error(code: i64, title: &str) -> Value {
 /// ```
 #[must_use]
 pub fn message_id(recipient: &str, id: &str) -> String {
-    let text = |text: &str| {
-        [
-            &[0x18, u8::try_from(text.len()).unwrap_or(127)],
-            text.as_bytes(),
-        ]
-        .concat()
-    };
-    let bytes = [
-        &[0x1c],
-        &text(recipient)[..],
-        &[0x15, 2, 0, 0x11],
-        &text(id),
-        &[0],
-    ]
-    .concat();
+    let mut bytes = vec![0x1c];
+    bytes.extend(text_field(recipient));
+    bytes.extend([0x15, 2, 0, 0x11]);
+    bytes.extend(text_field(id));
+    bytes.push(0);
     format!("wamid.{}", BASE64.encode(bytes))
+}
+
+/// Returns a text field of the protocol buffer: tag, length and bytes.
+fn text_field(text: &str) -> Vec<u8> {
+    let length = u8::try_from(text.len()).unwrap_or(127);
+    [&[0x18, length], text.as_bytes()].concat()
 }

@@ -1,4 +1,4 @@
-//! One failed delivery: a `statuses[]` element with `status: failed` and an error 131031
+//! One failed delivery: a `statuses[]` element with `status: failed` and the error code 131031
 //! ([Meta: status webhooks](https://developers.facebook.com/documentation/business-messaging/whatsapp/webhooks/reference/messages/status)).
 
 use std::borrow::Cow;
@@ -8,29 +8,33 @@ use sha2::{Digest, Sha256};
 use time::{Duration, OffsetDateTime};
 
 use super::ids::{PhoneNumberId, Text, WabaId};
-use super::json::{elements, fields, integer, scalar, text};
+use super::json::{elements, fields, integer, scalar, string};
 
-/// "Business Account locked": the one error this product is about.
+/// The code of the error "Business Account locked", the only error that Lockwatch records
+/// ([Meta: error codes](https://developers.facebook.com/documentation/business-messaging/whatsapp/support/error-codes)).
 pub const ACCOUNT_LOCKED: i64 = 131_031;
 
-/// One message that Meta accepted and then did not deliver, because the account is locked.
+/// A message that Meta accepted and did not deliver: the account is locked.
+///
+/// Texts are truncated ([`Text`]); the digest is taken before that.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FailedDelivery {
-    /// The account.
+    /// The account that sent the message.
     pub waba_id: WabaId,
-    /// The number that sent.
+    /// The business phone number that sent the message.
     pub phone_number_id: PhoneNumberId,
-    /// That number as people write it.
+    /// The same number as people write it (`display_phone_number`).
     pub display_phone_number: Option<Text>,
-    /// Meta's message id (`wamid.…`). It contains the recipient's phone number in base64.
+    /// Meta's message id (`wamid.…`). It contains the recipient in base64.
     pub message_id: Text,
-    /// Who should have got the message: a phone number, a group's id, or a business-scoped user id.
+    /// The recipient: a phone number, a group id, or a user id.
     pub recipient_id: Option<Text>,
-    /// In a group: the member this failure is about.
+    /// In a group: the member that this failure is about.
     pub participant_id: Option<Text>,
-    /// When Meta says it failed; when received, if what it says is unreadable or outside 1970 … tomorrow.
+    /// The time of the failure according to Meta, in whole seconds. If Meta's time is unreadable,
+    /// before 1970 or more than a day after `received_at`, it is `received_at`.
     pub failed_at: OffsetDateTime,
-    /// When the callback arrived.
+    /// The time at which the callback arrived.
     pub received_at: OffsetDateTime,
     /// The error's `title`.
     pub error_title: Option<Text>,
@@ -38,10 +42,11 @@ pub struct FailedDelivery {
     pub error_message: Option<Text>,
     /// The error's `error_data.details` (in older callbacks `details`).
     pub error_details: Option<Text>,
-    /// The sender's own `biz_opaque_callback_data`.
+    /// The `biz_opaque_callback_data` from the business.
     pub callback_data: Option<Text>,
-    /// SHA-256 over the uncut number, message id, participant or recipient, and code: what makes a
-    /// repeated failure the same one.
+    /// The identity of the failure: two failures with the same digest are the same one, sent twice.
+    /// A SHA-256 over the phone number id, message id, participant (else recipient) and code, all
+    /// of them before truncation.
     pub digest: [u8; 32],
 }
 
@@ -52,17 +57,17 @@ pub(super) struct Sender {
     pub(super) display_phone_number: Option<Text>,
 }
 
-/// Parses one `statuses[]` element. `Ok(None)` is a status that is not about a lockout.
+/// Parses a `statuses[]` element. Returns `None` if it is no lockout.
 ///
 /// # Errors
-/// The reason, where the element is not readable as far as needed.
+/// The reason why the element cannot be parsed.
 pub(super) fn parse_failure(
     element: &RawValue,
     sender: &Sender,
     received_at: OffsetDateTime,
 ) -> Result<Option<FailedDelivery>, &'static str> {
     let status = Status::parse(element).ok_or("the status is not an object")?;
-    let word = status.status.and_then(text);
+    let word = status.status.and_then(string);
     if word.ok_or("the status has no readable `status`")? != "failed" {
         return Ok(None);
     }
@@ -86,9 +91,9 @@ pub(super) fn parse_failure(
         waba_id: sender.waba_id.clone(),
         phone_number_id: sender.phone_number_id.clone(),
         display_phone_number: sender.display_phone_number.clone(),
-        message_id: Text::cut(&id, Text::SHORT),
-        recipient_id: recipient.map(|id| Text::cut(&id, Text::SHORT)),
-        participant_id: participant.map(|id| Text::cut(&id, Text::SHORT)),
+        message_id: Text::truncate(&id, Text::SHORT_BYTES),
+        recipient_id: recipient.map(|id| Text::truncate(&id, Text::SHORT_BYTES)),
+        participant_id: participant.map(|id| Text::truncate(&id, Text::SHORT_BYTES)),
         failed_at: failed_at.unwrap_or(received_at),
         received_at,
         error_title: error.title,
@@ -97,20 +102,20 @@ pub(super) fn parse_failure(
         callback_data: status
             .callback_data
             .and_then(scalar)
-            .map(|data| Text::cut(&data, Text::LONG)),
+            .map(|data| Text::truncate(&data, Text::LONG_BYTES)),
     }))
 }
 
-/// The fields of a `statuses[]` element that are read.
+/// The fields of a `statuses[]` element that are used.
 struct Status<'s> {
     id: Option<&'s RawValue>,
     status: Option<&'s RawValue>,
     timestamp: Option<&'s RawValue>,
     errors: Option<&'s RawValue>,
     callback_data: Option<&'s RawValue>,
-    /// The recipient under each of its names, the best first.
+    /// The recipient by field name, the preferred name first.
     recipients: [Option<&'s RawValue>; 4],
-    /// The member of a group under each of its names, the best first.
+    /// The group member by field name, the preferred name first.
     participants: [Option<&'s RawValue>; 3],
 }
 
@@ -154,7 +159,7 @@ impl<'s> Status<'s> {
     }
 }
 
-/// Returns the first of these fields with a text in it.
+/// Returns the first field that is present and not empty.
 fn first_non_empty<'a, const N: usize>(
     candidates: [Option<&'a RawValue>; N],
 ) -> Option<Cow<'a, str>> {
@@ -170,15 +175,15 @@ struct LockoutError {
     details: Option<Text>,
 }
 
-/// The first 131031 among a status's errors; several of them in one status are one failure. An error
-/// without a readable code is only a reason to refuse the status where it may have been the one.
+/// Returns the first error 131031 of a status. Several are one failure.
+///
+/// # Errors
+/// There is no readable 131031, but an unreadable error may be one.
 fn find_lockout_error(errors: &RawValue) -> Result<Option<LockoutError>, &'static str> {
+    const FIELDS: [&str; 5] = ["code", "title", "message", "error_data", "details"];
     let mut unreadable = None;
     for error in elements(errors).ok_or("`errors` is not a list")? {
-        let Some([code, title, message, data, old_details]) = fields(
-            error.get(),
-            ["code", "title", "message", "error_data", "details"],
-        ) else {
+        let Some([code, title, message, data, old_details]) = fields(error.get(), FIELDS) else {
             unreadable = Some("an error is not an object");
             continue;
         };
@@ -190,30 +195,31 @@ fn find_lockout_error(errors: &RawValue) -> Result<Option<LockoutError>, &'stati
                 continue;
             }
         }
-        let long =
-            |raw: Option<&RawValue>| raw.and_then(text).map(|text| Text::cut(&text, Text::LONG));
         let details = data.and_then(|data| match fields(data.get(), ["details"]) {
             Some([details]) => details,
             None => Some(data),
         });
         return Ok(Some(LockoutError {
-            title: long(title),
-            message: long(message),
-            details: long(details).or_else(|| long(old_details)),
+            title: long_text(title),
+            message: long_text(message),
+            details: long_text(details).or_else(|| long_text(old_details)),
         }));
     }
-    match unreadable {
-        Some(reason) => Err(reason),
-        None => Ok(None),
-    }
+    unreadable.map_or(Ok(None), Err)
 }
 
-/// Returns Unix seconds as a time, if between 1970 and a day from now.
+fn long_text(field: Option<&RawValue>) -> Option<Text> {
+    let text = string(field?)?;
+    Some(Text::truncate(&text, Text::LONG_BYTES))
+}
+
+/// Converts Unix seconds, if between 1970 and one day after `now`.
 fn plausible_time(seconds: i64, now: OffsetDateTime) -> Option<OffsetDateTime> {
     let at = OffsetDateTime::from_unix_timestamp(seconds).ok()?;
     (at >= OffsetDateTime::UNIX_EPOCH && at <= now.saturating_add(Duration::DAY)).then_some(at)
 }
 
+/// Hashes the parts, each after its length: different parts never look equal.
 fn digest(parts: [&str; 4]) -> [u8; 32] {
     let mut hash = Sha256::new();
     for part in parts {

@@ -1,8 +1,8 @@
-//! What Graph answers to `GET /<NODE_ID>?fields=health_status`
+//! Parses Graph's answer to `GET /<NODE_ID>?fields=health_status`
 //! ([Meta: health status](https://developers.facebook.com/documentation/business-messaging/whatsapp/support/health-status)).
 //!
-//! Read the *entities*, never the root: the root is the worst of everything, calling included, and says
-//! BLOCKED while every entity can send messages.
+//! Use the *entities* of an answer, never its root. The root is the worst value of everything,
+//! calling included: it can be BLOCKED while every entity can send messages.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -12,37 +12,38 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::ids::Text;
-use super::json::{elements, fields, integer, readable, scalar, text};
+use super::json::{elements, fields, integer, repair_text, scalar, string};
 
-/// At most this many entities of an answer are read; Meta sends three or four.
-const MAX_ENTITIES: usize = 64;
-/// At most this many errors or notes of an entity are read.
-const MAX_NOTES: usize = 16;
+/// The number of entities that are read. Meta sends three or four.
+const ENTITY_LIMIT: usize = 64;
+/// The number of errors, and of notes, that are read from an entity.
+const NOTE_LIMIT: usize = 16;
 
-/// What one look-up came to.
+/// The meaning of one look-up.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Answer {
-    /// Meta told the health of these entities: at least one.
+    /// Meta reported the health of these entities. There is at least one.
     Health(Vec<Entity>),
-    /// Meta answered, and there is no health in it: the token may not read it.
+    /// Meta answered without health: the token may not read it.
     NoHealth,
-    /// Meta was not asked, for a reason that stays until somebody changes it: there is no token.
+    /// Meta was not asked, for this reason: for example, there is no token.
     NotAsked(String),
-    /// Meta refuses, and will again: the token, a permission, or the node.
+    /// Meta refused because of the token, a permission, or the node. A retry is useless.
     Refused(GraphError),
-    /// Too many calls: the account rests, for as long as Meta says if it does.
+    /// Meta throttled the look-up: the account had too many calls.
     Throttled {
-        /// What Meta said.
+        /// Meta's error.
         error: GraphError,
-        /// `estimated_time_to_regain_access`.
-        rest: Option<Duration>,
+        /// The time to wait before the next call, if Meta named one: the largest
+        /// `estimated_time_to_regain_access`, at most one day.
+        retry_after: Option<Duration>,
     },
-    /// No answer that means anything: worth another try soon.
+    /// There was no usable answer, for this reason. A retry may succeed.
     Unreachable(String),
 }
 
 impl Answer {
-    /// The kind of this answer.
+    /// Returns the kind of this answer.
     #[must_use]
     pub fn outcome(&self) -> Outcome {
         match self {
@@ -55,7 +56,7 @@ impl Answer {
         }
     }
 
-    /// The entities, if Meta told their health.
+    /// Returns the entities, if Meta reported their health.
     #[must_use]
     pub fn entities(&self) -> Option<&[Entity]> {
         match self {
@@ -68,7 +69,7 @@ impl Answer {
         }
     }
 
-    /// What stood in the way of health, in words.
+    /// Returns the reason why there is no health, as a text for people.
     #[must_use]
     pub fn error_text(&self) -> Option<String> {
         match self {
@@ -82,23 +83,23 @@ impl Answer {
     }
 }
 
-/// One look-up of a node's health, done.
+/// The result of one look-up of a node's health.
 #[derive(Debug, Clone)]
 pub struct LookupResult {
-    /// Its meaning.
+    /// The meaning of the answer.
     pub answer: Answer,
-    /// The HTTP status, if there was an answer.
+    /// The HTTP status, if there was an HTTP response.
     pub http_status: Option<u16>,
-    /// The answer's body, cut and without secrets.
+    /// The body of the response, truncated and with the secrets removed.
     pub response: Option<String>,
-    /// The time that it took.
+    /// The duration of the look-up.
     pub duration: Duration,
 }
 
-/// The kinds of answers, as the words of `health_checks.outcome`.
+/// The kind of an [`Answer`]: the values of `health_checks.outcome`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// Meta told the health.
+    /// Meta reported the health.
     Answered,
     /// Meta answered without the health.
     NoHealth,
@@ -106,9 +107,9 @@ pub enum Outcome {
     NotAsked,
     /// Meta refused.
     Refused,
-    /// Meta throttled us.
+    /// Meta throttled the look-up.
     Throttled,
-    /// There was no answer, or one without meaning.
+    /// There was no answer, or one without a meaning.
     Unreachable,
 }
 
@@ -123,7 +124,7 @@ impl Outcome {
         Self::Unreachable,
     ];
 
-    /// The word in the database.
+    /// Returns the value of the database column.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -137,46 +138,46 @@ impl Outcome {
     }
 }
 
-/// One node of the answer: the number, its account, the business, the app.
+/// One node in an answer: the phone number, account, business, or app.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entity {
-    /// `PHONE_NUMBER`, `WABA`, `BUSINESS`, `APP`, or what else Meta writes.
+    /// The type: `PHONE_NUMBER`, `WABA`, `BUSINESS`, `APP`, or another one.
     pub entity_type: String,
     /// The node's id.
     pub id: String,
-    /// Whether it lets messages through.
+    /// The ability of the entity to send messages.
     pub can_send_message: CanSend,
     /// Notes, mostly on LIMITED entities.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub additional_info: Vec<String>,
-    /// Reasons. They come on LIMITED entities too, against the documentation.
+    /// Errors. LIMITED entities have them too, contrary to the documentation.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub errors: Vec<EntityError>,
 }
 
-/// A reason on an entity.
+/// An error on an entity: the reason why it is BLOCKED or LIMITED.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EntityError {
     /// Meta's code, such as 141006.
     pub error_code: Option<i64>,
-    /// What is wrong.
+    /// Meta's description of the problem.
     pub error_description: String,
-    /// What Meta suggests.
+    /// Meta's suggestion to the business.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub possible_solution: Option<String>,
 }
 
-/// Whether an entity lets messages through: from best to worst.
+/// The ability of an entity to send messages, ordered from best to worst.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(into = "String", from = "String")]
 pub enum CanSend {
-    /// AVAILABLE.
+    /// The value AVAILABLE.
     Available,
-    /// A value that was not known when this was written, kept as it came.
+    /// An unknown value, kept unchanged.
     Other(String),
-    /// LIMITED.
+    /// The value LIMITED.
     Limited,
-    /// BLOCKED.
+    /// The value BLOCKED.
     Blocked,
 }
 
@@ -208,18 +209,18 @@ impl fmt::Display for CanSend {
     }
 }
 
-/// The verdict on a set of entities: the worst of them.
+/// Returns the worst `can_send_message`, or `None` without entities.
 #[must_use]
 pub fn verdict(entities: &[Entity]) -> Option<&CanSend> {
     entities.iter().map(|entity| &entity.can_send_message).max()
 }
 
-/// Graph's error envelope, as far as it is used.
+/// An error of the Graph API: the object `error` of an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GraphError {
     /// Meta's code.
     pub code: i64,
-    /// Meta's message, cut.
+    /// Meta's message, truncated.
     pub message: String,
 }
 
@@ -230,43 +231,52 @@ impl fmt::Display for GraphError {
 }
 
 impl GraphError {
-    /// Reads the error of an answer, if it has one with a code.
+    /// Parses the error of an answer, if it has an error with a code.
     #[must_use]
     pub fn parse(body: &[u8]) -> Option<Self> {
-        let body = readable(body);
+        let body = repair_text(body);
         let [error] = fields(&body, ["error"])?;
         Self::from_envelope(error?).ok()
     }
 
-    /// Reads Graph's error envelope; without a code there is only the message.
+    /// Parses the object `error` of an answer.
+    ///
+    /// # Errors
+    /// The error has no code. Then its message is returned.
     fn from_envelope(error: &RawValue) -> Result<Self, String> {
         let [code, message] = fields(error.get(), ["code", "message"]).unwrap_or_default();
-        let message = message.and_then(long).unwrap_or_default();
+        let message = message.and_then(long_text).unwrap_or_default();
         match code.and_then(integer) {
             Some(code) => Ok(Self { code, message }),
             None => Err(message),
         }
     }
 
-    /// Whether Meta rejects the `appsecret_proof`, and another app's secret may be the right one.
+    /// Returns whether Meta rejected the `appsecret_proof`.
+    ///
+    /// Then the secret of another app may be the right one.
     #[must_use]
-    pub fn is_about_the_proof(&self) -> bool {
+    pub fn is_invalid_proof(&self) -> bool {
         self.code == 100 && self.message.contains("appsecret_proof")
     }
 }
 
-/// Reads an answer. `usage` is the `X-Business-Use-Case-Usage` header, if it came.
+/// Parses an answer.
+///
+/// `usage` is the value of the header `X-Business-Use-Case-Usage`, if there was one
+/// ([Meta: rate limits](https://developers.facebook.com/docs/graph-api/overview/rate-limiting)).
+///
+/// Never fails: an invalid answer is [`Answer::Unreachable`].
 #[must_use]
 pub fn parse_answer(http_status: u16, usage: Option<&str>, body: &[u8]) -> Answer {
-    let body = readable(body);
+    let body = repair_text(body);
     let Some([error, health]) = fields(&body, ["error", "health_status"]) else {
-        return Answer::Unreachable(format!(
-            "HTTP {http_status}, and the body is not a JSON object"
-        ));
+        let reason = format!("HTTP {http_status}, and the body is not a JSON object");
+        return Answer::Unreachable(reason);
     };
-    // A 200 may carry an error; so the body is asked before the status.
+    // A 200 may carry an error, so the body is checked before the status.
     if let Some(error) = error {
-        return refusal(http_status, usage, error);
+        return parse_error(http_status, usage, error);
     }
     if http_status != 200 {
         return Answer::Unreachable(format!("HTTP {http_status} without an error in the body"));
@@ -277,8 +287,8 @@ pub fn parse_answer(http_status: u16, usage: Option<&str>, body: &[u8]) -> Answe
     let entities: Vec<Entity> = entities
         .into_iter()
         .flatten()
-        .take(MAX_ENTITIES)
-        .filter_map(entity)
+        .take(ENTITY_LIMIT)
+        .filter_map(parse_entity)
         .collect();
     if entities.is_empty() {
         Answer::NoHealth
@@ -287,7 +297,7 @@ pub fn parse_answer(http_status: u16, usage: Option<&str>, body: &[u8]) -> Answe
     }
 }
 
-fn refusal(http_status: u16, usage: Option<&str>, error: &RawValue) -> Answer {
+fn parse_error(http_status: u16, usage: Option<&str>, error: &RawValue) -> Answer {
     let error = match GraphError::from_envelope(error) {
         Ok(error) => error,
         Err(message) => {
@@ -298,17 +308,19 @@ fn refusal(http_status: u16, usage: Option<&str>, error: &RawValue) -> Answer {
     match error.code {
         4 | 17 | 32 | 613 | 80007 | 80008 | 130_429 => Answer::Throttled {
             error,
-            rest: usage.and_then(rest),
+            retry_after: usage.and_then(parse_retry_after),
         },
         0 | 3 | 10 | 100 | 190 | 200..=299 | 368 => Answer::Refused(error),
         _ => Answer::Unreachable(format!("HTTP {http_status}: {error}")),
     }
 }
 
-/// The longest `estimated_time_to_regain_access`, in minutes, in the usage header: an object keyed by
-/// business object, each with a list. Whose budget was spent is not said, so the longest counts.
-fn rest(usage: &str) -> Option<Duration> {
-    const A_DAY: f64 = 24.0 * 60.0;
+/// Returns the longest `estimated_time_to_regain_access`, at most one day.
+///
+/// The header is a JSON object: its keys are business objects, its values lists of times in
+/// minutes. It does not say which budget was used up, so the longest time counts.
+fn parse_retry_after(usage: &str) -> Option<Duration> {
+    const MAX_MINUTES: f64 = 24.0 * 60.0;
     let usage: HashMap<String, &RawValue> = serde_json::from_str(usage).ok()?;
     let entries = usage.into_values().filter_map(elements).flatten();
     let minutes = entries
@@ -316,62 +328,68 @@ fn rest(usage: &str) -> Option<Duration> {
         .filter_map(|minutes| scalar(minutes)?.parse::<f64>().ok())
         .filter(|minutes| *minutes > 0.0)
         .max_by(f64::total_cmp)?;
-    Some(Duration::from_secs_f64(minutes.ceil().min(A_DAY) * 60.0))
+    Some(Duration::from_secs_f64(
+        minutes.ceil().min(MAX_MINUTES) * 60.0,
+    ))
 }
 
-fn entity(raw: &RawValue) -> Option<Entity> {
-    let [entity_type, id, can_send, info, errors] = fields(
-        raw.get(),
-        [
-            "entity_type",
-            "id",
-            "can_send_message",
-            "additional_info",
-            "errors",
-        ],
-    )?;
-    let short = |raw: Option<&RawValue>| {
-        raw.and_then(scalar)
-            .map(|text| Text::cut(&text, Text::SHORT).into_string())
-            .unwrap_or_default()
+/// Parses an entity.
+///
+/// Returns `None` if it is no evidence: it has neither a value nor an error.
+fn parse_entity(raw: &RawValue) -> Option<Entity> {
+    const FIELDS: [&str; 5] = [
+        "entity_type",
+        "id",
+        "can_send_message",
+        "additional_info",
+        "errors",
+    ];
+    let [entity_type, id, can_send, info, errors] = fields(raw.get(), FIELDS)?;
+    let errors: Vec<EntityError> = first_elements(errors)
+        .filter_map(parse_entity_error)
+        .collect();
+    if can_send.is_none() && errors.is_empty() {
+        return None;
+    }
+    let can_send = match can_send {
+        Some(can_send) => short_text(Some(can_send)),
+        None => "UNSTATED".to_owned(),
     };
-    let errors: Vec<EntityError> = notes(errors).filter_map(entity_error).collect();
-    // An entity that says nothing about messages is no evidence; with a reason on it, it is.
-    (can_send.is_some() || !errors.is_empty()).then(|| Entity {
-        entity_type: short(entity_type),
-        id: short(id),
-        can_send_message: if can_send.is_some() {
-            short(can_send)
-        } else {
-            "UNSTATED".to_owned()
-        }
-        .into(),
-        additional_info: notes(info).filter_map(long).collect(),
+    Some(Entity {
+        entity_type: short_text(entity_type),
+        id: short_text(id),
+        can_send_message: can_send.into(),
+        additional_info: first_elements(info).filter_map(long_text).collect(),
         errors,
     })
 }
 
-fn notes(list: Option<&RawValue>) -> impl Iterator<Item = &RawValue> {
-    list.and_then(elements)
-        .into_iter()
-        .flatten()
-        .take(MAX_NOTES)
-}
-
-fn entity_error(raw: &RawValue) -> Option<EntityError> {
-    let [code, description, solution] = fields(
-        raw.get(),
-        ["error_code", "error_description", "possible_solution"],
-    )?;
+fn parse_entity_error(raw: &RawValue) -> Option<EntityError> {
+    const FIELDS: [&str; 3] = ["error_code", "error_description", "possible_solution"];
+    let [code, description, solution] = fields(raw.get(), FIELDS)?;
     Some(EntityError {
         error_code: code.and_then(integer),
-        error_description: description.and_then(long).unwrap_or_default(),
-        possible_solution: solution.and_then(long).filter(|text| !text.is_empty()),
+        error_description: description.and_then(long_text).unwrap_or_default(),
+        possible_solution: solution.and_then(long_text).filter(|text| !text.is_empty()),
     })
 }
 
-fn long(raw: &RawValue) -> Option<String> {
-    text(raw).map(|text| Text::cut(&text, Text::LONG).into_string())
+/// Returns at most [`NOTE_LIMIT`] elements of a list, if it is one.
+fn first_elements(list: Option<&RawValue>) -> impl Iterator<Item = &RawValue> {
+    list.and_then(elements)
+        .into_iter()
+        .flatten()
+        .take(NOTE_LIMIT)
+}
+
+fn short_text(raw: Option<&RawValue>) -> String {
+    let text = raw.and_then(scalar).unwrap_or_default();
+    Text::truncate(&text, Text::SHORT_BYTES).into_string()
+}
+
+fn long_text(raw: &RawValue) -> Option<String> {
+    let text = string(raw)?;
+    Some(Text::truncate(&text, Text::LONG_BYTES).into_string())
 }
 
 #[cfg(test)]
@@ -388,36 +406,52 @@ mod tests {
     }
 
     #[test]
-    fn entities_are_read_with_notes_and_reasons() {
-        let body = json!({"health_status": {"can_send_message": "LIMITED", "entities": [
-            {"entity_type": "PHONE_NUMBER", "id": "1", "can_send_message": "LIMITED", "additional_info": ["name"]},
-            {"entity_type": "WABA", "id": 2, "can_send_message": "SLEEPING"},
-            {"entity_type": "BUSINESS", "id": "3", "can_send_message": "LIMITED",
-             "errors": [{"error_code": 141010, "error_description": "d", "possible_solution": "s"}]},
-        ]}, "id": "1"});
+    fn entities_keep_their_notes_and_errors() {
+        let body = json!({
+            "health_status": {
+                "can_send_message": "LIMITED",
+                "entities": [
+                    {
+                        "entity_type": "PHONE_NUMBER",
+                        "id": "1",
+                        "can_send_message": "LIMITED",
+                        "additional_info": ["name"],
+                    },
+                    {"entity_type": "WABA", "id": 2, "can_send_message": "SLEEPING"},
+                    {
+                        "entity_type": "BUSINESS",
+                        "id": "3",
+                        "can_send_message": "LIMITED",
+                        "errors": [{
+                            "error_code": 141010,
+                            "error_description": "d",
+                            "possible_solution": "s",
+                        }],
+                    },
+                ],
+            },
+            "id": "1",
+        });
         let Answer::Health(entities) = answer(200, &body) else {
             panic!("no health")
         };
         assert_eq!(entities[0].additional_info, ["name"]);
+        assert_eq!(entities[1].id, "2");
         assert_eq!(
-            (entities[1].id.as_str(), &entities[1].can_send_message),
-            ("2", &CanSend::Other("SLEEPING".into()))
+            entities[1].can_send_message,
+            CanSend::Other("SLEEPING".into())
         );
-        assert_eq!(entities[2].errors[0].error_code, Some(141_010));
-        assert_eq!(
-            entities[2].errors[0].possible_solution.as_deref(),
-            Some("s")
-        );
+        let error = &entities[2].errors[0];
+        assert_eq!(error.error_code, Some(141_010));
+        assert_eq!(error.possible_solution.as_deref(), Some("s"));
         assert_eq!(verdict(&entities), Some(&CanSend::Limited));
         let stored = serde_json::to_string(&entities).unwrap();
-        assert_eq!(
-            serde_json::from_str::<Vec<Entity>>(&stored).unwrap(),
-            entities
-        );
+        let loaded: Vec<Entity> = serde_json::from_str(&stored).unwrap();
+        assert_eq!(loaded, entities);
     }
 
     #[test]
-    fn an_answer_without_entities_tells_no_health() {
+    fn an_answer_without_entities_is_no_health() {
         for body in [
             json!({"id": "1"}),
             json!({"health_status": {"can_send_message": "BLOCKED", "entities": []}}),
@@ -427,12 +461,12 @@ mod tests {
     }
 
     #[test]
-    fn an_entity_that_says_nothing_about_messages_is_no_evidence() {
+    fn an_entity_without_a_value_or_an_error_is_skipped() {
         let flow = json!({"entity_type": "FLOW", "id": "9"});
-        let blamed = json!({"entity_type": "WABA", "id": "2", "errors": [{"error_code": 141006}]});
-        let Answer::Health(entities) =
-            answer(200, &json!({"health_status": {"entities": [flow, blamed]}}))
-        else {
+        let errors = json!([{"error_code": 141006}]);
+        let blamed = json!({"entity_type": "WABA", "id": "2", "errors": errors});
+        let body = json!({"health_status": {"entities": [flow, blamed]}});
+        let Answer::Health(entities) = answer(200, &body) else {
             panic!("no health")
         };
         assert_eq!(entities.len(), 1);
@@ -445,39 +479,32 @@ mod tests {
     #[test]
     fn every_error_code_has_its_class() {
         for code in [0, 3, 10, 100, 190, 200, 250, 299, 368] {
-            assert!(
-                matches!(answer(400, &error(code)), Answer::Refused(e) if e.code == code),
-                "{code}"
-            );
+            let Answer::Refused(error) = answer(400, &error(code)) else {
+                panic!("{code} is not refused")
+            };
+            assert_eq!(error.code, code);
         }
         for code in [4, 17, 32, 613, 80007, 80008, 130_429] {
-            assert!(
-                matches!(
-                    answer(400, &error(code)),
-                    Answer::Throttled { rest: None, .. }
-                ),
-                "{code}"
-            );
+            let Answer::Throttled { retry_after, .. } = answer(400, &error(code)) else {
+                panic!("{code} is not throttled")
+            };
+            assert_eq!(retry_after, None, "{code}");
         }
         for code in [1, 2, 33, 300, 131_042, -1] {
-            assert!(
-                matches!(answer(500, &error(code)), Answer::Unreachable(_)),
-                "{code}"
-            );
+            let answer = answer(500, &error(code));
+            assert!(matches!(answer, Answer::Unreachable(_)), "{code}");
         }
     }
 
     #[test]
     fn an_error_in_a_200_is_an_error() {
         assert!(matches!(answer(200, &error(190)), Answer::Refused(_)));
-        assert!(matches!(
-            answer(200, &json!({"error": "odd"})),
-            Answer::Unreachable(_)
-        ));
+        let odd = answer(200, &json!({"error": "odd"}));
+        assert!(matches!(odd, Answer::Unreachable(_)));
     }
 
     #[test]
-    fn what_is_no_answer_is_tried_again() {
+    fn an_answer_without_meaning_is_unreachable() {
         for (status, body) in [
             (200, "<html>"),
             (502, ""),
@@ -485,51 +512,45 @@ mod tests {
             (200, "[]"),
             (500, "{\"health_status\":{}}"),
         ] {
-            assert!(
-                matches!(
-                    parse_answer(status, None, body.as_bytes()),
-                    Answer::Unreachable(_)
-                ),
-                "{status} {body}"
-            );
+            let answer = parse_answer(status, None, body.as_bytes());
+            assert!(matches!(answer, Answer::Unreachable(_)), "{status} {body}");
         }
     }
 
     #[test]
-    fn the_usage_header_says_how_many_minutes_to_rest() {
-        let usage = json!({"102290129340398": [{"type": "whatsapp", "estimated_time_to_regain_access": 19}],
-                           "7": [{"estimated_time_to_regain_access": 3}], "8": "odd"});
-        let throttled = parse_answer(
-            400,
-            Some(&usage.to_string()),
-            error(80008).to_string().as_bytes(),
-        );
-        assert!(
-            matches!(throttled, Answer::Throttled { rest: Some(rest), .. } if rest == Duration::from_secs(19 * 60))
-        );
+    fn the_usage_header_says_when_to_retry() {
+        let retry_after = |usage: &str| {
+            let body = error(80008).to_string();
+            match parse_answer(400, Some(usage), body.as_bytes()) {
+                Answer::Throttled { retry_after, .. } => retry_after,
+                other => panic!("not throttled: {other:?}"),
+            }
+        };
+        let usage = json!({
+            "102290129340398": [{"type": "whatsapp", "estimated_time_to_regain_access": 19}],
+            "7": [{"estimated_time_to_regain_access": 3}],
+            "8": "odd",
+        });
+        let expected = Duration::from_secs(19 * 60);
+        assert_eq!(retry_after(&usage.to_string()), Some(expected));
         for odd in [
             "",
             "{}",
             "[1]",
             "{\"1\":[{\"estimated_time_to_regain_access\":0}]}",
         ] {
-            let throttled = parse_answer(400, Some(odd), error(80008).to_string().as_bytes());
-            assert!(
-                matches!(throttled, Answer::Throttled { rest: None, .. }),
-                "{odd}"
-            );
+            assert_eq!(retry_after(odd), None, "{odd}");
         }
     }
 
     #[test]
-    fn a_rejected_proof_is_told_apart() {
+    fn a_rejected_proof_is_recognised() {
         let error = |code, message: &str| GraphError {
             code,
             message: message.into(),
         };
-        assert!(
-            error(100, "Invalid appsecret_proof provided in the API argument").is_about_the_proof()
-        );
-        assert!(!error(100, "Unsupported get request").is_about_the_proof());
+        let rejected = "Invalid appsecret_proof provided in the API argument";
+        assert!(error(100, rejected).is_invalid_proof());
+        assert!(!error(100, "Unsupported get request").is_invalid_proof());
     }
 }

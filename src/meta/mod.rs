@@ -1,8 +1,18 @@
-//! What Meta sends and answers: pure wire formats.
+//! Meta's wire formats: ids, signatures, callbacks and `health_status`.
 //!
-//! Here live the ids, the signature, the reading of callbacks and of `health_status` answers, and a
-//! builder that writes callbacks as Meta does. No I/O, no async, no clock and no opinion on what an
-//! answer means for an incident: that is [`lockout`](crate::lockout).
+//! | module | purpose |
+//! | --- | --- |
+//! | [`signature`] | sign a body as Meta does, and verify a signature |
+//! | [`callback`] | parse a callback into failures and unreadable parts |
+//! | [`failure`] | one failed delivery |
+//! | [`health`] | parse an answer to a `health_status` look-up |
+//! | [`ids`] | ids and texts that Postgres can always store |
+//! | [`capture`] | the file format for callbacks |
+//! | [`compose`] | build callbacks for tests, demonstrations and load |
+//! | [`redact`] | replace people in a callback, so that it can be shared |
+//!
+//! Everything here is a pure function: no I/O, no async, no clock. The meaning of an answer for an
+//! incident is decided in [`lockout`](crate::lockout), not here.
 
 pub mod callback;
 pub mod capture;

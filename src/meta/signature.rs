@@ -1,8 +1,10 @@
-//! Meta's signature: `X-Hub-Signature-256: sha256=<hex>`, the HMAC-SHA256 of the raw body under the app
-//! secret ([Meta: create a webhook endpoint](https://developers.facebook.com/documentation/business-messaging/whatsapp/webhooks/create-webhook-endpoint)).
+//! Meta's webhook signature: `X-Hub-Signature-256: sha256=<hex>`, an HMAC-SHA256 of the raw body
+//! with the app secret as key
+//! ([Meta: create a webhook endpoint](https://developers.facebook.com/documentation/business-messaging/whatsapp/webhooks/create-webhook-endpoint)).
 //!
-//! The body on the wire is what was signed, escapes and white space included. Parsing and writing it
-//! again gives other bytes and another signature, so nothing here ever sees parsed JSON.
+//! Meta signs the bytes on the wire, escapes and white space included. JSON that is parsed and
+//! written again has other bytes and another signature, so everything here works on bytes, never on
+//! parsed JSON.
 
 use std::fmt;
 
@@ -10,23 +12,23 @@ use hmac::{Hmac, KeyInit, Mac};
 use secrecy::{ExposeSecret, SecretString};
 use sha2::Sha256;
 
-/// The header that carries the signature, in lower case.
-pub const HEADER: &str = "x-hub-signature-256";
+/// The name of the header that carries the signature, in lower case.
+pub const SIGNATURE_HEADER: &str = "x-hub-signature-256";
 
-/// A well-formed signature that nobody has verified yet.
+/// A well-formed signature that is not yet [verified](Verifier::verify).
 #[derive(Debug, Clone, Copy)]
 pub struct Signature([u8; 32]);
 
-/// The header's value is not `sha256=` and 64 hexadecimal digits.
+/// The error for a header that is not a well-formed signature.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the signature is not `sha256=` followed by 64 hexadecimal digits")]
 pub struct MalformedSignature;
 
 impl Signature {
-    /// Reads the header's value.
+    /// Parses the value of the header. Upper case digits are accepted.
     ///
     /// # Errors
-    /// [`MalformedSignature`] for anything but `sha256=` and 64 hexadecimal digits.
+    /// The value is not `sha256=` and 64 hexadecimal digits.
     pub fn parse(header: &[u8]) -> Result<Self, MalformedSignature> {
         let digits = header.strip_prefix(b"sha256=").ok_or(MalformedSignature)?;
         let mut mac = [0; 32];
@@ -36,32 +38,35 @@ impl Signature {
 }
 
 impl fmt::Display for Signature {
-    /// As in the header, in lower case.
+    /// Writes the value of the header, in lower case.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "sha256={}", hex::encode(self.0))
     }
 }
 
-/// The app secrets a signature may have been made with: several while one is being rotated, or where
-/// several apps share the URL.
+/// Verifies signatures against one or more app secrets.
+///
+/// There are several while a secret is rotated, or if several apps share the webhook's URL.
 #[derive(Debug, Clone)]
 pub struct Verifier {
     keys: Vec<Hmac<Sha256>>,
 }
 
 impl Verifier {
-    /// Prepares the keys, in the order in which they are tried.
+    /// Prepares the secrets. They are tried in this order.
     #[must_use]
     pub fn new(app_secrets: &[SecretString]) -> Self {
         Self {
             keys: app_secrets
                 .iter()
-                .map(|secret| keyed(secret.expose_secret()))
+                .map(|secret| hmac_with_key(secret.expose_secret()))
                 .collect(),
         }
     }
 
-    /// The position of the secret that signed these bytes, or `None`. Each comparison takes constant time.
+    /// Returns the index of the secret that signed `body`, if one did.
+    ///
+    /// Each comparison takes constant time.
     #[must_use]
     pub fn verify(&self, body: &[u8], signature: &Signature) -> Option<usize> {
         self.keys.iter().position(|key| {
@@ -73,7 +78,7 @@ impl Verifier {
     }
 }
 
-/// Signs a body as Meta does: the whole value of [`HEADER`].
+/// Signs a body as Meta does. Returns the value of [`SIGNATURE_HEADER`].
 ///
 /// ```
 /// let body = br#"{"object":"whatsapp_business_account","entry":[]}"#;
@@ -87,7 +92,8 @@ pub fn sign(app_secret: &str, body: &[u8]) -> String {
     format!("sha256={}", hmac_hex(app_secret, body))
 }
 
-/// Meta's `appsecret_proof`: it shows that the sender of an access token knows the app secret too
+/// Returns Meta's `appsecret_proof`, which proves that the sender of an access token also knows the
+/// app secret: the HMAC-SHA256 of the token with the app secret as key, in hexadecimal
 /// ([Meta: secure requests](https://developers.facebook.com/docs/graph-api/guides/secure-requests)).
 #[must_use]
 pub fn appsecret_proof(app_secret: &str, access_token: &str) -> String {
@@ -95,10 +101,11 @@ pub fn appsecret_proof(app_secret: &str, access_token: &str) -> String {
 }
 
 fn hmac_hex(key: &str, message: &[u8]) -> String {
-    hex::encode(keyed(key).chain_update(message).finalize().into_bytes())
+    let mac = hmac_with_key(key).chain_update(message);
+    hex::encode(mac.finalize().into_bytes())
 }
 
-fn keyed(key: &str) -> Hmac<Sha256> {
+fn hmac_with_key(key: &str) -> Hmac<Sha256> {
     Hmac::new_from_slice(key.as_bytes()).expect("HMAC takes a key of any length")
 }
 
@@ -109,13 +116,9 @@ mod tests {
     const COMPACT: &[u8] = br#"{"object":"whatsapp_business_account","entry":[]}"#;
     const SPACED: &[u8] = br#"{"object": "whatsapp_business_account", "entry": []}"#;
 
-    fn verifier(secrets: &[&str]) -> Verifier {
-        Verifier::new(
-            &secrets
-                .iter()
-                .map(|s| SecretString::from(*s))
-                .collect::<Vec<_>>(),
-        )
+    fn verify(secrets: &[&str], body: &[u8], signature: &Signature) -> Option<usize> {
+        let secrets: Vec<_> = secrets.iter().map(|s| SecretString::from(*s)).collect();
+        Verifier::new(&secrets).verify(body, signature)
     }
 
     #[test]
@@ -125,31 +128,19 @@ mod tests {
             "sha256=56cbbaf4961c6cfdae48b7f116c047e5eb513d2c931baae63a2bc1afd26f803a"
         );
         let signature = Signature::parse(sign("test_app_secret", COMPACT).as_bytes()).unwrap();
-        assert_eq!(
-            verifier(&["test_app_secret"]).verify(COMPACT, &signature),
-            Some(0)
-        );
-        assert_eq!(
-            verifier(&["test_app_secret"]).verify(SPACED, &signature),
-            None
-        );
+        assert_eq!(verify(&["test_app_secret"], COMPACT, &signature), Some(0));
+        assert_eq!(verify(&["test_app_secret"], SPACED, &signature), None);
     }
 
     #[test]
-    fn the_position_tells_which_secret_signed() {
+    fn verify_returns_the_index_of_the_secret() {
         let signature = Signature::parse(sign("second", COMPACT).as_bytes()).unwrap();
-        assert_eq!(
-            verifier(&["first", "second"]).verify(COMPACT, &signature),
-            Some(1)
-        );
-        assert_eq!(
-            verifier(&["first", "third"]).verify(COMPACT, &signature),
-            None
-        );
+        assert_eq!(verify(&["first", "second"], COMPACT, &signature), Some(1));
+        assert_eq!(verify(&["first", "third"], COMPACT, &signature), None);
     }
 
     #[test]
-    fn malformed_signatures_are_told_apart_from_wrong_ones() {
+    fn only_64_hexadecimal_digits_are_well_formed() {
         let hex64 = "a".repeat(64);
         for header in [
             String::new(),

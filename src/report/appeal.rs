@@ -1,89 +1,117 @@
-//! What Meta's support asks for, ready to be pasted into the request for a review.
+//! The text for an appeal: the facts that Meta's support asks for, ready to be pasted into the
+//! request for a review.
 
 use std::fmt::Write;
 
 use time::OffsetDateTime;
 
-use super::text::{count, moment, printable};
+use super::text::{format_count, format_time, printable};
 use super::{IncidentReport, Recipients};
 use crate::lockout::cause::LockoutCause;
 use crate::store::deliveries::Delivery;
+use crate::store::incidents::AffectedNumber;
 
-/// Example messages in it.
-pub const EXAMPLES: i64 = 5;
+/// The number of example messages in the text.
+pub(crate) const EXAMPLE_LIMIT: i64 = 5;
 
-/// The text, with up to so many numbers. `examples` are some deliveries; their ids contain the recipient's
-/// number, and stand in it only where recipients may be seen.
+/// Writes the text, with up to `number_limit` numbers. `examples` are some deliveries of the
+/// incident. Their ids contain the recipient's number, so the text has them only if recipients are
+/// revealed.
 #[must_use]
-pub fn appeal(
+pub(crate) fn write_appeal(
     report: &IncidentReport,
-    numbers: usize,
+    number_limit: usize,
     examples: &[Delivery],
     recipients: Recipients,
     now: OffsetDateTime,
 ) -> String {
     let incident = &report.incident;
-    let mut text = format!(
-        "Since {} our WhatsApp Business Account {} cannot send messages: each is accepted and then fails with error \
-         131031. Please review the restriction and lift it.\nWhat we have changed: [fill in]\n\n",
-        moment(incident.opened_at),
-        printable(incident.waba_id.as_str())
+    let mut appeal = Appeal::new(incident.waba_id.as_str(), incident.opened_at);
+    appeal.line("WhatsApp Business Account ID", incident.waba_id.as_str());
+    appeal.numbers(report, number_limit);
+    appeal.error(examples.first());
+    appeal.line("First failed message", &format_time(incident.opened_at));
+    appeal.line(
+        "Latest failed message",
+        &format_time(incident.last_failure_at),
     );
-    let mut line = |name: &str, value: String| {
-        let _ = writeln!(text, "{name}: {}", printable(&value));
-    };
-    line("WhatsApp Business Account ID", incident.waba_id.to_string());
-    let listed = &report.affected_numbers[..report.affected_numbers.len().min(numbers)];
-    for number in listed {
-        let number = &number.number;
-        let failed = count(number.failure_count, "message failed", "messages failed");
-        let display = number
-            .display_phone_number
-            .as_ref()
-            .map(|display| format!("{display}, "))
-            .unwrap_or_default();
-        line(
-            "Phone number",
-            format!("{display}ID {} ({failed})", number.phone_number_id),
-        );
-    }
-    let more = report.affected_number_count - i64::try_from(listed.len()).unwrap_or(i64::MAX);
-    if more > 0 {
-        line("Phone numbers not listed", more.to_string());
-    }
-    let said = examples.first().and_then(|delivery| {
-        delivery
-            .error_title
-            .clone()
-            .or(delivery.error_message.clone())
-    });
-    line(
-        "Error",
-        format!(
-            "131031 {}",
-            said.unwrap_or_else(|| "Business Account locked".to_owned())
-        ),
-    );
-    line("First failed message", moment(incident.opened_at));
-    line("Latest failed message", moment(incident.last_failure_at));
-    line("Failed messages", incident.failure_count.to_string());
-    // That we could not look is nothing to tell Meta.
-    let is_metas_answer = report
-        .cause()
-        .is_none_or(|cause| cause.is_found() || cause == LockoutCause::Unreported);
-    if let Some(summary) = incident.cause_summary.as_ref().filter(|_| is_metas_answer) {
-        let at = report
-            .evidence
-            .as_ref()
-            .map(|check| format!(" at {}", moment(check.checked_at)))
-            .unwrap_or_default();
-        line(&format!("health_status{at}"), summary.clone());
-    }
+    appeal.line("Failed messages", &incident.failure_count.to_string());
+    appeal.health_status(report);
     if recipients == Recipients::Revealed {
-        examples
-            .iter()
-            .for_each(|delivery| line("Example message ID", delivery.message_id.clone()));
+        for delivery in examples {
+            appeal.line("Example message ID", &delivery.message_id);
+        }
     }
-    line("Written", moment(now));
-    text
+    appeal.line("Written", &format_time(now));
+    appeal.text
+}
+
+/// The text while it is written.
+struct Appeal {
+    text: String,
+}
+
+impl Appeal {
+    fn new(waba_id: &str, opened_at: OffsetDateTime) -> Self {
+        let text = format!(
+            "Since {} our WhatsApp Business Account {} cannot send messages: each is accepted and \
+             then fails with error 131031. Please review the restriction and lift it.\n\
+             What we have changed: [fill in]\n\n",
+            format_time(opened_at),
+            printable(waba_id)
+        );
+        Self { text }
+    }
+
+    fn line(&mut self, name: &str, value: &str) {
+        let _ = writeln!(self.text, "{name}: {}", printable(value));
+    }
+
+    fn numbers(&mut self, report: &IncidentReport, limit: usize) {
+        let listed = &report.affected_numbers[..report.affected_numbers.len().min(limit)];
+        for number in listed {
+            self.line("Phone number", &describe_number(&number.number));
+        }
+        let more = report.affected_number_count - i64::try_from(listed.len()).unwrap_or(i64::MAX);
+        if more > 0 {
+            self.line("Phone numbers not listed", &more.to_string());
+        }
+    }
+
+    fn error(&mut self, example: Option<&Delivery>) {
+        let title = example
+            .and_then(|delivery| {
+                delivery
+                    .error_title
+                    .as_deref()
+                    .or(delivery.error_message.as_deref())
+            })
+            .unwrap_or("Business Account locked");
+        self.line("Error", &format!("131031 {title}"));
+    }
+
+    /// Adds Meta's own answer. A look-up that was not possible is no information for Meta.
+    fn health_status(&mut self, report: &IncidentReport) {
+        let is_metas_answer = report
+            .cause()
+            .is_none_or(|cause| cause.is_found() || cause == LockoutCause::Unreported);
+        if let Some(summary) = &report.incident.cause_summary
+            && is_metas_answer
+        {
+            let name = match &report.evidence {
+                Some(check) => format!("health_status at {}", format_time(check.checked_at)),
+                None => "health_status".to_owned(),
+            };
+            self.line(&name, summary);
+        }
+    }
+}
+
+fn describe_number(number: &AffectedNumber) -> String {
+    let id = &number.phone_number_id;
+    let failed = format_count(number.failure_count, "message failed", "messages failed");
+    match &number.display_phone_number {
+        Some(display) => format!("{display}, ID {id} ({failed})"),
+        None => format!("ID {id} ({failed})"),
+    }
 }

@@ -1,8 +1,9 @@
 //! Lists as CSV, for a spreadsheet.
 //!
-//! A spreadsheet takes a cell that starts with `=`, `+`, `-` or `@` for a formula, blanks before it or not, and
-//! one that divides by semicolons finds cells of its own in a text. Whatever could start a formula gets an
-//! apostrophe in front ([OWASP: CSV injection](https://owasp.org/www-community/attacks/CSV_Injection)).
+//! A spreadsheet reads a cell that starts with `=`, `+`, `-` or `@` as a formula, even after
+//! blanks. A spreadsheet that separates cells by semicolons finds new cells inside a text. So every
+//! character that could start a formula gets an apostrophe in front of it ([OWASP: CSV
+//! injection](https://owasp.org/www-community/attacks/CSV_Injection)).
 
 use serde::Serialize;
 use serde_json::Value;
@@ -11,9 +12,9 @@ use super::IncidentReport;
 use crate::store::checks::HealthCheck;
 use crate::store::deliveries::Delivery;
 
-/// Something with a line in a table: its columns are some of its JSON object's fields.
-pub trait Row: Serialize {
-    /// The columns, in order.
+/// A type whose values are rows of a table. The columns are fields of its JSON object.
+pub(crate) trait Row: Serialize {
+    /// The names of the columns, in order.
     const COLUMNS: &[&str];
 }
 
@@ -77,62 +78,64 @@ impl Row for HealthCheck {
     ];
 }
 
-/// A table with a header, as [RFC 4180](https://www.rfc-editor.org/rfc/rfc4180) has it.
+/// Formats a table with a header, as [RFC 4180](https://www.rfc-editor.org/rfc/rfc4180) describes
+/// it.
 #[must_use]
-pub fn table<T: Row>(rows: &[T]) -> String {
-    header::<T>() + &lines(rows)
+pub(crate) fn format_table<T: Row>(rows: &[T]) -> String {
+    format_header::<T>() + &format_rows(rows)
 }
 
-/// The first line of a table.
+/// Formats the first line of a table.
 #[must_use]
-pub fn header<T: Row>() -> String {
+pub(crate) fn format_header<T: Row>() -> String {
     T::COLUMNS.join(",") + "\r\n"
 }
 
-/// The other lines.
+/// Formats the lines after the header.
 #[must_use]
-pub fn lines<T: Row>(rows: &[T]) -> String {
+pub(crate) fn format_rows<T: Row>(rows: &[T]) -> String {
     let mut writer = csv::WriterBuilder::new()
         .terminator(csv::Terminator::CRLF)
         .from_writer(Vec::new());
-    let in_memory = "a vector takes every byte";
+    let in_memory = "writing to memory never fails";
     for row in rows {
-        let object = serde_json::to_value(row).expect("our objects have text for keys");
+        let object = serde_json::to_value(row).expect("the keys of our objects are text");
         let cells = T::COLUMNS
             .iter()
-            .map(|column| cell(object.get(column).unwrap_or(&Value::Null)));
+            .map(|column| format_cell(object.get(column).unwrap_or(&Value::Null)));
         writer.write_record(cells).expect(in_memory);
     }
     let bytes = writer.into_inner().expect(in_memory);
-    String::from_utf8(bytes).expect("text stays text")
+    String::from_utf8(bytes).expect("CSV of text is text")
 }
 
-fn cell(value: &Value) -> String {
+fn format_cell(value: &Value) -> String {
     match value {
         Value::Null => String::new(),
-        Value::String(text) => safe(text),
+        Value::String(text) => escape_formulas(text),
         Value::Array(items) if items.iter().all(Value::is_string) => {
             let items: Vec<&str> = items.iter().filter_map(Value::as_str).collect();
-            safe(&items.join(" | "))
+            escape_formulas(&items.join(" | "))
         }
-        Value::Array(_) | Value::Object(_) => safe(&value.to_string()),
+        Value::Array(_) | Value::Object(_) => escape_formulas(&value.to_string()),
         Value::Bool(_) | Value::Number(_) => value.to_string(),
     }
 }
 
-fn safe(text: &str) -> String {
-    // The last four are full-width forms, which some spreadsheets take for the same.
-    const STARTS: [char; 8] = ['=', '+', '-', '@', '＝', '＋', '－', '＠'];
-    let mut safe = String::with_capacity(text.len());
-    let mut starts = true;
+/// Puts an apostrophe before each character that could start a formula.
+fn escape_formulas(text: &str) -> String {
+    // Some spreadsheets treat the full-width forms like the others.
+    const FORMULA_STARTS: [char; 8] = ['=', '+', '-', '@', '＝', '＋', '－', '＠'];
+    let mut escaped = String::with_capacity(text.len());
+    let mut at_start = true;
     for c in text.chars() {
-        if starts && STARTS.contains(&c) {
-            safe.push('\'');
+        if at_start && FORMULA_STARTS.contains(&c) {
+            escaped.push('\'');
         }
-        starts = c == ';' || c.is_control() || starts && c.is_whitespace();
-        safe.push(c);
+        at_start = c == ';' || c.is_control() || at_start && c.is_whitespace();
+        escaped.push(c);
     }
-    safe
+    escaped
 }
 
 #[cfg(test)]
@@ -140,8 +143,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cell_is_never_a_formula() {
-        for (text, safe) in [
+    fn a_cell_never_starts_a_formula() {
+        for (text, escaped) in [
             ("=1+1", "'=1+1"),
             ("+1 650", "'+1 650"),
             ("@SUM(A1)", "'@SUM(A1)"),
@@ -150,13 +153,17 @@ mod tests {
             ("a; =1", "a; '=1"),
             ("＝1", "'＝1"),
         ] {
-            assert_eq!(cell(&Value::from(text)), safe);
+            assert_eq!(format_cell(&Value::from(text)), escaped);
         }
-        assert_eq!(cell(&Value::from("a=b")), "a=b");
-        assert_eq!(cell(&Value::from(-5)), "-5", "a number of ours is a number");
-        assert_eq!(cell(&serde_json::json!(["=a.", "b."])), "'=a. | b.");
+        assert_eq!(format_cell(&Value::from("a=b")), "a=b");
         assert_eq!(
-            cell(&serde_json::json!([{"a": "x;=1"}])),
+            format_cell(&Value::from(-5)),
+            "-5",
+            "our numbers stay numbers"
+        );
+        assert_eq!(format_cell(&serde_json::json!(["=a.", "b."])), "'=a. | b.");
+        assert_eq!(
+            format_cell(&serde_json::json!([{"a": "x;=1"}])),
             "[{\"a\":\"x;'=1\"}]"
         );
     }

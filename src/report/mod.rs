@@ -1,11 +1,12 @@
-//! What people are shown: the same objects and words for the API, the dashboard and the command line.
+//! Reports: the same objects and words for the API, the dashboard and the command line.
 //!
 //! Recipients are masked here, before anything leaves. Nothing here knows HTTP, HTML or a terminal.
+//! Each function that reads the database fails when it does not answer.
 
-pub mod appeal;
-pub mod csv;
-pub mod mask;
-pub mod text;
+pub(crate) mod appeal;
+pub(crate) mod csv;
+mod mask;
+pub(crate) mod text;
 pub mod timeline;
 
 use std::collections::BTreeMap;
@@ -18,39 +19,40 @@ use crate::lockout::cause::{LockoutCause, next_steps};
 use crate::meta::ids::PhoneNumberId;
 use crate::store::checks::{self, HealthCheck};
 use crate::store::deliveries::{self, Delivery};
-use crate::store::incidents::{self, AffectedNumber, Incident, IncidentFilter, Numbers};
+use crate::store::incidents::{self, AffectedNumber, AffectedNumbers, Incident, IncidentFilter};
 use crate::store::{Pool, StoreError, bounded};
 
-/// Numbers that an incident shows in a list.
-const NUMBERS_IN_LIST: i64 = 5;
-/// Numbers that it shows when it is looked at.
-const NUMBERS: i64 = 100;
+/// The affected numbers that are shown for an incident in a list.
+const LISTED_INCIDENT_NUMBER_LIMIT: i64 = 5;
+/// The affected numbers that are shown for a single incident.
+const SINGLE_INCIDENT_NUMBER_LIMIT: i64 = 100;
 
-/// An incident with its cause, the evidence for it, what to do next, and how its numbers are.
+/// An incident with its cause, the evidence for it, the next steps, and the state of its numbers.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 #[schema(as = Incident)]
 pub struct IncidentReport {
     #[serde(flatten)]
-    #[allow(missing_docs, reason = "see there")]
+    #[allow(missing_docs, reason = "the type has its own documentation")]
     pub incident: Incident,
-    /// What a person does next: sentences, in the order to act on them.
+    /// The next steps for a person: sentences, in the order to act on them.
     pub next_steps: Vec<String>,
-    /// The health check that the cause rests on, if there is one and retention has not taken it.
+    /// The health check that showed the cause, if there is one and retention has not deleted it.
     pub evidence: Option<HealthCheck>,
-    /// How many numbers are affected.
+    /// The number of affected phone numbers.
     pub affected_number_count: i64,
-    /// Those with most failures, most first: up to 5 of each incident in a list, up to 100 of a single one.
+    /// The numbers with the most failures, in descending order: up to 5 of each incident in a list,
+    /// up to 100 of a single incident.
     pub affected_numbers: Vec<NumberReport>,
 }
 
-/// A number with failures, and how it is.
+/// A number with failures, and its latest health check.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 #[schema(as = AffectedNumber)]
 pub struct NumberReport {
     #[serde(flatten)]
-    #[allow(missing_docs, reason = "see there")]
+    #[allow(missing_docs, reason = "the type has its own documentation")]
     pub number: AffectedNumber,
-    /// Its latest look-up, however that ended.
+    /// The latest look-up of the number, whatever its outcome.
     pub latest_check: Option<HealthCheck>,
 }
 
@@ -71,16 +73,17 @@ impl IncidentReport {
 
 /// A page of a list.
 #[derive(Debug, Clone)]
-pub struct Page<T> {
-    /// What is on it.
-    pub data: Vec<T>,
+pub(crate) struct Page<T> {
+    /// The rows of the page.
+    pub(crate) data: Vec<T>,
     /// The id that the next page starts after. `None` on the last page.
-    pub next: Option<i64>,
+    pub(crate) next: Option<i64>,
 }
 
 impl<T> Page<T> {
-    /// Of one more than the page holds, which tells whether there is another.
-    fn of(mut data: Vec<T>, limit: i64, id: impl Fn(&T) -> i64) -> Self {
+    /// Makes a page of up to `limit` rows. The caller reads one row more: if it is there, another
+    /// page follows.
+    fn from_rows(mut data: Vec<T>, limit: i64, id: impl Fn(&T) -> i64) -> Self {
         let limit = usize::try_from(limit).unwrap_or_default();
         let has_more = data.len() > limit;
         data.truncate(limit);
@@ -98,18 +101,18 @@ impl<T> Page<T> {
     }
 }
 
-/// Whether recipients can be read.
+/// The form in which recipients are shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Recipients {
-    /// They cannot, neither in their own field nor inside message ids.
+pub(crate) enum Recipients {
+    /// Masked, in their own field and inside message ids.
     Masked,
-    /// They can: whoever asks for it leaves a line in the log.
+    /// In full. Each request for this leaves a line in the log.
     Revealed,
 }
 
 impl Recipients {
-    /// Logs that the recipients of an incident were shown: seeing them leaves a trace.
-    pub fn log_if_revealed(self, incident_id: i64) {
+    /// Logs that the recipients of an incident were shown, so that it leaves a trace.
+    pub(crate) fn log_if_revealed(self, incident_id: i64) {
         if self == Self::Revealed {
             warn!(
                 incident.id = incident_id,
@@ -119,48 +122,35 @@ impl Recipients {
     }
 }
 
-/// The newest incidents first.
-///
-/// # Errors
-/// The database does not answer.
-pub async fn incidents(
+/// Lists incidents, the newest first.
+pub(crate) async fn list_incidents(
     db: &Pool,
     filter: &IncidentFilter,
     limit: i64,
 ) -> Result<Page<IncidentReport>, StoreError> {
     bounded(async {
-        let page = Page::of(
-            incidents::list(db, filter, limit + 1).await?,
-            limit,
-            |incident| incident.id,
-        );
+        let rows = incidents::list(db, filter, limit + 1).await?;
+        let page = Page::from_rows(rows, limit, |incident| incident.id);
         Ok(Page {
-            data: report(db, page.data, NUMBERS_IN_LIST).await?,
+            data: build_reports(db, page.data, LISTED_INCIDENT_NUMBER_LIMIT).await?,
             next: page.next,
         })
     })
     .await
 }
 
-/// One incident, if it exists.
-///
-/// # Errors
-/// The database does not answer.
-pub async fn incident(db: &Pool, id: i64) -> Result<Option<IncidentReport>, StoreError> {
+/// Finds an incident; `None` if there is no such incident.
+pub async fn find_incident(db: &Pool, id: i64) -> Result<Option<IncidentReport>, StoreError> {
     bounded(async {
-        let found = incidents::find(db, id).await?;
-        Ok(report(db, found.into_iter().collect(), NUMBERS)
-            .await?
-            .pop())
+        let incidents = incidents::find(db, id).await?.into_iter().collect();
+        let mut reports = build_reports(db, incidents, SINGLE_INCIDENT_NUMBER_LIMIT).await?;
+        Ok(reports.pop())
     })
     .await
 }
 
-/// The latest deliveries of an incident first; `None` where there is no such incident.
-///
-/// # Errors
-/// The database does not answer.
-pub async fn deliveries(
+/// Lists the deliveries of an incident, the latest first; `None` if there is no such incident.
+pub(crate) async fn list_deliveries(
     db: &Pool,
     incident_id: i64,
     before: Option<i64>,
@@ -171,22 +161,18 @@ pub async fn deliveries(
         if incidents::find(db, incident_id).await?.is_none() {
             return Ok(None);
         }
-        let deliveries = deliveries::list(db, incident_id, before, limit + 1).await?;
-        Ok(Some(
-            Page::of(deliveries, limit, |delivery| delivery.id).map(|delivery| match recipients {
-                Recipients::Masked => mask::delivery(delivery),
-                Recipients::Revealed => delivery,
-            }),
-        ))
+        let rows = deliveries::list(db, incident_id, before, limit + 1).await?;
+        let page = Page::from_rows(rows, limit, |delivery| delivery.id);
+        Ok(Some(match recipients {
+            Recipients::Masked => page.map(mask::mask_delivery),
+            Recipients::Revealed => page,
+        }))
     })
     .await
 }
 
-/// The latest checks of an incident first; `None` where there is no such incident.
-///
-/// # Errors
-/// The database does not answer.
-pub async fn checks(
+/// Lists the health checks of an incident, the latest first; `None` if there is no such incident.
+pub(crate) async fn list_checks(
     db: &Pool,
     incident_id: i64,
     before: Option<i64>,
@@ -196,60 +182,75 @@ pub async fn checks(
         if incidents::find(db, incident_id).await?.is_none() {
             return Ok(None);
         }
-        let checks = checks::list(db, incident_id, before, limit + 1).await?;
-        Ok(Some(Page::of(checks, limit, |check| check.id)))
+        let rows = checks::list(db, incident_id, before, limit + 1).await?;
+        Ok(Some(Page::from_rows(rows, limit, |check| check.id)))
     })
     .await
 }
 
-async fn report(
+/// Adds the affected numbers, up to `number_limit` of each incident, and the health checks.
+async fn build_reports(
     db: &Pool,
     incidents: Vec<Incident>,
-    numbers: i64,
+    number_limit: i64,
 ) -> Result<Vec<IncidentReport>, StoreError> {
     let ids: Vec<i64> = incidents.iter().map(|incident| incident.id).collect();
-    let mut numbers = incidents::numbers(db, &ids, numbers).await?;
-    let of_numbers: Vec<(i64, &PhoneNumberId)> = numbers
-        .iter()
-        .flat_map(|(id, numbers)| {
-            numbers
-                .top
-                .iter()
-                .map(|number| (*id, &number.phone_number_id))
-        })
-        .collect();
-    let latest = checks::latest(db, &of_numbers).await?;
-    let mut latest: BTreeMap<(i64, PhoneNumberId), HealthCheck> = latest
-        .into_iter()
-        .map(|check| ((check.incident_id, check.phone_number_id.clone()), check))
-        .collect();
-    let causes: Vec<(i64, &str)> = incidents
-        .iter()
-        .filter_map(|incident| Some((incident.cause_check_id?, incident.waba_id.as_str())))
-        .collect();
-    let mut evidence: BTreeMap<i64, HealthCheck> = checks::by_id(db, &causes)
-        .await?
-        .into_iter()
-        .map(|check| (check.id, check))
-        .collect();
+    let mut numbers = incidents::list_numbers(db, &ids, number_limit).await?;
+    let mut latest_checks = latest_checks(db, &numbers).await?;
+    let mut evidence = evidence(db, &incidents).await?;
 
-    let report = incidents.into_iter().map(|incident| {
-        let Numbers { top, count } = numbers.remove(&incident.id).unwrap_or_default();
+    let mut reports = Vec::new();
+    for incident in incidents {
+        let AffectedNumbers { top, count } = numbers.remove(&incident.id).unwrap_or_default();
         let affected_numbers = top.into_iter().map(|number| NumberReport {
-            latest_check: latest.remove(&(incident.id, number.phone_number_id.clone())),
+            latest_check: latest_checks.remove(&(incident.id, number.phone_number_id.clone())),
             number,
         });
         let cause = incident
             .cause
             .known()
             .unwrap_or(LockoutCause::OtherRestriction);
-        IncidentReport {
+        reports.push(IncidentReport {
             next_steps: next_steps(cause, incident.possible_solution.as_deref()),
             evidence: incident.cause_check_id.and_then(|id| evidence.remove(&id)),
             affected_number_count: count,
             affected_numbers: affected_numbers.collect(),
             incident,
-        }
-    });
-    Ok(report.collect())
+        });
+    }
+    Ok(reports)
+}
+
+/// Returns the latest check of each number, by incident and number.
+async fn latest_checks(
+    db: &Pool,
+    numbers: &BTreeMap<i64, AffectedNumbers>,
+) -> Result<BTreeMap<(i64, PhoneNumberId), HealthCheck>, StoreError> {
+    let mut keys: Vec<(i64, &PhoneNumberId)> = Vec::new();
+    for (incident_id, numbers) in numbers {
+        keys.extend(
+            numbers
+                .top
+                .iter()
+                .map(|number| (*incident_id, &number.phone_number_id)),
+        );
+    }
+    let checks = checks::latest(db, &keys).await?;
+    let by_number = checks
+        .into_iter()
+        .map(|check| ((check.incident_id, check.phone_number_id.clone()), check));
+    Ok(by_number.collect())
+}
+
+/// Returns the checks that showed the causes of these incidents, by their ids.
+async fn evidence(
+    db: &Pool,
+    incidents: &[Incident],
+) -> Result<BTreeMap<i64, HealthCheck>, StoreError> {
+    let keys: Vec<(i64, &str)> = incidents
+        .iter()
+        .filter_map(|incident| Some((incident.cause_check_id?, incident.waba_id.as_str())))
+        .collect();
+    let checks = checks::by_id(db, &keys).await?;
+    Ok(checks.into_iter().map(|check| (check.id, check)).collect())
 }

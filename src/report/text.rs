@@ -1,4 +1,4 @@
-//! Words and times as people read them.
+//! Words, numbers and times in the form that people read.
 
 use std::borrow::Cow;
 
@@ -6,21 +6,35 @@ use time::format_description::well_known::Rfc3339;
 use time::macros::format_description;
 use time::{Date, Duration, OffsetDateTime, PrimitiveDateTime, UtcOffset};
 
+use crate::lockout::incident::Resolution;
 use crate::store::Word;
 use crate::store::incidents::Incident;
 
-/// Received text that cannot move the cursor, change colours or turn the line around.
+/// Replaces characters of received text that move the cursor, change colours or change the
+/// direction of the line.
 #[must_use]
-pub fn printable(text: &str) -> String {
-    let turns = |c| matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+pub(crate) fn printable(text: &str) -> String {
     text.chars()
-        .map(|c| if c.is_control() || turns(c) { ' ' } else { c })
+        .map(|c| {
+            if c.is_control() || is_direction_mark(c) {
+                ' '
+            } else {
+                c
+            }
+        })
         .collect()
 }
 
-/// A moment as `2026-11-22 18:24:05 UTC`.
+fn is_direction_mark(c: char) -> bool {
+    matches!(
+        c,
+        '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
+    )
+}
+
+/// Formats a time as `2026-11-22 18:24:05 UTC`.
 #[must_use]
-pub fn moment(at: OffsetDateTime) -> String {
+pub(crate) fn format_time(at: OffsetDateTime) -> String {
     at.to_offset(UtcOffset::UTC)
         .format(format_description!(
             "[year]-[month]-[day] [hour]:[minute]:[second] UTC"
@@ -28,41 +42,9 @@ pub fn moment(at: OffsetDateTime) -> String {
         .unwrap_or_default()
 }
 
-/// A day, a time as RFC 3339 or as our tables show it, or so many days, hours or minutes ago.
-///
-/// # Errors
-/// It is none of these: a sentence that shows some.
-pub fn parse_moment(text: &str) -> Result<OffsetDateTime, String> {
-    let ago = |unit: char| text.strip_suffix(unit)?.parse::<u32>().ok().map(i64::from);
-    let ago = ago('d')
-        .map(Duration::days)
-        .or(ago('h').map(Duration::hours))
-        .or(ago('m').map(Duration::minutes));
-    let ago = ago.and_then(|ago| OffsetDateTime::now_utc().checked_sub(ago));
-    let shown = format_description!("[year]-[month]-[day] [hour]:[minute]:[second] UTC");
-    let day = format_description!("[year]-[month]-[day]");
-    let moment = ago
-        .or_else(|| OffsetDateTime::parse(text, &Rfc3339).ok())
-        .or_else(|| {
-            PrimitiveDateTime::parse(text, shown)
-                .map(PrimitiveDateTime::assume_utc)
-                .ok()
-        })
-        .or_else(|| {
-            Date::parse(text, day)
-                .map(|date| date.midnight().assume_utc())
-                .ok()
-        });
-    // Postgres does not know every year that can be written; before 1970 there was nothing to record.
-    let moment = moment.map(|moment| moment.max(OffsetDateTime::UNIX_EPOCH));
-    moment.ok_or_else(|| {
-        "not a time: 2026-11-22, 2026-11-22T18:00:00Z, or 36h for so long ago".to_owned()
-    })
-}
-
-/// A moment as `22 Nov 18:24`, for an axis that names its zone.
+/// Formats a time as `22 Nov 18:24`, for an axis that names its zone.
 #[must_use]
-pub fn short_moment(at: OffsetDateTime) -> String {
+pub(crate) fn format_short_time(at: OffsetDateTime) -> String {
     at.to_offset(UtcOffset::UTC)
         .format(format_description!(
             "[day padding:none] [month repr:short] [hour]:[minute]"
@@ -70,30 +52,79 @@ pub fn short_moment(at: OffsetDateTime) -> String {
         .unwrap_or_default()
 }
 
-/// A stretch of time in its largest unit, or in two where one says too little: `45 s`, `12 min`, `5 h 20 min`,
-/// `3 days`.
+/// Parses a day, a time (in RFC 3339, or as [`format_time`] writes it), or a number of days, hours
+/// or minutes before now, such as `36h`.
+///
+/// # Errors
+/// The text is none of these. The error is a sentence with examples.
+pub(crate) fn parse_time(text: &str) -> Result<OffsetDateTime, String> {
+    parse_time_ago(text)
+        .or_else(|| OffsetDateTime::parse(text, &Rfc3339).ok())
+        .or_else(|| parse_formatted_time(text))
+        .or_else(|| parse_day(text))
+        // Postgres cannot store every year that can be written; before 1970 there was nothing to
+        // record.
+        .map(|time| time.max(OffsetDateTime::UNIX_EPOCH))
+        .ok_or_else(|| {
+            "not a time: use 2026-11-22, 2026-11-22T18:00:00Z, or 36h for 36 hours ago".to_owned()
+        })
+}
+
+fn parse_time_ago(text: &str) -> Option<OffsetDateTime> {
+    let number_before = |unit: char| -> Option<i64> {
+        let number: u32 = text.strip_suffix(unit)?.parse().ok()?;
+        Some(i64::from(number))
+    };
+    let ago = number_before('d')
+        .map(Duration::days)
+        .or(number_before('h').map(Duration::hours))
+        .or(number_before('m').map(Duration::minutes))?;
+    OffsetDateTime::now_utc().checked_sub(ago)
+}
+
+fn parse_formatted_time(text: &str) -> Option<OffsetDateTime> {
+    let format = format_description!("[year]-[month]-[day] [hour]:[minute]:[second] UTC");
+    let time = PrimitiveDateTime::parse(text, format).ok()?;
+    Some(time.assume_utc())
+}
+
+fn parse_day(text: &str) -> Option<OffsetDateTime> {
+    let date = Date::parse(text, format_description!("[year]-[month]-[day]")).ok()?;
+    Some(date.midnight().assume_utc())
+}
+
+/// Formats a duration in its largest unit, or in two units if one is too coarse: `45 s`, `12 min`,
+/// `5 h 20 min`, `3 days`.
 #[must_use]
-pub fn duration(duration: Duration) -> String {
+pub(crate) fn format_duration(duration: Duration) -> String {
     let seconds = duration.whole_seconds().max(0);
     let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
-    match () {
-        () if seconds < 60 => format!("{seconds} s"),
-        () if minutes < 60 => format!("{minutes} min"),
-        () if hours < 10 && minutes % 60 > 0 => format!("{hours} h {} min", minutes % 60),
-        () if hours < 48 => format!("{hours} h"),
-        () => format!("{days} days"),
+    if minutes < 1 {
+        format!("{seconds} s")
+    } else if hours < 1 {
+        format!("{minutes} min")
+    } else if hours < 10 && minutes % 60 > 0 {
+        format!("{hours} h {} min", minutes % 60)
+    } else if hours < 48 {
+        format!("{hours} h")
+    } else {
+        format!("{days} days")
     }
 }
 
-/// A number with its noun.
+/// Formats a number with its noun: `1 failure`, `2 failures`.
 #[must_use]
-pub fn count(n: i64, one: &str, many: &str) -> String {
-    format!("{} {}", grouped(n), if n == 1 { one } else { many })
+pub(crate) fn format_count(n: i64, singular: &str, plural: &str) -> String {
+    format!(
+        "{} {}",
+        format_number(n),
+        if n == 1 { singular } else { plural }
+    )
 }
 
-/// A number whose digits are in groups: `12,345`.
+/// Formats a number with its digits in groups: `12,345`.
 #[must_use]
-pub fn grouped(n: i64) -> String {
+pub(crate) fn format_number(n: i64) -> String {
     let digits = n.to_string();
     let mut text = String::new();
     for (position, digit) in digits.chars().enumerate() {
@@ -105,19 +136,20 @@ pub fn grouped(n: i64) -> String {
     text
 }
 
-/// `open`, or how it ended.
+/// Returns `open`, or the word for the incident's resolution.
 #[must_use]
-pub fn state(incident: &Incident) -> &str {
+pub(crate) fn state_word(incident: &Incident) -> &str {
     incident.resolution.as_ref().map_or("open", Word::as_str)
 }
 
-/// `open`, or how it ended, in words.
+/// Describes the incident's state in a few words: `open`, or the reason why it is resolved.
 #[must_use]
-pub fn ended(incident: &Incident) -> Cow<'_, str> {
-    match state(incident) {
-        "quiet" => "quiet for 7 days".into(),
-        "manual" => "resolved by hand".into(),
-        word => printable(word).into(),
+pub(crate) fn describe_state(incident: &Incident) -> Cow<'_, str> {
+    match &incident.resolution {
+        Some(Word::Known(Resolution::Quiet)) => "quiet for 7 days".into(),
+        Some(Word::Known(Resolution::Manual)) => "resolved by hand".into(),
+        Some(Word::Known(Resolution::Recovered)) | None => state_word(incident).into(),
+        Some(Word::Later(word)) => printable(word).into(),
     }
 }
 
@@ -126,7 +158,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_and_counts_read_well() {
+    fn durations_and_numbers_are_formatted() {
         for (seconds, text) in [
             (-5, "0 s"),
             (59, "59 s"),
@@ -138,7 +170,7 @@ mod tests {
             (172_799, "47 h"),
             (172_800, "2 days"),
         ] {
-            assert_eq!(duration(Duration::seconds(seconds)), text);
+            assert_eq!(format_duration(Duration::seconds(seconds)), text);
         }
         for (n, text) in [
             (0, "0"),
@@ -146,13 +178,13 @@ mod tests {
             (1000, "1,000"),
             (-1_234_567, "-1,234,567"),
         ] {
-            assert_eq!(grouped(n), text);
+            assert_eq!(format_number(n), text);
         }
-        assert_eq!(count(1, "failure", "failures"), "1 failure");
+        assert_eq!(format_count(1, "failure", "failures"), "1 failure");
     }
 
     #[test]
-    fn text_that_turns_the_line_around_is_taken_out() {
+    fn characters_that_change_the_direction_are_removed() {
         assert_eq!(
             printable("a\u{202e}b\u{1b}[31m\u{2066}c\nd"),
             "a b [31m c d"

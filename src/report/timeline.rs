@@ -1,4 +1,5 @@
-//! An incident over time: failures in equal bins, and the health of each number in a lane of its own.
+//! The timeline of an incident: its failures in equal bins, and one lane for the health of each
+//! number.
 
 use std::collections::BTreeMap;
 
@@ -12,25 +13,25 @@ use crate::store::incidents::Incident;
 use crate::store::timeline::{self, BinHealth, Bins};
 use crate::store::{Pool, StoreError, Word, bounded};
 
-/// Bins of a whole picture.
-pub const PICTURE_BINS: usize = 60;
-/// Bins of a sparkline.
-pub const SPARKLINE_BINS: usize = 24;
-/// Numbers with a lane; the others are only counted.
+/// The most bins of a full timeline.
+pub const CHART_BINS: usize = 60;
+/// The most bins of a sparkline.
+const SPARKLINE_BINS: usize = 24;
+/// The most lanes. Numbers without a lane are only counted.
 const LANE_LIMIT: usize = 8;
 
-/// What a number's look-ups said, the worst last.
+/// The health of a number as its look-ups show it. The order is by severity, the worst last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum NumberHealth {
-    /// No answer came that means anything.
+    /// No usable answer came.
     Unreachable,
-    /// Meta was not asked: there is no token to ask with.
+    /// Meta was not asked: there is no token for it.
     NotAsked,
-    /// Meta does not let us look.
+    /// Meta refuses the look-up.
     Refused,
-    /// Every entity lets messages through.
+    /// Every entity can send messages.
     Available,
-    /// Meta uses a word that we do not know.
+    /// Meta gives a verdict that this version does not know.
     Other,
     /// Meta limits an entity.
     Limited,
@@ -39,7 +40,7 @@ pub enum NumberHealth {
 }
 
 impl NumberHealth {
-    /// All of them, the best first.
+    /// Every health, in the order of a legend.
     pub const ALL: [Self; 7] = [
         Self::Available,
         Self::Limited,
@@ -50,7 +51,7 @@ impl NumberHealth {
         Self::Unreachable,
     ];
 
-    /// Returns the health that a verdict of Meta's stands for.
+    /// Returns the health for one of Meta's verdicts.
     #[must_use]
     pub fn from_verdict(can_send: &CanSend) -> Self {
         match can_send {
@@ -77,7 +78,7 @@ impl NumberHealth {
         }
     }
 
-    /// In a word: Meta's own, where it is Meta's verdict.
+    /// Returns a word for people. A verdict of Meta's keeps Meta's word.
     #[must_use]
     pub fn word(self) -> &'static str {
         match self {
@@ -92,31 +93,31 @@ impl NumberHealth {
     }
 }
 
-/// An incident over time.
+/// The timeline of an incident.
 #[derive(Debug, Clone)]
 pub struct Timeline {
-    /// How time is divided, from before the first failure to the end.
+    /// The bins, from before the first failure to the end.
     pub bins: Bins,
-    /// The time it was drawn at, or the incident's end.
+    /// The end of the incident, or the time of the drawing while it is open.
     pub until: OffsetDateTime,
     /// Failures in each bin.
     pub failures: Vec<u64>,
-    /// The numbers with most failures, most first.
+    /// The lanes of the numbers with the most failures, in descending order.
     pub lanes: Vec<Lane>,
-    /// How many numbers have no lane.
-    pub more: i64,
+    /// The count of numbers that have no lane.
+    pub numbers_without_lane: i64,
 }
 
-/// A number's health over time.
+/// The health of a number over time.
 #[derive(Debug, Clone)]
 pub struct Lane {
-    /// The number's id at Meta.
+    /// Meta's id of the number.
     pub phone_number_id: PhoneNumberId,
-    /// The number itself, where it is known.
+    /// The phone number, if it is known.
     pub display_phone_number: Option<String>,
-    /// What its latest look-up said.
+    /// The health at its latest look-up.
     pub latest: Option<NumberHealth>,
-    /// What was known of it in each bin. `None` before the first look-up.
+    /// The known health in each bin; `None` before the first look-up.
     pub health: Vec<Option<NumberHealth>>,
 }
 
@@ -130,7 +131,7 @@ impl Lane {
         }
     }
 
-    /// The number as people know it.
+    /// The phone number, or its id if the number is not known.
     #[must_use]
     pub fn name(&self) -> &str {
         self.display_phone_number
@@ -138,7 +139,8 @@ impl Lane {
             .unwrap_or(self.phone_number_id.as_str())
     }
 
-    /// Stretches of the same health: first bin, number of bins, health.
+    /// Returns the stretches of equal health, each as its first bin, its length in bins, and the
+    /// health.
     #[must_use]
     pub fn stretches(&self) -> Vec<(usize, usize, NumberHealth)> {
         let mut stretches: Vec<(usize, usize, NumberHealth)> = Vec::new();
@@ -158,13 +160,13 @@ impl Lane {
 }
 
 impl Timeline {
-    /// The failures of the highest bar.
+    /// The failures in the highest bar.
     #[must_use]
     pub fn most_failures(&self) -> u64 {
         self.failures.iter().max().copied().unwrap_or_default()
     }
 
-    /// What the lanes show, the worst last.
+    /// Returns every health that a lane shows, in the order of [`NumberHealth::ALL`].
     pub fn healths(&self) -> impl Iterator<Item = NumberHealth> {
         NumberHealth::ALL.into_iter().filter(|health| {
             self.lanes
@@ -173,54 +175,67 @@ impl Timeline {
         })
     }
 
-    /// Where a moment lies, from 0 at the start to 1 at the end.
+    /// The position of a time, from 0.0 at the start to 1.0 at the end.
     #[must_use]
     pub fn position(&self, at: OffsetDateTime) -> f64 {
-        let whole = self.bins.width.as_seconds_f64() * self.bins.count as f64;
-        ((at - self.bins.start).as_seconds_f64() / whole).clamp(0.0, 1.0)
+        let length = self.bins.width.as_seconds_f64() * self.bins.count as f64;
+        ((at - self.bins.start).as_seconds_f64() / length).clamp(0.0, 1.0)
     }
 }
 
-/// An incident from its opening until it was over, or until now; `at_most` bins.
-///
-/// # Errors
-/// The database does not answer.
-pub async fn timeline(
+/// Loads the timeline of an incident, from its opening until its end or until now, in up to
+/// `bin_limit` bins.
+pub async fn load_timeline(
     db: &Pool,
     report: &IncidentReport,
     now: OffsetDateTime,
-    at_most: usize,
+    bin_limit: usize,
 ) -> Result<Timeline, StoreError> {
-    let bins = bins_of(&report.incident, now, at_most);
-    let shown = &report.affected_numbers[..report.affected_numbers.len().min(LANE_LIMIT)];
-    let numbers: Vec<&str> = shown
+    let id = report.incident.id;
+    let bins = bins_of_incident(&report.incident, now, bin_limit);
+    let numbers = &report.affected_numbers[..report.affected_numbers.len().min(LANE_LIMIT)];
+    let number_ids: Vec<&str> = numbers
         .iter()
         .map(|report| report.number.phone_number_id.as_str())
         .collect();
-    let id = report.incident.id;
     let (failures, health) = bounded(async {
         let failures = timeline::failures_over_time(db, &[(id, bins)]).await?;
-        let health = timeline::health_over_time(db, id, &numbers, bins).await?;
+        let health = timeline::health_over_time(db, id, &number_ids, bins).await?;
         Ok((failures, health))
     })
     .await?;
-    let mut lanes: Vec<Lane> = shown
+    let mut lanes: Vec<Lane> = numbers
         .iter()
         .map(|report| Lane::new(report, bins.count))
         .collect();
-    fill(&mut lanes, health);
+    fill_lanes(&mut lanes, health);
+    let lane_count = i64::try_from(lanes.len()).unwrap_or(i64::MAX);
     Ok(Timeline {
         bins,
         until: report.incident.resolved_at.unwrap_or(now),
         failures: failures.into_values().next().unwrap_or_default(),
-        more: report.affected_number_count - i64::try_from(lanes.len()).unwrap_or(i64::MAX),
+        numbers_without_lane: report.affected_number_count - lane_count,
         lanes,
     })
 }
 
-/// Fills the lanes. The worst health that was seen within a bin counts: a lockout does not vanish from
-/// the picture as soon as it is over. Without a look-up in the bin, the latest one before it counts.
-fn fill(lanes: &mut [Lane], health: Vec<BinHealth>) {
+/// Loads the failures of each incident in a few bins, by the id of the incident.
+pub(crate) async fn load_sparklines(
+    db: &Pool,
+    incidents: &[IncidentReport],
+    now: OffsetDateTime,
+) -> Result<BTreeMap<i64, Vec<u64>>, StoreError> {
+    let bins: Vec<(i64, Bins)> = incidents
+        .iter()
+        .map(|report| &report.incident)
+        .map(|incident| (incident.id, bins_of_incident(incident, now, SPARKLINE_BINS)))
+        .collect();
+    bounded(timeline::failures_over_time(db, &bins)).await
+}
+
+/// Fills the lanes. A bin shows the worst health that was seen within it: a lockout does not vanish
+/// from the chart as soon as it is over. A bin without a look-up shows the latest one before it.
+fn fill_lanes(lanes: &mut [Lane], health: Vec<BinHealth>) {
     let (within, before): (Vec<_>, Vec<_>) = health.into_iter().partition(|at| at.is_within);
     for at in within.into_iter().chain(before) {
         let lane = lanes
@@ -235,58 +250,33 @@ fn fill(lanes: &mut [Lane], health: Vec<BinHealth>) {
     }
 }
 
-/// The failures of each incident in a few bins, by incident.
-///
-/// # Errors
-/// The database does not answer.
-pub async fn sparklines(
-    db: &Pool,
-    incidents: &[IncidentReport],
-    now: OffsetDateTime,
-) -> Result<BTreeMap<i64, Vec<u64>>, StoreError> {
-    let of: Vec<(i64, Bins)> = incidents
-        .iter()
-        .map(|report| {
-            (
-                report.incident.id,
-                bins_of(&report.incident, now, SPARKLINE_BINS),
-            )
-        })
-        .collect();
-    bounded(timeline::failures_over_time(db, &of)).await
-}
-
-fn bins_of(incident: &Incident, now: OffsetDateTime, at_most: usize) -> Bins {
-    /// A single bar as wide as the picture would say nothing.
-    const SHORTEST: Duration = Duration::minutes(15);
+fn bins_of_incident(incident: &Incident, now: OffsetDateTime, bin_limit: usize) -> Bins {
+    /// A shorter time would be drawn as a single bar as wide as the chart.
+    const MIN_LENGTH: Duration = Duration::minutes(15);
     let until = incident.resolved_at.unwrap_or(now).max(incident.opened_at);
-    bins(
-        incident.opened_at.min(until.saturating_sub(SHORTEST)),
-        until,
-        at_most,
-    )
+    let from = incident.opened_at.min(until.saturating_sub(MIN_LENGTH));
+    divide(from, until, bin_limit)
 }
 
-/// Divides a stretch of time into at most so many bins of a width that people can read off an axis.
-fn bins(from: OffsetDateTime, to: OffsetDateTime, at_most: usize) -> Bins {
-    const MINUTES: [i64; 14] = [
+/// Divides a time into up to `bin_limit` bins of a width that people can read from an axis.
+fn divide(from: OffsetDateTime, to: OffsetDateTime, bin_limit: usize) -> Bins {
+    const WIDTHS_IN_MINUTES: [i64; 14] = [
         1, 2, 5, 10, 15, 30, 60, 120, 180, 360, 720, 1440, 2880, 10_080,
     ];
-    const WEEK: i64 = 10_080;
-    let at_most = i64::try_from(at_most.max(1)).unwrap_or(i64::MAX);
-    let divided = |minutes: i64| {
-        let seconds = minutes * 60;
-        let start = from.unix_timestamp().div_euclid(seconds);
-        let end = to.max(from).unix_timestamp().div_euclid(seconds);
-        (start * seconds, seconds, end - start + 1)
-    };
-    let wide = (1..).map(|n| n * WEEK);
-    let fitting = MINUTES
+    const WEEK_IN_MINUTES: i64 = 10_080;
+    let bin_limit = i64::try_from(bin_limit.max(1)).unwrap_or(i64::MAX);
+    let weeks = (1..).map(|n| n * WEEK_IN_MINUTES);
+    let (start, seconds, count) = WIDTHS_IN_MINUTES
         .into_iter()
-        .chain(wide)
-        .map(divided)
-        .find(|(_, _, count)| *count <= at_most);
-    let (start, seconds, count) = fitting.expect("some width is wide enough");
+        .chain(weeks)
+        .map(|minutes| {
+            let seconds = minutes * 60;
+            let first = from.unix_timestamp().div_euclid(seconds);
+            let last = to.max(from).unix_timestamp().div_euclid(seconds);
+            (first * seconds, seconds, last - first + 1)
+        })
+        .find(|(_, _, count)| *count <= bin_limit)
+        .expect("some width is wide enough");
     Bins {
         start: OffsetDateTime::from_unix_timestamp(start).unwrap_or(from),
         width: Duration::seconds(seconds),
@@ -301,7 +291,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bins_have_round_widths_and_cover_everything() {
+    fn bins_have_round_widths_and_cover_the_time() {
         let from = datetime!(2026-11-22 03:07:30 UTC);
         for (length, width, count) in [
             (Duration::ZERO, Duration::minutes(1), 1),
@@ -312,44 +302,44 @@ mod tests {
             (Duration::days(90), Duration::days(2), 46),
             (Duration::days(3650), Duration::weeks(9), 59),
         ] {
-            let bins = bins(from, from + length, 60);
+            let bins = divide(from, from + length, 60);
             assert_eq!((bins.width, bins.count), (width, count), "{length}");
             assert!(bins.start <= from && bins.start_of(count) > from + length);
             assert_eq!(bins.start.second(), 0);
         }
         assert_eq!(
-            bins(from, from - Duration::days(1), 60).count,
+            divide(from, from - Duration::days(1), 60).count,
             1,
-            "a clock that went back"
+            "the clock was set back"
         );
     }
 
     #[test]
-    fn a_lane_falls_into_stretches_of_the_same_health() {
+    fn a_lane_has_stretches_of_equal_health() {
         let (a, b) = (Some(NumberHealth::Available), Some(NumberHealth::Blocked));
-        let lane = |health: &[Option<NumberHealth>]| {
-            Lane {
+        let stretches = |health: &[Option<NumberHealth>]| {
+            let lane = Lane {
                 phone_number_id: PhoneNumberId::parse("1").unwrap(),
                 display_phone_number: None,
                 latest: None,
                 health: health.to_vec(),
-            }
-            .stretches()
+            };
+            lane.stretches()
         };
         assert_eq!(
-            lane(&[None, b, b, a, b]),
+            stretches(&[None, b, b, a, b]),
             [
                 (1, 2, NumberHealth::Blocked),
                 (3, 1, NumberHealth::Available),
                 (4, 1, NumberHealth::Blocked)
             ]
         );
-        assert_eq!(lane(&[None, None]), []);
-        assert_eq!(lane(&[a, None, a]).len(), 2);
+        assert_eq!(stretches(&[None, None]), []);
+        assert_eq!(stretches(&[a, None, a]).len(), 2);
     }
 
     #[test]
-    fn every_outcome_has_its_health() {
+    fn every_outcome_has_a_health() {
         let answered = Word::Known(Outcome::Answered);
         for (outcome, verdict, health) in [
             (answered.clone(), Some("BLOCKED"), NumberHealth::Blocked),
@@ -363,7 +353,7 @@ mod tests {
                 NumberHealth::Unreachable,
             ),
             (
-                Word::Later("dreamt".to_owned()),
+                Word::Later("unheard_of".to_owned()),
                 None,
                 NumberHealth::Unreachable,
             ),

@@ -1,5 +1,5 @@
-//! A small Graph API for demonstrations and tests: a real HTTP server that answers for chosen nodes as
-//! Meta does, or as badly as a network can.
+//! A small Graph API for demonstrations and tests: a real HTTP server that answers as Meta does, or
+//! with the faults of a bad network.
 //!
 //! ```
 //! use lockwatch::meta::signature::appsecret_proof;
@@ -8,13 +8,18 @@
 //! # #[tokio::main]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let meta = Simulator::start("an-access-token", "an-app-secret").await?;
-//! meta.script("106540352242922", [Scenario::ServerError, Scenario::Payment]);
-//! // Ask as your code would. With Lockwatch itself: META_GRAPH_URL is what `url` says.
+//! meta.set_scenarios("106540352242922", [Scenario::ServerError, Scenario::Payment]);
+//!
+//! // Ask as your code would. Lockwatch itself needs META_GRAPH_URL=`meta.url()`.
 //! let proof = appsecret_proof("an-app-secret", "an-access-token");
-//! let url = format!("{}/v25.0/106540352242922?fields=health_status&appsecret_proof={proof}", meta.url());
-//! let ask = || reqwest::Client::new().get(&url).bearer_auth("an-access-token").send();
-//! assert_eq!(ask().await?.status(), 500);
-//! assert!(ask().await?.text().await?.contains("141006"));
+//! let url = format!("{}/v25.0/106540352242922", meta.url());
+//! let query = [("fields", "health_status"), ("appsecret_proof", proof.as_str())];
+//! let client = reqwest::Client::new();
+//! let request = client.get(&url).query(&query).bearer_auth("an-access-token");
+//! let first = request.try_clone().expect("a request without a body").send().await?;
+//! assert_eq!(first.status(), 500);
+//! let second = request.send().await?;
+//! assert!(second.text().await?.contains("141006"));
 //! assert_eq!(meta.requests().len(), 2);
 //! # Ok(())
 //! # }
@@ -46,19 +51,19 @@ pub use self::scenario::Scenario;
 use self::scenario::{Entity, Health};
 use crate::meta::signature::appsecret_proof;
 
-/// The account that answers name unless a script says otherwise: one of Meta's examples.
+/// The account of nodes for which none was set: one of Meta's examples.
 const EXAMPLE_ACCOUNT: &str = "102290129340398";
 
-/// A request that arrived.
+/// A request that the simulator received.
 #[derive(Debug, Clone)]
 pub struct Request {
-    /// The node asked for.
+    /// The id of the node that was looked up.
     pub node_id: String,
-    /// When.
+    /// The time of arrival.
     pub at: Instant,
 }
 
-/// A running simulator. It stops when dropped.
+/// A running simulator. It stops when it is dropped.
 #[derive(Debug)]
 pub struct Simulator {
     address: SocketAddr,
@@ -75,7 +80,8 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct Nodes {
-    scripts: HashMap<String, Vec<Scenario>>,
+    /// The scenarios of each node, the next one last.
+    scenarios: HashMap<String, Vec<Scenario>>,
     accounts: HashMap<String, String>,
     requests: Vec<Request>,
     in_flight_per_node: HashMap<String, usize>,
@@ -85,8 +91,10 @@ struct Nodes {
 }
 
 impl Simulator {
-    /// Starts on a free loopback port. It takes this access token only, with the proof made from this
-    /// app secret.
+    /// Starts on a free loopback port.
+    ///
+    /// A request must carry this access token, and the proof of it made with this app secret.
+    /// Others get the same errors as from Meta.
     ///
     /// # Errors
     /// No port is free.
@@ -115,43 +123,43 @@ impl Simulator {
         })
     }
 
-    /// What to set `META_GRAPH_URL` to.
+    /// Returns the base URL: the value for `META_GRAPH_URL`.
     #[must_use]
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// From now on a node answers these, one after the other; the last one stays.
-    pub fn script(&self, node_id: &str, scenarios: impl IntoIterator<Item = Scenario>) {
+    /// Sets the answers of a node: one scenario for each request. The last one is repeated.
+    pub fn set_scenarios(&self, node_id: &str, scenarios: impl IntoIterator<Item = Scenario>) {
         let mut scenarios: Vec<_> = scenarios.into_iter().collect();
         scenarios.reverse();
         self.shared
             .nodes()
-            .scripts
+            .scenarios
             .insert(node_id.to_owned(), scenarios);
     }
 
-    /// From now on a node's answers name this account. Without it they name one of Meta's examples.
-    pub fn belongs_to(&self, node_id: &str, waba_id: &str) {
+    /// Sets the account of a node. The default is one of Meta's examples.
+    pub fn set_account(&self, node_id: &str, waba_id: &str) {
         self.shared
             .nodes()
             .accounts
             .insert(node_id.to_owned(), waba_id.to_owned());
     }
 
-    /// The requests so far, in order of arrival.
+    /// Returns the requests so far, in order of arrival.
     #[must_use]
     pub fn requests(&self) -> Vec<Request> {
         self.shared.nodes().requests.clone()
     }
 
-    /// The most requests that were ever under way at once for a single node.
+    /// Returns the highest number of concurrent requests for one node.
     #[must_use]
     pub fn most_in_flight_per_node(&self) -> usize {
         self.shared.nodes().most_in_flight_per_node
     }
 
-    /// The most requests that were ever under way at once, for whichever nodes.
+    /// Returns the highest number of concurrent requests for all nodes together.
     #[must_use]
     pub fn most_in_flight(&self) -> usize {
         self.shared.nodes().most_in_flight
@@ -176,8 +184,8 @@ async fn answer(
     Query(query): Query<HashMap<String, String>>,
     headers: HeaderMap,
 ) -> Response {
-    let (scenario, node) = shared.nodes().begin(&node_id);
-    // Ends the request when the response is made, or when its client went away before.
+    let (scenario, node) = shared.nodes().begin_request(&node_id);
+    // Dropped with the response, or earlier if the client disconnects.
     let _in_flight = InFlight {
         shared: Arc::clone(&shared),
         node_id: node_id.clone(),
@@ -197,27 +205,27 @@ async fn answer(
     if query.get("fields").map(String::as_str) != Some("health_status") {
         return id_response(&node_id);
     }
-    play(scenario, &node, &shared.access_token).await
+    respond(scenario, &node, &shared.access_token).await
 }
 
 impl Nodes {
     /// Records a request and returns the next scenario of its node.
-    fn begin(&mut self, node_id: &str) -> (Scenario, Node) {
+    fn begin_request(&mut self, node_id: &str) -> (Scenario, Node) {
         self.requests.push(Request {
             node_id: node_id.to_owned(),
             at: Instant::now(),
         });
-        let of_node = self
+        let node_in_flight = self
             .in_flight_per_node
             .entry(node_id.to_owned())
             .or_default();
-        *of_node += 1;
-        self.most_in_flight_per_node = self.most_in_flight_per_node.max(*of_node);
+        *node_in_flight += 1;
+        self.most_in_flight_per_node = self.most_in_flight_per_node.max(*node_in_flight);
         self.in_flight += 1;
         self.most_in_flight = self.most_in_flight.max(self.in_flight);
-        let scenario = match self.scripts.get_mut(node_id) {
-            Some(script) if script.len() > 1 => script.pop(),
-            Some(script) => script.last().cloned(),
+        let scenario = match self.scenarios.get_mut(node_id) {
+            Some(scenarios) if scenarios.len() > 1 => scenarios.pop(),
+            Some(scenarios) => scenarios.last().cloned(),
             None => None,
         };
         let node = Node {
@@ -232,7 +240,7 @@ impl Nodes {
     }
 }
 
-/// A request in flight. Dropping it ends the request.
+/// A request in flight. It counts as ended when this is dropped.
 struct InFlight {
     shared: Arc<Shared>,
     node_id: String,
@@ -242,22 +250,22 @@ impl Drop for InFlight {
     fn drop(&mut self) {
         let mut nodes = self.shared.nodes();
         nodes.in_flight -= 1;
-        if let Some(of_node) = nodes.in_flight_per_node.get_mut(&self.node_id) {
-            *of_node -= 1;
+        if let Some(node_in_flight) = nodes.in_flight_per_node.get_mut(&self.node_id) {
+            *node_in_flight -= 1;
         }
     }
 }
 
-/// The node that is looked up, and its account.
+/// A node that is looked up, and its account.
 struct Node {
     id: String,
     waba_id: String,
 }
 
-async fn play(mut scenario: Scenario, node: &Node, access_token: &str) -> Response {
-    while let Scenario::Slow(pause, then) = scenario {
-        sleep(pause).await;
-        scenario = *then;
+async fn respond(mut scenario: Scenario, node: &Node, access_token: &str) -> Response {
+    while let Scenario::Delayed(delay, next) = scenario {
+        sleep(delay).await;
+        scenario = *next;
     }
     if let Some(health) = scenario.health() {
         return health_response(node, health);
@@ -274,7 +282,7 @@ async fn play(mut scenario: Scenario, node: &Node, access_token: &str) -> Respon
         Scenario::Redirect(to) => (StatusCode::FOUND, [(header::LOCATION, to)]).into_response(),
         Scenario::Reset => Body::from_stream(broken_body()).into_response(),
         Scenario::Endless => Body::from_stream(endless_body()).into_response(),
-        Scenario::Drip => Body::from_stream(dripping_body()).into_response(),
+        Scenario::SlowBody => Body::from_stream(slow_body()).into_response(),
         _ => id_response(&node.id),
     }
 }
@@ -292,14 +300,14 @@ fn endless_body() -> impl Stream<Item = Result<Bytes, Infallible>> {
     stream::iter((0..(1 << 30) / CHUNK_BYTES).map(move |_| Ok(chunk.clone())))
 }
 
-fn dripping_body() -> impl Stream<Item = Result<Bytes, Infallible>> {
+fn slow_body() -> impl Stream<Item = Result<Bytes, Infallible>> {
     stream::unfold((), |()| async {
         sleep(Duration::from_millis(100)).await;
         Some((Ok(Bytes::from_static(b" ")), ()))
     })
 }
 
-/// Answers with the usual four entities, of which some say more than AVAILABLE.
+/// Returns Meta's four entities: AVAILABLE, except those in `health`.
 fn health_response(node: &Node, health: &Health) -> Response {
     let ids = [
         ("PHONE_NUMBER", node.id.as_str()),
@@ -310,9 +318,9 @@ fn health_response(node: &Node, health: &Health) -> Response {
     let entities = ids.map(|(entity_type, id)| {
         let mut entity =
             json!({"entity_type": entity_type, "id": id, "can_send_message": "AVAILABLE"});
-        let mut entities = health.entities.iter();
-        if let Some(more) = entities.find(|more| more.entity_type == entity_type) {
-            say_more(&mut entity, more);
+        let mut listed = health.entities.iter();
+        if let Some(details) = listed.find(|listed| listed.entity_type == entity_type) {
+            add_details(&mut entity, details);
         }
         entity
     });
@@ -320,15 +328,15 @@ fn health_response(node: &Node, health: &Health) -> Response {
     json_response(200, &json!({"health_status": status, "id": node.id}))
 }
 
-fn say_more(entity: &mut Value, more: &Entity) {
-    entity["can_send_message"] = json!(more.can_send_message);
-    if let Some(verdict) = more.can_receive_call_sip {
+fn add_details(entity: &mut Value, details: &Entity) {
+    entity["can_send_message"] = json!(details.can_send_message);
+    if let Some(verdict) = details.can_receive_call_sip {
         entity["can_receive_call_sip"] = json!(verdict);
     }
-    if let Some(info) = more.additional_info {
+    if let Some(info) = details.additional_info {
         entity["additional_info"] = json!([info]);
     }
-    if let Some(error) = &more.error {
+    if let Some(error) = &details.error {
         let mut object = json!({"error_code": error.code, "error_description": error.description});
         if let Some(solution) = error.solution {
             object["possible_solution"] = json!(solution);
@@ -351,6 +359,7 @@ fn error_response(http_status: u16, code: u32, message: &str) -> Response {
     json_response(http_status, &json!({"error": error}))
 }
 
+/// Adds the usage header, with the minutes until the account may be used again.
 fn with_usage(response: Response, minutes: u64) -> Response {
     let usage = json!({EXAMPLE_ACCOUNT: [{
         "type": "whatsapp",

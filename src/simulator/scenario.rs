@@ -1,57 +1,57 @@
-//! The answers that a node can give, as data.
+//! The answers that the simulator can give for a node.
 
 use std::time::Duration;
 
-/// The answer of a node.
+/// An answer for a node.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Scenario {
-    /// Every entity AVAILABLE: healthy, or locked without a reason given.
+    /// Every entity is AVAILABLE: healthy, or locked without a reason.
     Available,
-    /// The account is BLOCKED for its payment method (141006).
+    /// The account is BLOCKED because of its payment method (141006).
     Payment,
-    /// The business is BLOCKED for a commerce policy (141005).
+    /// The business is BLOCKED because of a commerce policy (141005).
     Policy,
-    /// The business is LIMITED, not verified (141010).
+    /// The business is LIMITED because it is not verified (141010).
     Unverified,
-    /// The number is LIMITED, with a note and no code.
+    /// The number is LIMITED, with a note (display name) but no code.
     DisplayName,
-    /// The root is BLOCKED for calling only; every entity can send.
-    CallingNoise,
-    /// An answer without `health_status`.
+    /// The root is BLOCKED for calling only: every entity can send messages.
+    CallingBlocked,
+    /// The answer has no `health_status`.
     NoHealth,
-    /// Too many calls (80008), with a usage header that says for how many minutes.
+    /// Too many calls (80008). The usage header says to wait so many minutes.
     Throttled(u64),
-    /// The token expired (190).
+    /// The token has expired (190).
     ExpiredToken,
-    /// The token is malformed (190), and Meta repeats it.
-    RepeatsToken,
-    /// The node does not exist, or is not visible (100). A node without a script answers this.
+    /// The token is malformed (190), and the error message contains it.
+    TokenInError,
+    /// The node does not exist, or is not visible (100). It is the default answer.
     UnknownNode,
-    /// An internal error (HTTP 500, code 2).
+    /// An internal error (HTTP status 500, code 2).
     ServerError,
-    /// An error in the body of a 200.
+    /// HTTP status 200, with an error in the body.
     ErrorInOk,
-    /// Not JSON.
+    /// The body is not JSON.
     Garbage,
     /// A redirect to this address.
     Redirect(String),
-    /// The connection breaks within the body.
+    /// The connection breaks in the middle of the body.
     Reset,
-    /// A body of a gigabyte.
+    /// A body of one gigabyte.
     Endless,
-    /// A byte every 100 ms, until the client goes away.
-    Drip,
-    /// Another answer, after a while.
-    Slow(Duration, Box<Scenario>),
+    /// A body that sends one byte every 100 ms, until the client disconnects.
+    SlowBody,
+    /// Another answer, after a delay.
+    Delayed(Duration, Box<Scenario>),
 }
 
-/// A `health_status`: the root's verdict, and the entities that say more than AVAILABLE.
+/// A `health_status`: its root, and the entities that are not simply AVAILABLE.
 pub(super) struct Health {
     pub(super) root: &'static str,
     pub(super) entities: &'static [Entity],
 }
 
-/// An entity that says more than AVAILABLE.
+/// An entity that is not simply AVAILABLE.
 pub(super) struct Entity {
     pub(super) entity_type: &'static str,
     pub(super) can_send_message: &'static str,
@@ -67,7 +67,7 @@ pub(super) struct Error {
     pub(super) solution: Option<&'static str>,
 }
 
-/// An error instead of an answer.
+/// An error instead of a `health_status`.
 pub(super) struct Refusal {
     pub(super) http_status: u16,
     pub(super) code: u32,
@@ -75,7 +75,7 @@ pub(super) struct Refusal {
 }
 
 impl Scenario {
-    /// The health that the scenario tells, if it tells one.
+    /// Returns the `health_status` of the scenario, if it has one.
     pub(super) fn health(&self) -> Option<&'static Health> {
         match self {
             Self::Available => Some(&AVAILABLE),
@@ -83,17 +83,17 @@ impl Scenario {
             Self::Policy => Some(&POLICY),
             Self::Unverified => Some(&UNVERIFIED),
             Self::DisplayName => Some(&DISPLAY_NAME),
-            Self::CallingNoise => Some(&CALLING_NOISE),
+            Self::CallingBlocked => Some(&CALLING_BLOCKED),
             _ => None,
         }
     }
 
-    /// The error that the scenario answers with, if it does.
+    /// Returns the error of the scenario, if it has one.
     pub(super) fn refusal(&self, node_id: &str, access_token: &str) -> Option<Refusal> {
         let (http_status, code, message) = match self {
             Self::Throttled(_) => (400, 80008, THROTTLED.to_owned()),
             Self::ExpiredToken => (401, 190, EXPIRED_TOKEN.to_owned()),
-            Self::RepeatsToken => (400, 190, format!("Malformed access token {access_token}")),
+            Self::TokenInError => (400, 190, format!("Malformed access token {access_token}")),
             Self::UnknownNode => (
                 400,
                 100,
@@ -118,13 +118,13 @@ impl Scenario {
     }
 }
 
-const THROTTLED: &str = "(#80008) There have been too many calls to this WhatsApp Business account. \
-                         Wait a bit and try again.";
+const THROTTLED: &str = "(#80008) There have been too many calls to this WhatsApp Business \
+                         account. Wait a bit and try again.";
 const EXPIRED_TOKEN: &str = "Error validating access token: Session has expired on Monday, \
                              01-Jan-24 00:00:00 PST.";
 const SERVER_ERROR: &str = "An unexpected error has occurred. Please retry your request later.";
 
-/// An entity to start from.
+/// The default values of an entity.
 const ENTITY: Entity = Entity {
     entity_type: "WABA",
     can_send_message: "AVAILABLE",
@@ -198,7 +198,7 @@ const DISPLAY_NAME: Health = Health {
     }],
 };
 
-const CALLING_NOISE: Health = Health {
+const CALLING_BLOCKED: Health = Health {
     root: "BLOCKED",
     entities: &[
         Entity {

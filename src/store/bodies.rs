@@ -18,7 +18,7 @@ use time::OffsetDateTime;
 
 use super::StoreError;
 use super::record::{Item, Recorded, RecorderConnection};
-use crate::meta::callback::Unreadable;
+use crate::meta::callback::UnreadablePart;
 use crate::meta::ids::WabaId;
 
 /// Stands for the account where none can be read.
@@ -165,7 +165,7 @@ pub async fn recall(
 #[derive(Debug)]
 pub struct Quarantined {
     /// What could not be read, and why.
-    pub unreadable: Unreadable,
+    pub unreadable: UnreadablePart,
     /// When it came.
     pub received_at: OffsetDateTime,
     /// The position of the callback it came in.

@@ -14,7 +14,7 @@ use crate::meta::ids::PhoneNumberId;
 /// A look-up of a number's health at Meta, and its answer. The fields are columns.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct HealthCheck {
-    /// Its number; later checks have larger ones.
+    /// The id of the check. Later checks have larger ids.
     pub id: i64,
     /// The incident.
     pub incident_id: i64,
@@ -27,7 +27,7 @@ pub struct HealthCheck {
     /// `answered`, `no_health`, `not_asked`, `refused`, `throttled` or `unreachable`.
     #[schema(value_type = String, example = "answered")]
     pub outcome: Word<Outcome>,
-    /// The answer's HTTP status, if there was an answer.
+    /// The HTTP status of the answer, if there was one.
     pub http_status: Option<i32>,
     /// The worst verdict of the entities, in Meta's words.
     #[schema(example = "BLOCKED")]
@@ -39,13 +39,13 @@ pub struct HealthCheck {
     pub error: Option<String>,
     /// The time that Meta took, in milliseconds.
     pub duration_ms: i32,
-    /// The answer as Meta sent it, cut and without secrets. Only where checks are listed.
+    /// The answer as Meta sent it, shortened and without secrets. Only lists of checks have it.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub response: Option<String>,
 }
 
-/// Selects checks from a table `c`; the answer as Meta sent it only where it is asked for.
+/// Selects checks from a table `c`. `$response` is the answer as Meta sent it, or null.
 macro_rules! select_checks {
     ($response:tt, $from:tt, $($argument:expr),+ $(,)?) => {
         sqlx::query_as!(
@@ -58,11 +58,8 @@ macro_rules! select_checks {
     };
 }
 
-/// Returns the latest checks of an incident, the latest first; with `before`, those with smaller ids.
-/// Each has the answer as Meta sent it.
-///
-/// # Errors
-/// The database does not answer.
+/// Lists the checks of an incident, the latest first; with `before`, those with smaller ids. Each
+/// has the answer as Meta sent it.
 pub async fn list(
     db: &PgPool,
     incident_id: i64,
@@ -83,9 +80,6 @@ pub async fn list(
 }
 
 /// Returns the latest check of each of these numbers, given as pairs of incident and number.
-///
-/// # Errors
-/// The database does not answer.
 pub async fn latest(
     db: &PgPool,
     numbers: &[(i64, &PhoneNumberId)],
@@ -108,9 +102,6 @@ pub async fn latest(
 }
 
 /// Returns these checks, given as pairs of id and account. Retention may have deleted some.
-///
-/// # Errors
-/// The database does not answer.
 pub async fn by_id(db: &PgPool, checks: &[(i64, &str)]) -> Result<Vec<HealthCheck>, StoreError> {
     let (ids, accounts): (Vec<i64>, Vec<&str>) = checks.iter().copied().unzip();
     let checks = select_checks!(
@@ -129,7 +120,7 @@ pub(super) struct InsertedCheck {
     pub(super) checked_at: OffsetDateTime,
 }
 
-/// Inserts a look-up, whatever it came to.
+/// Inserts a look-up, whatever its outcome.
 pub(super) async fn insert(
     db: &mut PgConnection,
     claim: &Claim,

@@ -1,9 +1,9 @@
-//! Claims: which number a process looks up next, and within which budget.
+//! Claims: the choice of the next numbers to look up, and the hourly budget of each account.
 
 use sqlx::{PgConnection, PgPool};
 
 use super::{StoreError, interval, lock_account};
-use crate::lockout::schedule::{CLAIM_LEASE, IN_FLIGHT_PER_ACCOUNT, LOOKUPS_PER_HOUR};
+use crate::lockout::schedule::{ACCOUNT_IN_FLIGHT_LIMIT, CLAIM_LEASE, LOOKUPS_PER_HOUR};
 use crate::meta::ids::{PhoneNumberId, WabaId};
 
 /// A number to look up, claimed until its lease expires.
@@ -22,10 +22,10 @@ pub struct Claim {
 
 /// Claims up to `limit` due checks, each with a lease and the next attempt number.
 ///
-/// Paused accounts are left alone, and no account waits for another's backlog: first comes one number
-/// of every incident without an answer, then all other due checks, first look-ups before repeats, at
-/// most [`IN_FLIGHT_PER_ACCOUNT`] of one account. `in_flight` names the account of each look-up that
-/// the caller has in flight.
+/// Paused accounts are skipped, and no account waits for the backlog of another. First comes one
+/// number of each incident without an answer. Then come all other due checks, first look-ups before
+/// repeats, at most [`ACCOUNT_IN_FLIGHT_LIMIT`] of one account. `in_flight` has the account of each
+/// look-up that the caller has in flight.
 ///
 /// # Errors
 /// Nothing is claimed.
@@ -58,8 +58,8 @@ struct Candidate {
     phone_number_id: PhoneNumberId,
 }
 
-/// Selects one number of each incident without an answer, unless one of its account is in flight; the
-/// oldest incident first.
+/// Selects one number of each incident without an answer, the oldest incident first. An account
+/// with a look-up in flight is skipped.
 async fn first_lookups(
     db: &PgPool,
     limit: usize,
@@ -67,7 +67,8 @@ async fn first_lookups(
 ) -> Result<Vec<Candidate>, StoreError> {
     let candidates = sqlx::query_as!(
         Candidate,
-        r#"select n.incident_id, n.waba_id as "waba_id: _", n.phone_number_id as "phone_number_id: _"
+        r#"select n.incident_id, n.waba_id as "waba_id: _",
+                  n.phone_number_id as "phone_number_id: _"
              from incidents i
              join accounts a using (waba_id)
             cross join lateral (
@@ -90,14 +91,15 @@ async fn first_lookups(
     Ok(candidates)
 }
 
-/// Selects due numbers: first look-ups before repeats, and of each account no more than its share.
+/// Selects due numbers, first look-ups before repeats, and of each account no more than its share.
 async fn fair_share(
     db: &PgPool,
     limit: usize,
     in_flight: &[WabaId],
 ) -> Result<Vec<Candidate>, StoreError> {
-    // An account whose share is in flight is passed over, however many of its checks are due. Of the
-    // others a few hundred numbers are enough to choose from: the next ones follow as these are claimed.
+    // An account whose share is in flight is skipped, however many of its checks are due. A few
+    // hundred numbers of the other accounts are enough to choose from: the next ones follow when
+    // these are claimed.
     let candidates = sqlx::query_as!(
         Candidate,
         r#"with waiting as (
@@ -126,15 +128,15 @@ async fn fair_share(
             limit $1"#,
         to_bigint(limit),
         in_flight as _,
-        IN_FLIGHT_PER_ACCOUNT,
+        ACCOUNT_IN_FLIGHT_LIMIT,
     )
     .fetch_all(db)
     .await?;
     Ok(candidates)
 }
 
-/// Claims the first of these candidates that are still free. A number is left alone while a look-up of
-/// it is in flight for an incident that was resolved meanwhile.
+/// Claims the first of these candidates that are still free. A number is left alone while a look-up
+/// of it is in flight for an incident that was resolved meanwhile.
 async fn claim(
     db: &PgPool,
     limit: usize,
@@ -185,8 +187,9 @@ fn to_bigint(limit: usize) -> i64 {
     i64::try_from(limit).unwrap_or(i64::MAX)
 }
 
-/// Takes one look-up from the account's hourly budget. `false` where the budget is spent: the claim is
-/// released, and the account pauses until the oldest look-up of the last hour is an hour old.
+/// Takes one look-up from the account's hourly budget. Returns `false` if the budget is used up:
+/// then the claim is released, and the account pauses until the oldest look-up of the last hour is
+/// an hour old.
 ///
 /// # Errors
 /// Nothing is taken; the claim expires with its lease.
@@ -194,7 +197,8 @@ pub async fn take_from_budget(db: &PgPool, claim: &Claim) -> Result<bool, StoreE
     let mut transaction = db.begin().await?;
     lock_account(&mut transaction, &claim.waba_id).await?;
     let granted = grant(&mut transaction, claim).await?;
-    // Without a grant the budget is spent, or the claim is no longer ours and there is nothing to do.
+    // Without a grant the budget is used up, or another process has the claim and there is nothing
+    // to do.
     if !granted && release(&mut transaction, claim).await? {
         sqlx::query!(
             "update accounts
@@ -240,7 +244,7 @@ async fn grant(db: &mut PgConnection, claim: &Claim) -> Result<bool, StoreError>
     Ok(granted.rows_affected() == 1)
 }
 
-/// Ends a claim before its lease does; `false` where another process has taken it.
+/// Ends a claim before its lease expires. Returns `false` if another process has taken it.
 pub(super) async fn release(db: &mut PgConnection, claim: &Claim) -> Result<bool, StoreError> {
     let released = sqlx::query!(
         "update affected_numbers
@@ -256,7 +260,7 @@ pub(super) async fn release(db: &mut PgConnection, claim: &Claim) -> Result<bool
     Ok(released.rows_affected() == 1)
 }
 
-/// Makes the numbers due whose look-up was denied: the token may be new.
+/// Makes the checks due of all incidents whose look-up was denied: there may be a new token.
 ///
 /// # Errors
 /// Nothing is changed.

@@ -15,8 +15,8 @@ use crate::meta::ids::{PhoneNumberId, WabaId};
 
 /// A word of ours in a column.
 ///
-/// Replicas of two versions share a database during an upgrade, so an older one may read a word that
-/// only the newer one knows. It shows the word as it stands and draws no conclusion from it.
+/// Replicas of two versions share a database during an upgrade, so the older one may read a word
+/// that only the newer one knows. It shows that word unchanged and draws no conclusion from it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Word<T> {
     /// A word that this version knows.
@@ -32,7 +32,7 @@ pub(super) trait Vocabulary: Copy + 'static {
 }
 
 impl<T: Copy> Word<T> {
-    /// The word's meaning, if this version knows it.
+    /// The meaning of the word, if this version knows it.
     #[must_use]
     pub fn known(&self) -> Option<T> {
         match self {
@@ -44,7 +44,7 @@ impl<T: Copy> Word<T> {
 
 #[expect(private_bounds, reason = "the words are fixed")]
 impl<T: Vocabulary> Word<T> {
-    /// The word as the column has it.
+    /// The word as it stands in the column.
     #[must_use]
     pub fn as_str(&self) -> &str {
         match self {
@@ -152,7 +152,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_word_of_a_later_version_stays_as_it_stands() {
+    fn a_word_of_a_later_version_stays_unchanged() {
         let known: Word<LockoutCause> = Word::from_text("payment".to_owned());
         assert_eq!(
             (known.known(), known.as_str()),
@@ -161,6 +161,6 @@ mod tests {
         let later: Word<LockoutCause> = Word::from_text("eclipse".to_owned());
         assert_eq!((later.known(), later.as_str()), (None, "eclipse"));
         assert_eq!(serde_json::to_string(&later).unwrap(), "\"eclipse\"");
-        assert_eq!(format!("{later:<9}|"), "eclipse  |", "tables pad it");
+        assert_eq!(format!("{later:<9}|"), "eclipse  |", "tables can pad it");
     }
 }

@@ -16,18 +16,18 @@ use crate::meta::health::{Answer, CanSend, Entity, LookupResult};
 /// The result of saving a look-up.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SavedCheck {
-    /// The check is stored; its incident went through these changes.
+    /// The check is stored, and its incident changed in these ways.
     Concluded(Vec<Change>),
-    /// The check is stored and nothing else was touched: the incident was resolved meanwhile, or the
-    /// claim had expired and another process has taken it.
+    /// The check is stored, and nothing else changed: the incident was resolved in the meantime, or
+    /// the claim expired and another process has taken it.
     Late,
 }
 
 /// Saves a look-up.
 ///
-/// The check is always stored. While its claim holds and the incident is open, the cause is derived
-/// anew, the next check is scheduled, and the incident may turn out to be over. `chance` spreads the
-/// time of the next check (0.0 … 1.0).
+/// The check is always stored. While the claim holds and the incident is open, the cause is derived
+/// again, the next check is scheduled, and the incident is resolved if it is over. `chance` (0.0 to
+/// 1.0) spreads the time of the next check.
 ///
 /// # Errors
 /// Nothing is saved; the claim expires with its lease, and the number is looked up again.
@@ -40,14 +40,14 @@ pub async fn save(
     let mut transaction = db.begin().await?;
     lock_account(&mut transaction, &claim.waba_id).await?;
     let check = checks::insert(&mut transaction, claim, lookup).await?;
-    if let Answer::Throttled { rest, .. } = &lookup.answer {
-        let rest = rest.unwrap_or(schedule::DEFAULT_REST);
+    if let Answer::Throttled { retry_after, .. } = &lookup.answer {
+        let pause = retry_after.unwrap_or(schedule::DEFAULT_THROTTLE_INTERVAL);
         sqlx::query!(
             "update accounts
                 set lookups_paused_until = greatest(lookups_paused_until, now() + $2)
               where waba_id = $1",
             claim.waba_id.as_str(),
-            interval(rest),
+            interval(pause),
         )
         .execute(&mut *transaction)
         .await?;
@@ -72,7 +72,7 @@ pub async fn save(
     Ok(saved)
 }
 
-/// The claim's incident while it is open, and the claim's number in it.
+/// The open incident of a claim, with the state of the claim's number.
 struct OpenIncident {
     last_failure_at: OffsetDateTime,
     cause: LockoutCause,
@@ -80,7 +80,8 @@ struct OpenIncident {
     clear_since: Option<OffsetDateTime>,
 }
 
-/// Returns the claim's incident; `None` where it was resolved meanwhile, or the claim is another's now.
+/// Returns the claim's incident; `None` if it was resolved in the meantime, or if another process
+/// has the claim.
 async fn open_incident(
     db: &mut PgConnection,
     claim: &Claim,
@@ -101,7 +102,7 @@ async fn open_incident(
     .await?;
     Ok(row.map(|row| OpenIncident {
         last_failure_at: row.last_failure_at,
-        // A cause of a later version counts as found: better kept than overwritten.
+        // A cause of a later version counts as found, so that it is kept and not overwritten.
         cause: row.cause.known().unwrap_or(LockoutCause::OtherRestriction),
         severity: row.cause_severity.map(CanSend::from),
         clear_since: row.clear_since,
@@ -117,13 +118,14 @@ struct Step<'s> {
 }
 
 impl Step<'_> {
-    /// Whether Meta answered the question, be it by a refusal.
+    /// Returns whether Meta answered the question. A refusal is an answer.
     fn is_answered(&self) -> bool {
         let answer = &self.lookup.answer;
         !matches!(answer, Answer::Throttled { .. } | Answer::Unreachable(_))
     }
 
-    /// Returns since when the number has been clear of the recorded cause, this look-up included.
+    /// Returns the time since which the number has been clear of the recorded cause, this look-up
+    /// included.
     fn clear_since(&self) -> Option<OffsetDateTime> {
         let incident = self.incident;
         if !self.is_answered() {
@@ -185,7 +187,8 @@ impl Step<'_> {
         Ok(())
     }
 
-    /// Derives the cause from the evidence of every number, and ends the incident if it is over.
+    /// Derives the cause from the evidence of every number, and resolves the incident if it is
+    /// over.
     async fn conclude(&self, db: &mut PgConnection) -> Result<Vec<Change>, StoreError> {
         if !self.is_answered() {
             return Ok(Vec::new());
@@ -215,8 +218,8 @@ impl Step<'_> {
     }
 }
 
-/// Reads the evidence of every number of the claim's incident, and its run of clear checks (`None`
-/// where the last check was not clear).
+/// Reads the evidence of each number of the claim's incident, and its run of clear checks; `None`
+/// if its last check was not clear.
 async fn evidence(
     db: &mut PgConnection,
     claim: &Claim,

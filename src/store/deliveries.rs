@@ -1,4 +1,4 @@
-//! Failed deliveries of an incident, page by page.
+//! The failed deliveries of an incident, page by page.
 
 use serde::Serialize;
 use sqlx::PgPool;
@@ -10,48 +10,45 @@ use crate::meta::ids::{PhoneNumberId, WabaId};
 
 /// A message that failed with 131031. The fields are columns.
 #[derive(Debug, Clone, Serialize, ToSchema)]
-pub struct Delivery {
-    /// Its number; later ones are larger.
-    pub id: i64,
+pub(crate) struct Delivery {
+    /// The id of the delivery. Later deliveries have larger ids.
+    pub(crate) id: i64,
     /// The incident.
-    pub incident_id: i64,
+    pub(crate) incident_id: i64,
     /// The account.
     #[schema(value_type = String)]
-    pub waba_id: WabaId,
+    pub(crate) waba_id: WabaId,
     /// The business phone number that sent it.
     #[schema(value_type = String)]
-    pub phone_number_id: PhoneNumberId,
+    pub(crate) phone_number_id: PhoneNumberId,
     /// Meta's id of the message. It contains the recipient's number in base64, which is masked too.
-    pub message_id: String,
-    /// Whom it was for: a phone number, or a group.
-    pub recipient_id: Option<String>,
-    /// Whom in the group.
-    pub participant_id: Option<String>,
-    /// When it failed, as Meta says.
+    pub(crate) message_id: String,
+    /// The recipient: a phone number, or a group.
+    pub(crate) recipient_id: Option<String>,
+    /// The recipient within the group.
+    pub(crate) participant_id: Option<String>,
+    /// The time it failed, as Meta reports it.
     #[serde(with = "time::serde::rfc3339")]
-    pub failed_at: OffsetDateTime,
-    /// When the callback came.
+    pub(crate) failed_at: OffsetDateTime,
+    /// The time the callback arrived.
     #[serde(with = "time::serde::rfc3339")]
-    pub received_at: OffsetDateTime,
+    pub(crate) received_at: OffsetDateTime,
     /// Always 131031.
-    pub error_code: i32,
+    pub(crate) error_code: i32,
     /// Meta's title of the error.
-    pub error_title: Option<String>,
+    pub(crate) error_title: Option<String>,
     /// Meta's message.
-    pub error_message: Option<String>,
+    pub(crate) error_message: Option<String>,
     /// Meta's details.
-    pub error_details: Option<String>,
-    /// The business's own text, if it sent one along (`biz_opaque_callback_data`).
-    pub callback_data: Option<String>,
-    /// The capture it came in first, if that was kept.
-    pub capture_id: Option<i64>,
+    pub(crate) error_details: Option<String>,
+    /// The business's own text, if the message had one (`biz_opaque_callback_data`).
+    pub(crate) callback_data: Option<String>,
+    /// The capture of the callback that reported it first, if it was kept.
+    pub(crate) capture_id: Option<i64>,
 }
 
-/// The latest deliveries of an incident first, from before `before` on.
-///
-/// # Errors
-/// The database does not answer.
-pub async fn list(
+/// Lists the deliveries of an incident, the latest first; with `before`, those with smaller ids.
+pub(crate) async fn list(
     db: &PgPool,
     incident_id: i64,
     before: Option<i64>,

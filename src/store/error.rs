@@ -1,25 +1,18 @@
-//! Errors of the database, divided by what a caller does about them.
+//! Errors of the database: one variant for each reaction of a caller.
 
 /// A statement or a transaction failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// The data itself is refused (SQLSTATE classes 22, 23 and 54): trying again changes nothing.
+    /// The database refuses the data itself (SQLSTATE classes 22, 23 and 54). A retry changes
+    /// nothing.
     #[error("the database refused a value")]
     BadData(#[source] sqlx::Error),
-    /// Everything else: the database is away, locked, read-only, or lacks our tables.
-    #[error("the database did not do its work")]
+    /// Everything else: the database is unreachable, locked, read-only, or lacks our tables.
+    #[error("the database failed")]
     Unavailable(#[source] sqlx::Error),
-    /// It did not answer in time.
+    /// The database did not answer in time.
     #[error("the database did not answer in time")]
     TimedOut,
-}
-
-impl StoreError {
-    /// What lies behind it, for a log.
-    #[must_use]
-    pub fn cause(&self) -> Option<String> {
-        std::error::Error::source(self).map(ToString::to_string)
-    }
 }
 
 impl From<sqlx::Error> for StoreError {
@@ -32,13 +25,13 @@ impl From<sqlx::Error> for StoreError {
     }
 }
 
-/// Why the tables could not be brought up to date.
+/// The reason why the tables could not be updated.
 #[derive(Debug, thiserror::Error)]
 pub enum MigrateError {
-    /// No connection.
+    /// There is no connection.
     #[error("the database cannot be reached")]
-    Away(#[source] StoreError),
-    /// The database is there and a migration failed.
+    Unreachable(#[source] StoreError),
+    /// The database answers, but a migration failed.
     #[error("a migration failed")]
     Failed(#[from] sqlx::migrate::MigrateError),
 }

@@ -1,7 +1,7 @@
-//! The life of an incident: opening it, setting its cause, resolving it.
+//! The life of an incident: opens it, sets its cause, and resolves it.
 //!
-//! Nothing else writes these columns. Each function expects the account's lock, and returns the
-//! [`Change`] that is true as soon as the caller has committed.
+//! Nothing else writes these columns. Each function expects that the caller has locked the account,
+//! and returns a [`Change`] that takes effect when the caller commits.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -14,7 +14,7 @@ use super::incidents::{self, Incident};
 use super::{StoreError, interval, lock_account};
 use crate::lockout::cause::{Cause, LockoutCause};
 use crate::lockout::change::{Change, ChangeKind};
-use crate::lockout::incident::{QUIET_AFTER, Resolution};
+use crate::lockout::incident::{QUIET_WINDOW, Resolution};
 use crate::meta::failure::FailedDelivery;
 use crate::meta::ids::WabaId;
 
@@ -81,8 +81,8 @@ async fn recorded_digests(
     Ok(digests.into_iter().collect())
 }
 
-/// Sets the cause of the claim's incident. A change only where it was another, `recorded`: the same
-/// cause may have new evidence.
+/// Sets the cause of the claim's incident. Returns a change only if the `recorded` cause was
+/// another one: the same cause may have got new evidence.
 pub(super) async fn set_cause(
     db: &mut PgConnection,
     claim: &Claim,
@@ -118,7 +118,7 @@ pub(super) async fn set_cause(
     }))
 }
 
-/// Resolves an incident; `None` where it was resolved before.
+/// Resolves an incident; `None` if it was resolved before.
 pub(super) async fn resolve(
     db: &mut PgConnection,
     id: i64,
@@ -156,15 +156,15 @@ pub(super) async fn resolve(
 /// The result of resolving an incident by hand.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ManualResolution {
-    /// It is resolved now.
+    /// The incident is resolved now.
     Resolved(Change),
-    /// It was resolved before; nothing changed.
+    /// The incident was resolved before. Nothing changed.
     AlreadyResolved,
     /// There is no such incident.
     Unknown,
 }
 
-/// Resolves an incident because a person says so. Call it from a task that nobody cancels.
+/// Resolves an incident for a person. Call it from a task that nobody cancels.
 ///
 /// # Errors
 /// Nothing is changed.
@@ -186,8 +186,8 @@ pub async fn resolve_by_hand(
     ))
 }
 
-/// Resolves some incidents that have been quiet for long enough and have their cause. An account that
-/// another transaction has locked is left for the next time.
+/// Resolves some incidents that have been quiet for long enough and have their cause. An account
+/// that another transaction has locked is left for the next time.
 ///
 /// # Errors
 /// Nothing is changed.
@@ -204,7 +204,7 @@ pub async fn resolve_quiet(db: &PgPool) -> Result<Vec<Change>, StoreError> {
                              limit 100)
           order by waba_id
             for update skip locked",
-        interval(QUIET_AFTER),
+        interval(QUIET_WINDOW),
     )
     .fetch_all(&mut *transaction)
     .await?;
@@ -213,7 +213,7 @@ pub async fn resolve_quiet(db: &PgPool) -> Result<Vec<Change>, StoreError> {
              from incidents
             where resolved_at is null and last_failure_at < now() - $1::interval
               and cause <> 'pending' and waba_id = any($2)"#,
-        interval(QUIET_AFTER),
+        interval(QUIET_WINDOW),
         &accounts,
     )
     .fetch_all(&mut *transaction)

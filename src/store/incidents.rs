@@ -1,4 +1,4 @@
-//! Incidents as people read them.
+//! Incidents and their affected numbers, as people read them.
 
 use std::collections::BTreeMap;
 
@@ -12,53 +12,53 @@ use crate::lockout::cause::LockoutCause;
 use crate::lockout::incident::Resolution;
 use crate::meta::ids::{PhoneNumberId, WabaId};
 
-/// One lockout of one account, from its first failure until resolved. The fields are columns.
+/// One lockout of one account, from its first failure until it is resolved. The fields are columns.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 #[schema(as = IncidentColumns)]
 pub struct Incident {
-    /// Its number.
+    /// The id of the incident.
     pub id: i64,
     /// The WhatsApp Business Account; Meta's test numbers as `phone:<phone_number_id>`.
     #[schema(value_type = String)]
     pub waba_id: WabaId,
-    /// When the first message failed.
+    /// The time of the first failure.
     #[serde(with = "time::serde::rfc3339")]
     pub opened_at: OffsetDateTime,
-    /// When the latest message failed.
+    /// The time of the latest failure.
     #[serde(with = "time::serde::rfc3339")]
     pub last_failure_at: OffsetDateTime,
-    /// When it was over. Null while it is open.
+    /// The time it was resolved. Null while it is open.
     #[serde(with = "time::serde::rfc3339::option")]
     pub resolved_at: Option<OffsetDateTime>,
-    /// How it ended: `recovered`, `quiet` or `manual`.
+    /// The reason why it ended: `recovered`, `quiet` or `manual`.
     #[schema(value_type = Option<String>)]
     pub resolution: Option<Word<Resolution>>,
-    /// What the person said who resolved it.
+    /// The note of the person who resolved it.
     pub resolution_note: Option<String>,
-    /// How many messages failed.
+    /// The number of failed messages.
     pub failure_count: i64,
-    /// Why the account is locked; `pending` until Meta's first answer.
+    /// The reason why the account is locked; `pending` until Meta's first answer.
     #[schema(value_type = String, example = "payment")]
     pub cause: Word<LockoutCause>,
-    /// How badly the entity with the reason is hit, in Meta's words.
+    /// The severity of the restriction, in Meta's words.
     #[schema(example = "BLOCKED")]
     pub cause_severity: Option<String>,
     /// The cause in a sentence.
     pub cause_summary: Option<String>,
-    /// The kind of entity that carries the reason.
+    /// The type of the entity with the reason.
     #[schema(example = "WABA")]
     pub cause_entity_type: Option<String>,
-    /// Its id.
+    /// The id of that entity.
     pub cause_entity_id: Option<String>,
     /// Meta's code of the reason.
     #[schema(example = 141_006)]
     pub cause_error_code: Option<i64>,
     /// Meta's own advice.
     pub possible_solution: Option<String>,
-    /// When this cause was recorded first.
+    /// The time this cause was first recorded.
     #[serde(with = "time::serde::rfc3339::option")]
     pub cause_recorded_at: Option<OffsetDateTime>,
-    /// The health check that showed it.
+    /// The health check that showed the cause.
     pub cause_check_id: Option<i64>,
     /// The account's incident before this one.
     pub previous_incident_id: Option<i64>,
@@ -68,36 +68,36 @@ pub struct Incident {
 #[derive(Debug, Clone, Serialize, ToSchema)]
 #[schema(as = AffectedNumberColumns)]
 pub struct AffectedNumber {
-    /// Meta's id of the business phone number: the node that is looked up.
+    /// Meta's id of the business phone number, which is also the node of its look-ups.
     #[schema(value_type = String)]
     pub phone_number_id: PhoneNumberId,
-    /// The number itself, as Meta writes it.
+    /// The phone number, as Meta writes it.
     pub display_phone_number: Option<String>,
-    /// When its first message failed.
+    /// The time of its first failure.
     #[serde(with = "time::serde::rfc3339")]
     pub first_failure_at: OffsetDateTime,
-    /// When its latest message failed.
+    /// The time of its latest failure.
     #[serde(with = "time::serde::rfc3339")]
     pub last_failure_at: OffsetDateTime,
-    /// How many of its messages failed.
+    /// The number of its failed messages.
     pub failure_count: i64,
-    /// When it is looked up next. Null once the incident is resolved.
+    /// The time of its next look-up. Null once the incident is resolved.
     #[serde(with = "time::serde::rfc3339::option")]
     pub check_due_at: Option<OffsetDateTime>,
 }
 
-/// The numbers of one incident: those with most failures, and how many there are in all.
+/// The affected numbers of one incident.
 #[derive(Debug, Clone, Default)]
-pub struct Numbers {
-    /// Those with most failures, most first.
+pub struct AffectedNumbers {
+    /// The numbers with the most failures, in descending order.
     pub top: Vec<AffectedNumber>,
-    /// How many there are.
+    /// The count of all affected numbers.
     pub count: i64,
 }
 
-/// Which incidents to list.
+/// The state of the incidents to list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum, ToSchema)]
-#[schema(rename_all = "lowercase")]
+#[schema(as = State, rename_all = "lowercase")]
 pub enum IncidentState {
     /// Not resolved.
     Open,
@@ -108,29 +108,26 @@ pub enum IncidentState {
     All,
 }
 
-/// Which incidents to list. What is `None` does not restrict.
+/// A filter for lists of incidents. A field that is `None` does not restrict the list.
 #[derive(Debug, Clone, Default)]
 pub struct IncidentFilter {
     /// Open, resolved, or both.
     pub state: IncidentState,
-    /// Of this account.
+    /// Only incidents of this account.
     pub waba_id: Option<WabaId>,
-    /// With this cause, as the column has it.
+    /// Only incidents with this cause, as the column has it.
     pub cause: Option<LockoutCause>,
-    /// Opened at this time or later.
+    /// Only incidents that were opened at this time or later.
     pub since: Option<OffsetDateTime>,
-    /// Opened before this time.
+    /// Only incidents that were opened before this time.
     pub until: Option<OffsetDateTime>,
-    /// Among these, by number, such as [`search`] finds.
+    /// Only the incidents with these ids, such as the result of `search`.
     pub among: Option<Vec<i64>>,
-    /// With a smaller number than this one: where the page before ended.
+    /// Only incidents with a smaller id than this one, the last of the previous page.
     pub before: Option<i64>,
 }
 
-/// The newest incidents first.
-///
-/// # Errors
-/// The database does not answer.
+/// Lists incidents, the newest first.
 pub async fn list(
     db: &PgPool,
     filter: &IncidentFilter,
@@ -139,10 +136,7 @@ pub async fn list(
     select(db, None, filter, limit).await
 }
 
-/// One incident, if it exists.
-///
-/// # Errors
-/// The database does not answer.
+/// Finds an incident; `None` if there is no such incident.
 pub async fn find(db: &PgPool, id: i64) -> Result<Option<Incident>, StoreError> {
     Ok(select(db, Some(id), &IncidentFilter::default(), 1)
         .await?
@@ -193,13 +187,10 @@ async fn select(
     Ok(incidents)
 }
 
-/// The incidents with this text in the account's id, or in the id or the digits of one of their numbers. It
-/// reads every number there is, so a page does it once for all of its lists.
-///
-/// # Errors
-/// The database does not answer.
-pub async fn search(db: &PgPool, text: &str) -> Result<Vec<i64>, StoreError> {
-    // A number may be written in many ways; what has letters is none.
+/// Finds the incidents with this text in the account's id, or in the id or the digits of one of
+/// their numbers. It reads every affected number, so a page calls it once for all of its lists.
+pub(crate) async fn search(db: &PgPool, text: &str) -> Result<Vec<i64>, StoreError> {
+    // A number may be written in many ways. A text with letters is no number.
     let is_number = text
         .chars()
         .all(|c| c.is_ascii_digit() || " +()-./".contains(c));
@@ -207,7 +198,7 @@ pub async fn search(db: &PgPool, text: &str) -> Result<Vec<i64>, StoreError> {
         .chars()
         .filter(|c| is_number && c.is_ascii_digit())
         .collect();
-    let found = sqlx::query_scalar!(
+    let ids = sqlx::query_scalar!(
         r#"select id
              from incidents
             where strpos(waba_id, $1) > 0
@@ -220,29 +211,23 @@ pub async fn search(db: &PgPool, text: &str) -> Result<Vec<i64>, StoreError> {
     )
     .fetch_all(db)
     .await?;
-    Ok(found)
+    Ok(ids)
 }
 
-/// How many incidents are open.
-///
-/// # Errors
-/// The database does not answer.
-pub async fn count_open(db: &PgPool) -> Result<i64, StoreError> {
+/// Counts the open incidents.
+pub(crate) async fn count_open(db: &PgPool) -> Result<i64, StoreError> {
     let count = sqlx::query_scalar!(
         r#"select count(*) as "count!" from incidents where resolved_at is null"#
     );
     Ok(count.fetch_one(db).await?)
 }
 
-/// The numbers of some incidents, up to `limit` each.
-///
-/// # Errors
-/// The database does not answer.
-pub async fn numbers(
+/// Lists the affected numbers of some incidents, up to `limit` each, by the id of the incident.
+pub async fn list_numbers(
     db: &PgPool,
     ids: &[i64],
     limit: i64,
-) -> Result<BTreeMap<i64, Numbers>, StoreError> {
+) -> Result<BTreeMap<i64, AffectedNumbers>, StoreError> {
     let rows = sqlx::query!(
         r#"select n.incident_id, n.phone_number_id as "phone_number_id: PhoneNumberId",
                   n.display_phone_number, n.first_failure_at, n.last_failure_at, n.failure_count,
@@ -258,7 +243,7 @@ pub async fn numbers(
     )
     .fetch_all(db)
     .await?;
-    let mut numbers: BTreeMap<i64, Numbers> = BTreeMap::new();
+    let mut numbers: BTreeMap<i64, AffectedNumbers> = BTreeMap::new();
     for row in rows {
         let of_incident = numbers.entry(row.incident_id).or_default();
         of_incident.count = row.count;

@@ -1,23 +1,27 @@
 //! The database: the only place that knows SQL.
 //!
-//! Transactions live in tasks that nobody cancels (the recorder, the follow-up, a command): dropping a
-//! future while its `BEGIN` is in flight leaves sqlx 0.9 with a connection inside a transaction that
-//! nobody commits. A change to an account's incidents first locks the account (`lock_account`).
+//! Every function fails with a [`StoreError`] when the database does not answer. An `# Errors`
+//! section stands only where there is more to say.
+//!
+//! Transactions live in tasks that nobody cancels (the recorder, the follow-up, a command). If a
+//! future is dropped while its `BEGIN` is in flight, sqlx 0.9 leaves the connection inside a
+//! transaction that nobody commits. A change to an account's incidents first locks the account
+//! (`lock_account`).
 
 pub mod bodies;
-pub mod captures;
+pub(crate) mod captures;
 pub mod checks;
 pub mod claims;
 mod columns;
 pub mod conclusion;
 mod database;
-pub mod deliveries;
+pub(crate) mod deliveries;
 mod error;
 pub mod incident_life;
 pub mod incidents;
-pub mod overview;
+pub(crate) mod overview;
 pub mod record;
-pub mod retention;
+pub(crate) mod retention;
 pub mod timeline;
 
 use std::time::Duration;
@@ -27,12 +31,13 @@ pub use sqlx::PgPool as Pool;
 use sqlx::postgres::types::PgInterval;
 
 pub use self::columns::Word;
-pub use self::database::{BadDatabaseUrl, Database, Readiness, bounded, is_durable, readiness};
+pub(crate) use self::database::bounded;
+pub use self::database::{BadDatabaseUrl, Database, Readiness, is_durable, readiness};
 pub use self::error::{MigrateError, StoreError};
 use crate::meta::ids::WabaId;
 
-/// Locks an account until the end of the transaction: the one lock that orders all changes to its
-/// incidents. What is read after it, in later statements, is what the holder before it left.
+/// Locks an account until the end of the transaction. This one lock orders all changes to the
+/// account's incidents. Statements after it read everything that the previous holder committed.
 async fn lock_account(transaction: &mut PgConnection, waba_id: &WabaId) -> Result<(), StoreError> {
     sqlx::query!(
         "select from accounts where waba_id = $1 for update",

@@ -1,4 +1,4 @@
-//! How things stand, over all accounts: what a monitoring system asks every few seconds.
+//! The overview of all accounts, which a monitoring system reads every few seconds.
 
 use std::time::Duration;
 
@@ -7,44 +7,50 @@ use sqlx::PgPool;
 use super::{StoreError, interval};
 use crate::lockout::cause::LockoutCause;
 
-/// A check may be this late: a look-up has to be claimed, asked and saved.
-const GRACE: Duration = Duration::from_secs(120);
+/// A check that is later than this is overdue. Claiming, asking and saving take some of this time.
+const OVERDUE_LIMIT: Duration = Duration::from_secs(120);
 
-/// What is open, and what is late.
+/// The open incidents and the overdue checks.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Overview {
-    /// Open incidents by cause: every cause is there, in the order of the rules.
-    pub open: [(LockoutCause, i64); LockoutCause::ALL.len()],
-    /// Numbers whose check is due for more than two minutes, although their account may be looked up.
-    pub checks_overdue: i64,
+pub(crate) struct Overview {
+    /// The open incidents by cause. Every cause is there, in the order of the rules.
+    pub(crate) open: [(LockoutCause, i64); LockoutCause::ALL.len()],
+    /// The numbers whose check has been due for more than two minutes, although their account is
+    /// not paused.
+    pub(crate) checks_overdue: i64,
 }
 
-/// Looks at the open incidents and the checks that are due, which indexes know.
+/// Fetches the overview. Both statements use indexes.
 ///
 /// # Errors
 /// The database does not answer, or has no tables yet.
-pub async fn read(db: &PgPool) -> Result<Overview, StoreError> {
+pub(crate) async fn fetch(db: &PgPool) -> Result<Overview, StoreError> {
     let mut connection = db.acquire().await?;
     let mut open = LockoutCause::ALL.map(|cause| (cause, 0));
-    let rows =
-        sqlx::query!(r#"select cause, count(*) as "open!" from incidents where resolved_at is null group by cause"#)
-            .fetch_all(&mut *connection)
-            .await?;
+    let rows = sqlx::query!(
+        r#"select cause, count(*) as "open!"
+             from incidents
+            where resolved_at is null
+            group by cause"#
+    )
+    .fetch_all(&mut *connection)
+    .await?;
     for row in rows {
-        // As everywhere: a cause of a later version is some other restriction to this one.
+        // As everywhere, a cause of a later version counts as another restriction.
         let cause = LockoutCause::parse(&row.cause).unwrap_or(LockoutCause::OtherRestriction);
         open.iter_mut()
             .filter(|(known, _)| *known == cause)
             .for_each(|(_, n)| *n += row.open);
     }
-    // A lease is no excuse: one that runs out again and again is what should be seen. That an account rests is one.
+    // A check with a lease counts as well: a lease that expires again and again must be visible. A
+    // paused account does not count.
     let checks_overdue = sqlx::query_scalar!(
         r#"select count(*) as "overdue!"
              from affected_numbers n
              join accounts a using (waba_id)
             where n.check_due_at < now() - $1::interval
               and greatest(n.check_due_at, a.lookups_paused_until) < now() - $1::interval"#,
-        interval(GRACE),
+        interval(OVERDUE_LIMIT),
     )
     .fetch_one(&mut *connection)
     .await?;
@@ -54,20 +60,20 @@ pub async fn read(db: &PgPool) -> Result<Overview, StoreError> {
     })
 }
 
-/// How many of the pool's connections are in use.
+/// The use of the pool's connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PoolUse {
-    /// Open, and waiting for somebody.
-    pub idle: u32,
-    /// Lent out, or just being opened.
-    pub busy: u32,
-    /// As many as there may be.
-    pub max: u32,
+pub(crate) struct PoolUse {
+    /// Connections that are open and free.
+    pub(crate) idle: u32,
+    /// Connections that are in use, or being opened.
+    pub(crate) busy: u32,
+    /// The most connections that the pool may open.
+    pub(crate) max: u32,
 }
 
 /// Counts the pool's connections, without asking the database.
 #[must_use]
-pub fn pool_use(db: &PgPool) -> PoolUse {
+pub(crate) fn pool_use(db: &PgPool) -> PoolUse {
     let idle = u32::try_from(db.num_idle()).unwrap_or(u32::MAX);
     PoolUse {
         idle,

@@ -10,7 +10,7 @@ use super::bodies::{Bodies, Body};
 use super::database::PING_TIMEOUT;
 use super::{Database, StoreError, incident_life};
 use crate::lockout::change::Change;
-use crate::lockout::incident::{History, Span};
+use crate::lockout::incident::{IncidentHistory, IncidentSpan};
 use crate::meta::failure::{ACCOUNT_LOCKED, FailedDelivery};
 use crate::meta::ids::{PhoneNumberId, Text, WabaId};
 
@@ -129,7 +129,7 @@ type Written = (Recorded, Vec<(usize, i64)>);
 /// an account's history is what it was for as long as the same incident is open, and that is looked at
 /// again behind the account's lock.
 #[derive(Debug, Default)]
-pub(super) struct Histories(BTreeMap<WabaId, History>);
+pub(super) struct Histories(BTreeMap<WabaId, IncidentHistory>);
 
 impl Histories {
     /// Accounts that are remembered; where there are more, all are asked for again.
@@ -157,7 +157,7 @@ impl Histories {
         let accounts: BTreeSet<&WabaId> = items.iter().map(|item| &item.failure.waba_id).collect();
         let open: Option<Vec<_>> = accounts
             .iter()
-            .map(|id| Some((*id, self.0.get(*id)?.open()?)))
+            .map(|id| Some((*id, self.0.get(*id)?.open_incident()?)))
             .collect();
         let (Some(placed), Some(open)) = (placed, open) else {
             return Ok(None);
@@ -207,14 +207,14 @@ impl Histories {
         }
     }
 
-    fn learn(&mut self, histories: BTreeMap<WabaId, History>) {
+    fn learn(&mut self, histories: BTreeMap<WabaId, IncidentHistory>) {
         if self.0.len() + histories.len() > Self::MOST {
             self.0.clear();
         }
         self.0.extend(
             histories
                 .into_iter()
-                .filter(|(_, history)| history.open().is_some()),
+                .filter(|(_, history)| history.open_incident().is_some()),
         );
     }
 }
@@ -224,7 +224,7 @@ async fn write(
     db: &mut PgConnection,
     items: &[Item<'_>],
     bodies: &Bodies<'_>,
-) -> Result<(Written, BTreeMap<WabaId, History>), StoreError> {
+) -> Result<(Written, BTreeMap<WabaId, IncidentHistory>), StoreError> {
     let mut histories = read(db, items).await?;
     let homeless: Vec<&FailedDelivery> = items
         .iter()
@@ -247,10 +247,10 @@ async fn write(
     } in &opened
     {
         histories.entry(waba_id.clone()).and_modify(|history| {
-            history.spans.push(Span {
+            history.spans.push(IncidentSpan {
                 id: *id,
                 resolved_at: None,
-            })
+            });
         });
     }
     let placed: Vec<Placed<'_>> = items
@@ -270,8 +270,8 @@ async fn write(
 async fn read(
     db: &mut PgConnection,
     items: &[Item<'_>],
-) -> Result<BTreeMap<WabaId, History>, StoreError> {
-    let mut histories: BTreeMap<WabaId, History> = BTreeMap::new();
+) -> Result<BTreeMap<WabaId, IncidentHistory>, StoreError> {
+    let mut histories: BTreeMap<WabaId, IncidentHistory> = BTreeMap::new();
     for Item { failure, .. } in items {
         let since = failure.failed_at - REDELIVERED;
         match histories.get_mut(&failure.waba_id) {
@@ -279,7 +279,7 @@ async fn read(
             None => {
                 histories.insert(
                     failure.waba_id.clone(),
-                    History {
+                    IncidentHistory {
                         since,
                         spans: Vec::new(),
                     },
@@ -296,13 +296,13 @@ async fn read(
     )
     .fetch_all(db)
     .await?;
-    let mut spans: Vec<&mut Vec<Span>> = histories
+    let mut spans: Vec<&mut Vec<IncidentSpan>> = histories
         .values_mut()
         .map(|history| &mut history.spans)
         .collect();
     for row in rows {
         let position = usize::try_from(row.position - 1).expect("ordinality counts from one");
-        spans[position].push(Span {
+        spans[position].push(IncidentSpan {
             id: row.id,
             resolved_at: row.resolved_at,
         });
@@ -312,7 +312,7 @@ async fn read(
 
 /// A failure in its incident.
 struct Placed<'f> {
-    incident: Span,
+    incident: IncidentSpan,
     item: &'f Item<'f>,
 }
 
@@ -338,7 +338,7 @@ async fn insert(
     fn optional(text: &Option<Text>) -> Option<&str> {
         text.as_ref().map(Text::as_str)
     }
-    let mut numbers: BTreeMap<(Span, &PhoneNumberId), &Option<Text>> = BTreeMap::new();
+    let mut numbers: BTreeMap<(IncidentSpan, &PhoneNumberId), &Option<Text>> = BTreeMap::new();
     for Placed {
         incident,
         item: Item { failure, .. },

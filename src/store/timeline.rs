@@ -9,19 +9,19 @@ use super::{StoreError, Word};
 use crate::meta::health::Outcome;
 use crate::meta::ids::PhoneNumberId;
 
-/// A stretch of time, divided into equal bins.
+/// A period of time, divided into equal bins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bins {
-    /// When the first one starts: a whole minute, or a whole hour where bins are whole hours.
+    /// The start of the first bin: a whole minute, or a whole hour if bins are whole hours.
     pub start: OffsetDateTime,
-    /// How long each is: whole minutes.
+    /// The length of a bin: whole minutes.
     pub width: Duration,
-    /// How many there are.
+    /// The number of bins.
     pub count: usize,
 }
 
 impl Bins {
-    /// When a bin starts; the one after the last starts at the end.
+    /// Returns the start of a bin. The bin after the last one starts at the end of the period.
     #[must_use]
     pub fn start_of(&self, bin: usize) -> OffsetDateTime {
         let seconds = self
@@ -32,11 +32,9 @@ impl Bins {
     }
 }
 
-/// Counts the failures of each incident in each bin. Failures outside count to the nearest bin. Bins of
-/// whole hours are filled from hours: however long an incident, a few thousand rows are read.
-///
-/// # Errors
-/// The database does not answer.
+/// Counts the failures of each incident in each bin. A failure outside of the bins counts for the
+/// nearest one. Bins of whole hours use the hourly counts, so that even for a long incident only a
+/// few thousand rows are read.
 pub async fn failures_over_time(
     db: &PgPool,
     bins: &[(i64, Bins)],
@@ -81,26 +79,23 @@ pub async fn failures_over_time(
     Ok(failures)
 }
 
-/// The health of a number in a bin, as some look-ups told it.
+/// The health of a number in a bin, as some look-ups reported it.
 #[derive(Debug, Clone)]
 pub struct BinHealth {
     /// The number.
     pub phone_number_id: PhoneNumberId,
-    /// The bin's position.
+    /// The position of the bin.
     pub bin: usize,
-    /// Whether the look-ups were in the bin. Otherwise this is the latest one before it.
+    /// `true` if the look-ups were in the bin; `false` for the latest one before it.
     pub is_within: bool,
-    /// The kind of their answer.
+    /// The outcome of the look-ups.
     pub outcome: Word<Outcome>,
-    /// Their verdict, in Meta's words.
+    /// The verdict of the look-ups, in Meta's words.
     pub can_send_message: Option<String>,
 }
 
-/// Returns the health of each number in each bin, by its last few look-ups there and the latest one
-/// before it. The number of rows is bounded, however many look-ups there were.
-///
-/// # Errors
-/// The database does not answer.
+/// Returns the health of each number in each bin, from its last few look-ups there and the latest
+/// one before it. The number of rows is limited, however many look-ups there were.
 pub async fn health_over_time(
     db: &PgPool,
     incident_id: i64,

@@ -1,95 +1,100 @@
-//! The invariants of the house, said as absences.
+//! The architecture as rules: words that some layers never use.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
+fn source_files(folder: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
     for entry in fs::read_dir(folder).unwrap().flatten() {
-        match entry.path() {
-            path if path.is_dir() => sources(&path, found),
-            path => found.push(path),
+        let path = entry.path();
+        if path.is_dir() {
+            files.extend(source_files(&path));
+        } else {
+            files.push(path);
         }
     }
+    files
 }
 
-/// The files under `src` that start with `prefix` and use a word outside comments.
-fn users(prefix: &str, word: &str) -> Vec<String> {
+fn uses_word(file: &Path, word: &str) -> bool {
+    fs::read_to_string(file)
+        .unwrap()
+        .lines()
+        .any(|line| !line.trim_start().starts_with("//") && line.contains(word))
+}
+
+/// Returns the files under `src` that start with `prefix` and use a word outside comments.
+fn users_of(word: &str, prefix: &str) -> Vec<String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let mut files = Vec::new();
-    sources(&root, &mut files);
-    let uses = |file: &PathBuf| {
-        let text = fs::read_to_string(file).unwrap();
-        text.lines()
-            .any(|line| !line.trim_start().starts_with("//") && line.contains(word))
-    };
-    let name = |file: &PathBuf| {
-        file.strip_prefix(&root)
-            .unwrap()
-            .to_str()
-            .unwrap()
-            .to_owned()
-    };
-    let found: Vec<PathBuf> = files
-        .into_iter()
-        .filter(|file| name(file).starts_with(prefix))
-        .collect();
-    assert!(!found.is_empty(), "{prefix} is where it was");
-    found.iter().filter(|file| uses(file)).map(name).collect()
+    let (mut is_any_there, mut users) = (false, Vec::new());
+    for file in source_files(&root) {
+        let name = file.strip_prefix(&root).unwrap().to_str().unwrap();
+        if name.starts_with(prefix) {
+            is_any_there = true;
+            if uses_word(&file, word) {
+                users.push(name.to_owned());
+            }
+        }
+    }
+    assert!(is_any_there, "no file starts with src/{prefix}");
+    users
 }
 
-fn only_in(word: &str, allowed: &[&str]) {
-    let others: Vec<_> = users("", word)
-        .into_iter()
-        .filter(|name| !allowed.iter().any(|allowed| name.starts_with(allowed)))
-        .collect();
-    assert!(others.is_empty(), "{word} is used in {others:?}");
+fn has_prefix(name: &str, prefixes: &[&str]) -> bool {
+    prefixes.iter().any(|prefix| name.starts_with(prefix))
 }
 
-fn absent_in(place: &str, words: &[&str]) {
+fn assert_used_only_in(word: &str, allowed: &[&str]) {
+    let mut users = users_of(word, "");
+    users.retain(|name| !has_prefix(name, allowed));
+    assert!(users.is_empty(), "{word} is used in {users:?}");
+}
+
+fn assert_unused_in(prefix: &str, words: &[&str]) {
     for word in words {
-        let users = users(place, word);
+        let users = users_of(word, prefix);
         assert!(users.is_empty(), "{word} is used in {users:?}");
     }
 }
 
 #[test]
 fn sql_lives_only_in_the_store() {
-    only_in("sqlx::", &["store/", "lib.rs"]);
+    assert_used_only_in("sqlx::", &["store/", "lib.rs"]);
 }
 
 #[test]
 fn routes_and_status_codes_live_only_in_http_and_the_simulator() {
     for word in ["axum::", "StatusCode"] {
-        only_in(word, &["http/", "simulator/"]);
+        assert_used_only_in(word, &["http/", "simulator/"]);
     }
 }
 
 #[test]
-fn requests_are_made_only_at_the_rim() {
-    only_in("reqwest::", &["graph/", "cli/"]);
+fn http_requests_are_made_only_by_graph_and_the_cli() {
+    assert_used_only_in("reqwest::", &["graph/", "cli/"]);
 }
 
 #[test]
 fn children_get_a_clean_environment() {
-    only_in("Command::new", &["embedded/host.rs"]);
+    assert_used_only_in("Command::new", &["embedded/host.rs"]);
 }
 
 #[test]
-fn what_prometheus_is_told_is_named_in_one_place() {
-    only_in("prometheus_client::", &["metrics.rs"]);
+fn prometheus_metrics_are_named_in_one_file() {
+    assert_used_only_in("prometheus_client::", &["metrics.rs"]);
 }
 
 #[test]
-fn what_people_are_shown_knows_neither_pages_nor_terminals() {
-    only_in("maud::", &["http/dashboard/"]);
-    absent_in(
+fn reports_know_neither_html_nor_terminals() {
+    assert_used_only_in("maud::", &["http/dashboard/"]);
+    assert_unused_in(
         "report/",
         &["crate::http", "crate::cli", "anstyle", "comfy_table"],
     );
 }
 
 #[test]
-fn the_rules_know_no_io_no_async_and_no_clock() {
+fn meta_and_lockout_know_no_io_no_async_and_no_clock() {
     let words = [
         "tokio",
         "async ",
@@ -100,12 +105,12 @@ fn the_rules_know_no_io_no_async_and_no_clock() {
         "Instant",
         "fastrand",
     ];
-    absent_in("meta/", &words);
-    absent_in("lockout/", &words);
+    assert_unused_in("meta/", &words);
+    assert_unused_in("lockout/", &words);
 }
 
 #[test]
-fn http_and_the_follow_up_meet_only_in_rows() {
-    absent_in("http/", &["followup", "graph::"]);
-    absent_in("followup.rs", &["crate::http"]);
+fn http_and_followup_meet_only_in_the_database() {
+    assert_unused_in("http/", &["followup", "graph::"]);
+    assert_unused_in("followup.rs", &["crate::http"]);
 }

@@ -1,11 +1,11 @@
-//! The program from outside: its words, exit codes and streams.
+//! The program from outside: its output, exit codes and signals.
 
 use std::fs;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use lockwatch::lockout::cause::LockoutCause;
-use lockwatch::meta::signature::{HEADER, sign};
+use lockwatch::meta::signature::{SIGNATURE_HEADER, sign};
 use lockwatch::simulator::{Scenario, Simulator};
 use reqwest::StatusCode;
 use rustix::process::{Pid, Signal, kill_process};
@@ -16,7 +16,8 @@ use crate::support::{
     ACCESS_TOKEN, APP_SECRET, NUMBER, TestApp, VERIFY_TOKEN, WABA, client, eventually, one_failure,
 };
 
-fn output(command: &mut Command) -> (i32, String, String) {
+/// Runs a command to its end. Returns its exit code, standard output and standard error.
+fn run(command: &mut Command) -> (i32, String, String) {
     let Output {
         status,
         stdout,
@@ -27,7 +28,7 @@ fn output(command: &mut Command) -> (i32, String, String) {
 }
 
 #[test]
-fn every_command_explains_itself() {
+fn every_command_prints_its_help() {
     for arguments in [
         vec!["--help"],
         vec!["serve", "--help"],
@@ -41,7 +42,7 @@ fn every_command_explains_itself() {
         vec!["openapi", "--help"],
         vec!["check", "--help"],
     ] {
-        let (code, stdout, stderr) = output(&mut lockwatch(&arguments));
+        let (code, stdout, stderr) = run(&mut lockwatch(&arguments));
         assert_eq!((code, stderr.as_str()), (0, ""), "{arguments:?}");
         assert!(stdout.contains("Usage: lockwatch"), "{arguments:?}");
         assert!(
@@ -52,21 +53,16 @@ fn every_command_explains_itself() {
 }
 
 #[test]
-fn wrong_usage_and_configuration_is_one_clear_line_and_exit_2() {
+fn wrong_configuration_is_one_clear_line_and_exit_2() {
     let secrets = [
         ("META_APP_SECRET", APP_SECRET),
         ("META_VERIFY_TOKEN", VERIFY_TOKEN),
     ];
-    let unset = |name: &str| {
-        secrets
-            .into_iter()
-            .filter(|(n, _)| *n != name)
-            .collect::<Vec<_>>()
-    };
+    let [app_secret, verify_token] = secrets;
     let with = |name, value| [&secrets[..], &[(name, value)]].concat();
-    for (settings, says) in [
-        (unset("META_APP_SECRET"), "META_APP_SECRET is not set"),
-        (unset("META_VERIFY_TOKEN"), "META_VERIFY_TOKEN is not set"),
+    for (settings, message) in [
+        (vec![verify_token], "META_APP_SECRET is not set"),
+        (vec![app_secret], "META_VERIFY_TOKEN is not set"),
         (
             with("META_APP_SECRET", ""),
             "META_APP_SECRET is set, but empty",
@@ -136,53 +132,50 @@ fn wrong_usage_and_configuration_is_one_clear_line_and_exit_2() {
             "is neither a level",
         ),
     ] {
-        let (code, stdout, stderr) = output(lockwatch(&["serve"]).envs(settings.clone()));
+        let (code, stdout, stderr) = run(lockwatch(&["serve"]).envs(settings.clone()));
         assert_eq!((code, stdout.as_str()), (2, ""), "{settings:?}: {stderr}");
-        assert!(stderr.contains(says), "{settings:?}: {stderr}");
+        assert!(stderr.contains(message), "{settings:?}: {stderr}");
         assert_eq!(stderr.lines().count(), 1, "{stderr}");
         assert!(!stderr.contains("hunter2"), "{stderr}");
     }
-    assert_eq!(output(&mut lockwatch(&["incidents", "show", "x"])).0, 2);
-    assert_eq!(output(&mut lockwatch(&["serves"])).0, 2);
-    assert_eq!(output(&mut lockwatch(&[])).0, 2);
 }
 
 #[test]
-fn without_a_database_a_command_says_so() {
+fn wrong_usage_exits_with_2() {
+    assert_eq!(run(&mut lockwatch(&["incidents", "show", "x"])).0, 2);
+    assert_eq!(run(&mut lockwatch(&["serves"])).0, 2);
+    assert_eq!(run(&mut lockwatch(&[])).0, 2);
+}
+
+#[test]
+fn without_a_database_a_command_fails_and_says_why() {
     let folder = tempfile::tempdir().unwrap();
     for arguments in [vec!["incidents", "list"], vec!["migrate"]] {
-        let (code, _, stderr) =
-            output(lockwatch(&arguments).env("LOCKWATCH_DATA_DIR", folder.path()));
+        let (code, _, stderr) = run(lockwatch(&arguments).env("LOCKWATCH_DATA_DIR", folder.path()));
         assert_eq!(code, 1);
         assert!(
             stderr.contains("DATABASE_URL is not set, and no lockwatch serve runs on"),
             "{stderr}"
         );
     }
-    let away = lockwatch(&["incidents", "list"])
-        .env("DATABASE_URL", "postgresql://u:hunter2@127.0.0.1:1/x")
-        .output()
-        .unwrap();
-    let stderr = String::from_utf8(away.stderr).unwrap();
+    let unreachable = "postgresql://u:hunter2@127.0.0.1:1/x";
+    let (code, _, stderr) = run(lockwatch(&["incidents", "list"]).env("DATABASE_URL", unreachable));
+    assert_eq!(code, 1);
     assert!(
-        away.status.code() == Some(1)
-            && stderr.contains("Connection refused")
-            && !stderr.contains("hunter2"),
+        stderr.contains("Connection refused") && !stderr.contains("hunter2"),
         "{stderr}"
     );
 }
 
-/// What it prints on a terminal of 80 columns, without the colours.
+/// Runs the program on a terminal of 80 columns. Returns its output without colours.
 #[cfg(target_os = "linux")]
-fn on_a_narrow_terminal(arguments: &str, url: &str) -> String {
+fn run_on_a_narrow_terminal(arguments: &str, url: &str) -> String {
     let program = env!("CARGO_BIN_EXE_lockwatch");
     let command = format!("stty cols 80 && exec '{program}' {arguments}");
     let mut script = Command::new("script");
-    let (code, shown, _) = output(
-        script
-            .args(["-qec", &command, "/dev/null"])
-            .env("DATABASE_URL", url),
-    );
+    let (code, shown, _) = run(script
+        .args(["-qec", &command, "/dev/null"])
+        .env("DATABASE_URL", url));
     assert_eq!(code, 0, "{shown}");
     anstream::adapter::strip_str(&shown).to_string()
 }
@@ -191,14 +184,14 @@ fn on_a_narrow_terminal(arguments: &str, url: &str) -> String {
 #[cfg(target_os = "linux")]
 async fn tables_and_the_timeline_fit_a_narrow_terminal() {
     let app = TestApp::start().await;
-    app.simulator.script(NUMBER, [Scenario::Payment]);
+    app.simulator.set_scenarios(NUMBER, [Scenario::Payment]);
     app.fail("a").await;
-    app.caused("payment").await;
+    app.wait_for_cause("payment").await;
     app.execute("update incidents set cause = 'business_verification', failure_count = 1234567")
         .await;
     let id = app.incident().await.id;
     for arguments in ["incidents list".to_owned(), format!("incidents show {id}")] {
-        let shown = on_a_narrow_terminal(&arguments, &app.database.url);
+        let shown = run_on_a_narrow_terminal(&arguments, &app.database.url);
         for line in shown.lines() {
             assert!(line.trim_end().chars().count() <= 80, "{line:?} in {shown}");
         }
@@ -208,10 +201,10 @@ async fn tables_and_the_timeline_fit_a_narrow_terminal() {
             .unwrap();
         assert!(
             arguments.contains("show") || row.contains(WABA) && row.contains("1234567"),
-            "in one line: {shown}"
+            "not in one line: {shown}"
         );
     }
-    let shown = on_a_narrow_terminal(&format!("incidents show {id}"), &app.database.url);
+    let shown = run_on_a_narrow_terminal(&format!("incidents show {id}"), &app.database.url);
     for part in [
         "failures",
         "█",
@@ -224,45 +217,55 @@ async fn tables_and_the_timeline_fit_a_narrow_terminal() {
 }
 
 #[test]
-fn completions_are_printed_for_the_shells_there_are() {
+fn completions_are_printed_for_each_supported_shell() {
     for (shell, part) in [
         ("bash", "complete -F _lockwatch"),
         ("zsh", "#compdef lockwatch"),
         ("fish", "complete -c lockwatch"),
     ] {
-        let (code, script, _) = output(&mut lockwatch(&["completions", shell]));
+        let (code, script, _) = run(&mut lockwatch(&["completions", shell]));
         assert!(
             code == 0 && script.contains(part) && script.contains("incidents"),
             "{shell}"
         );
     }
-    assert_eq!(output(&mut lockwatch(&["completions", "cmd"])).0, 2);
+    assert_eq!(run(&mut lockwatch(&["completions", "cmd"])).0, 2);
+}
+
+/// Locks an account, waits for the cause `payment`, and returns the incident's id.
+async fn lock_for_payment(app: &TestApp, message_id: &str) -> String {
+    app.simulator.set_scenarios(NUMBER, [Scenario::Payment]);
+    app.fail(message_id).await;
+    app.wait_for_cause("payment").await.id.to_string()
+}
+
+fn run_on_database(app: &TestApp, arguments: &[&str]) -> (i32, String, String) {
+    run(lockwatch(arguments).env("DATABASE_URL", &app.database.url))
 }
 
 #[tokio::test]
-async fn incidents_are_listed_shown_and_resolved() {
+async fn incidents_are_listed_as_a_table_or_as_json() {
     let app = TestApp::start().await;
-    app.simulator.script(NUMBER, [Scenario::Payment]);
-    app.fail("wamid.\u{1b}[31m").await;
-    app.caused("payment").await;
-    let id = app.incident().await.id.to_string();
-    let run =
-        |arguments: &[&str]| output(lockwatch(arguments).env("DATABASE_URL", &app.database.url));
-
-    let (code, table, _) = run(&["incidents", "list"]);
+    lock_for_payment(&app, "a").await;
+    let (code, table, _) = run_on_database(&app, &["incidents", "list"]);
     assert_eq!(code, 0);
     assert!(
         table.contains("102290129340398") && table.contains("payment") && table.contains("open"),
         "{table}"
     );
-    let (_, json, _) = run(&["incidents", "list", "--json", "--state", "open"]);
+    let (_, json, _) = run_on_database(&app, &["incidents", "list", "--json", "--state", "open"]);
     let listed: Value = serde_json::from_str(&json).unwrap();
     assert_eq!(
         (&listed[0]["cause"], &listed[0]["failure_count"]),
         (&"payment".into(), &1.into())
     );
+}
 
-    let (_, shown, _) = run(&["incidents", "show", &id]);
+#[tokio::test]
+async fn an_incident_is_shown_as_text_or_as_json() {
+    let app = TestApp::start().await;
+    let id = lock_for_payment(&app, "wamid.\u{1b}[31m").await;
+    let (_, text, _) = run_on_database(&app, &["incidents", "show", &id]);
     for part in [
         "WABA 102290129340398 is BLOCKED (141006)",
         "Next steps",
@@ -270,18 +273,23 @@ async fn incidents_are_listed_shown_and_resolved() {
         "15550783881",
         "answered",
     ] {
-        assert!(shown.contains(part), "{part}: {shown}");
+        assert!(text.contains(part), "{part}: {text}");
     }
-    let (_, json, _) = run(&["incidents", "show", &id, "--json"]);
-    let shown: Value = serde_json::from_str(&json).unwrap();
-    assert_eq!(shown["affected_numbers"][0]["phone_number_id"], NUMBER);
-    assert_eq!(
-        shown["affected_numbers"][0]["latest_check"]["can_send_message"],
-        "BLOCKED"
-    );
-    assert!(shown["next_steps"].as_array().unwrap().len() > 1);
+    let (_, json, _) = run_on_database(&app, &["incidents", "show", &id, "--json"]);
+    let incident: Value = serde_json::from_str(&json).unwrap();
+    let number = &incident["affected_numbers"][0];
+    assert_eq!(number["phone_number_id"], NUMBER);
+    assert_eq!(number["latest_check"]["can_send_message"], "BLOCKED");
+    assert!(incident["next_steps"].as_array().unwrap().len() > 1);
+    assert_eq!(run_on_database(&app, &["incidents", "show", "999999"]).0, 1);
+}
 
-    assert_eq!(run(&["incidents", "resolve", &id, "--note", "paid"]).0, 0);
+#[tokio::test]
+async fn an_incident_is_resolved_once_with_a_note() {
+    let app = TestApp::start().await;
+    let id = lock_for_payment(&app, "a").await;
+    let arguments = ["incidents", "resolve", &id, "--note", "paid"];
+    assert_eq!(run_on_database(&app, &arguments).0, 0);
     let incident = app.incident().await;
     assert_eq!(
         (
@@ -290,55 +298,50 @@ async fn incidents_are_listed_shown_and_resolved() {
         ),
         (Some("manual"), Some("paid"))
     );
-    let (code, _, stderr) = run(&["incidents", "resolve", &id]);
+    let (code, _, stderr) = run_on_database(&app, &["incidents", "resolve", &id]);
     assert_eq!(
         (code, stderr),
         (1, format!("lockwatch: incident {id} was resolved before\n"))
     );
-    assert_eq!(run(&["incidents", "show", "999999"]).0, 1);
-    assert_eq!(
-        run(&["incidents", "list", "--state", "open", "--json"])
-            .1
-            .trim(),
-        "[]"
-    );
-    let (_, csv, _) = run(&[
-        "incidents",
-        "list",
-        "--csv",
-        "--cause",
-        "payment",
-        "--since",
-        "1h",
-    ]);
+}
+
+#[tokio::test]
+async fn listed_incidents_are_filtered_by_state_cause_and_time() {
+    let app = TestApp::start().await;
+    let id = lock_for_payment(&app, "a").await;
+    run_on_database(&app, &["incidents", "resolve", &id, "--note", "paid"]);
+    let list = |flags: &[&str]| run_on_database(&app, &[&["incidents", "list"], flags].concat());
+    assert_eq!(list(&["--state", "open", "--json"]).1.trim(), "[]");
+    let (_, csv, _) = list(&["--csv", "--cause", "payment", "--since", "1h"]);
     assert!(
         csv.starts_with("id,waba_id,") && csv.contains(",manual,paid,"),
         "{csv}"
     );
     assert_eq!(
-        run(&["incidents", "list", "--until", "1h"]),
+        list(&["--until", "1h"]),
         (0, String::new(), "No such incidents.\n".to_owned())
     );
-    assert_eq!(
-        run(&["incidents", "list", "--since", "1h", "--until", "2h"]).0,
-        2
-    );
-    assert_eq!(run(&["incidents", "list", "--json", "--csv"]).0, 2);
-    assert_eq!(run(&["migrate"]).0, 0);
+    assert_eq!(list(&["--since", "1h", "--until", "2h"]).0, 2);
+    assert_eq!(list(&["--json", "--csv"]).0, 2);
+}
+
+#[tokio::test]
+async fn migrate_succeeds_on_a_migrated_database() {
+    let app = TestApp::start().await;
+    assert_eq!(run_on_database(&app, &["migrate"]).0, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn check_asks_meta_now() {
+async fn check_looks_a_number_up_at_once() {
     let simulator = Simulator::start(ACCESS_TOKEN, APP_SECRET).await.unwrap();
-    let check = |scenario, arguments: &[&str]| {
-        simulator.script(NUMBER, [scenario]);
-        let mut command = lockwatch(&[&["check", NUMBER], arguments].concat());
+    let check = |scenario, flags: &[&str]| {
+        simulator.set_scenarios(NUMBER, [scenario]);
         let settings = [
             ("META_GRAPH_URL", simulator.url()),
             ("META_APP_SECRET", APP_SECRET.into()),
             ("META_ACCESS_TOKEN", ACCESS_TOKEN.into()),
         ];
-        output(command.envs(settings))
+        run(lockwatch(&[&["check", NUMBER], flags].concat()).envs(settings))
     };
     let (code, stdout, _) = check(Scenario::Payment, &[]);
     assert_eq!(code, 0);
@@ -360,16 +363,18 @@ async fn check_asks_meta_now() {
     let (code, stdout, stderr) = check(Scenario::Garbage, &[]);
     assert_eq!((code, stdout.as_str()), (1, ""));
     assert!(stderr.contains("not a JSON object"), "{stderr}");
-    let unset = output(lockwatch(&["check", NUMBER]).env("META_APP_SECRET", APP_SECRET));
-    assert!(
-        unset.0 == 2 && unset.2.contains("META_ACCESS_TOKEN is not set"),
-        "{unset:?}"
-    );
+}
+
+#[test]
+fn check_needs_an_access_token() {
+    let (code, _, stderr) = run(lockwatch(&["check", NUMBER]).env("META_APP_SECRET", APP_SECRET));
+    assert_eq!(code, 2);
+    assert!(stderr.contains("META_ACCESS_TOKEN is not set"), "{stderr}");
 }
 
 #[test]
 fn the_demo_finds_six_causes() {
-    let (code, stdout, stderr) = output(&mut lockwatch(&["demo", "--exit"]));
+    let (code, stdout, stderr) = run(&mut lockwatch(&["demo", "--exit"]));
     assert_eq!((code, stderr.as_str()), (0, ""), "{stdout}");
     let causes = [
         "payment",
@@ -386,119 +391,128 @@ fn the_demo_finds_six_causes() {
         stdout.lines().all(|line| line.chars().count() <= 120),
         "{stdout}"
     );
-    assert!(!stdout.contains('\u{1b}'), "no colours without a terminal");
+    assert!(!stdout.contains('\u{1b}'), "colours without a terminal");
+}
+
+/// The command for `serve` on free ports, with its two secrets and nothing else.
+fn serve_command() -> Command {
+    let mut command = lockwatch(&[
+        "serve",
+        "--listen",
+        "127.0.0.1:0",
+        "--admin-listen",
+        "127.0.0.1:0",
+    ]);
+    command.envs([
+        ("META_APP_SECRET", APP_SECRET),
+        ("META_VERIFY_TOKEN", VERIFY_TOKEN),
+    ]);
+    command
 }
 
 #[tokio::test]
-async fn serve_starts_with_two_secrets_tells_where_data_lives_and_stops_politely() {
+async fn healthcheck_succeeds_while_serve_runs() {
     let folder = tempfile::tempdir().unwrap();
     let mut serve = Serve::on_folder(folder.path(), &[]);
-    serve.logged("the database is ready");
+    serve.wait_for_log("the database is ready");
     let address = serve
         .webhook
         .trim_start_matches("http://")
         .trim_end_matches("/webhook")
         .to_owned();
     let admin = serve.admin.trim_start_matches("http://").to_owned();
-    for arguments in [
-        vec!["healthcheck", "--listen", &address],
-        vec!["healthcheck", "--ready", "--admin-listen", &admin],
-    ] {
-        assert_eq!(output(&mut lockwatch(&arguments)).0, 0, "{arguments:?}");
-    }
-    let data = [("LOCKWATCH_DATA_DIR", folder.path())];
-    assert_eq!(output(lockwatch(&["incidents", "list"]).envs(data)).0, 0);
-    let second = lockwatch(&[
-        "serve",
-        "--listen",
-        "127.0.0.1:0",
-        "--admin-listen",
-        "127.0.0.1:0",
-    ])
-    .envs([
-        ("META_APP_SECRET", APP_SECRET),
-        ("META_VERIFY_TOKEN", VERIFY_TOKEN),
-    ])
-    .envs(data)
-    .output()
-    .unwrap();
-    assert_eq!(second.status.code(), Some(1));
-    assert!(
-        String::from_utf8(second.stderr)
-            .unwrap()
-            .contains("another lockwatch is running on")
-    );
-
+    let alive = ["healthcheck", "--listen", &address];
+    let ready = ["healthcheck", "--ready", "--admin-listen", &admin];
+    assert_eq!(run(&mut lockwatch(&alive)).0, 0);
+    assert_eq!(run(&mut lockwatch(&ready)).0, 0);
     serve.signal(Signal::INT);
     assert_eq!(serve.wait().code(), Some(0));
-    assert_ne!(
-        output(&mut lockwatch(&["healthcheck", "--listen", &address])).0,
-        0
+    assert_ne!(run(&mut lockwatch(&alive)).0, 0);
+}
+
+#[tokio::test]
+async fn commands_find_the_database_of_serve_in_its_data_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let serve = Serve::on_folder(folder.path(), &[]);
+    serve.wait_for_log("the database is ready");
+    let mut list = lockwatch(&["incidents", "list"]);
+    assert_eq!(run(list.env("LOCKWATCH_DATA_DIR", folder.path())).0, 0);
+}
+
+#[tokio::test]
+async fn a_second_serve_on_the_same_data_folder_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = Serve::on_folder(folder.path(), &[]);
+    first.wait_for_log("the database is ready");
+    let (code, _, stderr) = run(serve_command().env("LOCKWATCH_DATA_DIR", folder.path()));
+    assert_eq!(code, 1);
+    assert!(
+        stderr.contains("another lockwatch is running on"),
+        "{stderr}"
     );
 }
 
 #[test]
-fn the_users_settings_for_another_postgres_do_not_reach_the_embedded_one() {
+fn the_embedded_postgres_ignores_the_users_pg_variables() {
     let settings = [
         ("PGPORT", "5433"),
         ("PGHOST", "/nonexistent"),
         ("PGSSLMODE", "require"),
         ("PGUSER", "somebody"),
     ];
-    let (code, stdout, stderr) = output(lockwatch(&["demo", "--exit"]).envs(settings));
+    let (code, stdout, stderr) = run(lockwatch(&["demo", "--exit"]).envs(settings));
     assert_eq!(code, 0, "{stdout}{stderr}");
 }
 
+fn free_address() -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().to_string()
+}
+
+/// A device on which every write fails: no space left.
+fn open_full_device() -> fs::File {
+    fs::OpenOptions::new()
+        .write(true)
+        .open("/dev/full")
+        .unwrap()
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn a_log_that_cannot_be_written_stops_nothing() {
+async fn serve_works_although_its_log_cannot_be_written() {
     let app = TestApp::start().await;
-    let free = || {
-        std::net::TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap()
-            .to_string()
-    };
-    let (address, admin) = (free(), free());
-    let full = || {
-        fs::OpenOptions::new()
-            .write(true)
-            .open("/dev/full")
-            .unwrap()
-    };
+    let (address, admin) = (free_address(), free_address());
     let mut child = lockwatch(&["serve", "--listen", &address, "--admin-listen", &admin])
         .envs([
             ("META_APP_SECRET", APP_SECRET),
             ("META_VERIFY_TOKEN", VERIFY_TOKEN),
             ("DATABASE_URL", &app.database.url),
         ])
-        .stdout(full())
-        .stderr(full())
+        .stdout(open_full_device())
+        .stderr(open_full_device())
         .spawn()
         .unwrap();
     let body = one_failure("wamid.1");
-    let post = async || {
-        let request = client()
+    eventually("a callback is answered with 200", async || {
+        client()
             .post(format!("http://{address}/webhook"))
-            .header(HEADER, sign(APP_SECRET, &body));
-        request
+            .header(SIGNATURE_HEADER, sign(APP_SECRET, &body))
             .body(body.clone())
             .send()
             .await
             .is_ok_and(|answer| answer.status() == StatusCode::OK)
-    };
-    eventually("a callback is taken", post).await;
+    })
+    .await;
     assert_eq!(app.incident().await.failure_count, 1);
     kill_process(Pid::from_child(&child), Signal::HUP).unwrap();
     assert_eq!(
         child.wait().unwrap().code(),
         Some(0),
-        "the end of a terminal is an orderly one"
+        "SIGHUP stops it in order"
     );
 }
 
 #[test]
-fn a_reader_who_leaves_early_is_no_reason_to_panic() {
+fn a_closed_standard_output_causes_no_panic() {
     let mut child = lockwatch(&["demo", "--exit"])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -506,63 +520,41 @@ fn a_reader_who_leaves_early_is_no_reason_to_panic() {
         .unwrap();
     drop(child.stdout.take());
     let output = child.wait_with_output().unwrap();
-    assert_eq!(
-        (
-            output.status.code(),
-            String::from_utf8(output.stderr).unwrap()
-        ),
-        (Some(1), String::new())
-    );
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!((output.status.code(), stderr.as_str()), (Some(1), ""));
 }
 
 #[test]
-fn sigterm_ends_it_while_its_postgres_is_still_starting() {
+fn sigterm_stops_serve_while_its_postgres_is_starting() {
     let (bin, data) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let real = postgres_programs();
     let slow = format!("[ \"$1\" = --version ] && exec {real}/postgres --version\nexec sleep 60");
     write_script(&bin.path().join("postgres"), &slow);
-    write_script(
-        &bin.path().join("initdb"),
-        &format!("exec {real}/initdb \"$@\""),
-    );
-    let mut child = lockwatch(&[
-        "serve",
-        "--listen",
-        "127.0.0.1:0",
-        "--admin-listen",
-        "127.0.0.1:0",
-    ])
-    .envs([
-        ("META_APP_SECRET", APP_SECRET),
-        ("META_VERIFY_TOKEN", VERIFY_TOKEN),
-    ])
-    .envs([
-        ("PG_BIN_DIR", bin.path()),
-        ("LOCKWATCH_DATA_DIR", data.path()),
-    ])
-    .stderr(Stdio::null())
-    .spawn()
-    .unwrap();
+    let initdb = format!("exec {real}/initdb \"$@\"");
+    write_script(&bin.path().join("initdb"), &initdb);
+    let mut child = serve_command()
+        .env("PG_BIN_DIR", bin.path())
+        .env("LOCKWATCH_DATA_DIR", data.path())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
     let deadline = Instant::now() + Duration::from_secs(30);
     while !data.path().join("postgres/postgres.log").exists() {
-        assert!(Instant::now() < deadline, "it does not start");
+        assert!(Instant::now() < deadline, "Postgres does not start");
         std::thread::sleep(Duration::from_millis(10));
     }
     kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
-    let told = Instant::now();
+    let signalled = Instant::now();
     assert_eq!(child.wait().unwrap().code(), Some(0));
-    assert!(
-        told.elapsed() < Duration::from_secs(20),
-        "{:?}",
-        told.elapsed()
-    );
+    let elapsed = signalled.elapsed();
+    assert!(elapsed < Duration::from_secs(20), "{elapsed:?}");
 }
 
 #[tokio::test]
-async fn a_request_under_way_is_answered_before_the_end() {
+async fn a_request_in_flight_is_answered_before_the_stop() {
     let app = TestApp::start().await;
     let mut serve = Serve::on_database(&app.database.url, &[]);
-    serve.logged("the database is ready");
+    serve.wait_for_log("the database is ready");
     let body = one_failure("wamid.1");
     let (head, tail) = body.split_at(40);
     let (sender, receiver) =
@@ -573,18 +565,18 @@ async fn a_request_under_way_is_answered_before_the_end() {
     let signature = sign(APP_SECRET, &body);
     let request = client()
         .post(&serve.webhook)
-        .header(HEADER, signature)
+        .header(SIGNATURE_HEADER, signature)
         .body(reqwest::Body::wrap_stream(stream));
     let request = tokio::spawn(request.send());
     sender.send(Ok(head.to_vec())).unwrap();
-    // Connected, once the limit's first connection is taken: the accept loop has it.
+    // Connections are accepted in order. Once a later one is answered, the first is accepted too.
     let webhook = serve.webhook.clone();
     eventually("a connection", async || {
         client().get(&webhook).send().await.is_ok()
     })
     .await;
     serve.signal(Signal::TERM);
-    serve.logged("stopping");
+    serve.wait_for_log("stopping");
     sender.send(Ok(tail.to_vec())).unwrap();
     drop(sender);
     assert_eq!(request.await.unwrap().unwrap().status(), StatusCode::OK);
@@ -594,11 +586,12 @@ async fn a_request_under_way_is_answered_before_the_end() {
     assert_eq!(app.incident().await.failure_count, 1);
 }
 
-// The simulated Meta has to answer while this thread waits for a line of the log.
+// Multi-threaded: the simulated Meta must answer while this thread waits for a line of the log.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_log_is_json_if_asked_for_and_holds_no_secret_and_no_recipient() {
+async fn a_json_log_holds_no_secret_and_no_recipient() {
     let app = TestApp::start().await;
-    app.simulator.script(NUMBER, [Scenario::RepeatsToken]);
+    app.simulator
+        .set_scenarios(NUMBER, [Scenario::TokenInError]);
     let url = app.simulator.url();
     let settings = [
         ("LOCKWATCH_LOG_FORMAT", "json"),
@@ -608,20 +601,27 @@ async fn the_log_is_json_if_asked_for_and_holds_no_secret_and_no_recipient() {
     ];
     app.service.stop().await;
     let mut serve = Serve::on_database(&app.database.url, &settings);
-    serve.logged("the database is ready");
-    let body = one_failure("wamid.canary");
-    let post = client()
-        .post(&serve.webhook)
-        .header(HEADER, sign(APP_SECRET, &body))
-        .body(body);
-    assert_eq!(post.send().await.unwrap().status(), StatusCode::OK);
-    let bad = client()
-        .post(&serve.webhook)
-        .header(HEADER, sign("not-this-secret", b"x"))
-        .body("x");
-    assert_eq!(bad.send().await.unwrap().status(), StatusCode::UNAUTHORIZED);
-    serve.logged("cannot be looked up");
-    serve.logged("Is META_APP_SECRET this app's?");
+    serve.wait_for_log("the database is ready");
+    let post = async |secret, body: Vec<u8>| {
+        client()
+            .post(&serve.webhook)
+            .header(SIGNATURE_HEADER, sign(secret, &body))
+            .body(body)
+            .send()
+            .await
+            .unwrap()
+            .status()
+    };
+    assert_eq!(
+        post(APP_SECRET, one_failure("wamid.canary")).await,
+        StatusCode::OK
+    );
+    assert_eq!(
+        post("not-this-secret", b"x".to_vec()).await,
+        StatusCode::UNAUTHORIZED
+    );
+    serve.wait_for_log("cannot be looked up");
+    serve.wait_for_log("Is META_APP_SECRET this app's?");
     serve.signal(Signal::TERM);
     serve.wait();
     let log = serve.whole_log();
@@ -631,7 +631,7 @@ async fn the_log_is_json_if_asked_for_and_holds_no_secret_and_no_recipient() {
         assert!(object["message"].is_string(), "{line}");
         assert!(
             !line.contains("no transaction in progress"),
-            "a warning that warns of nothing: {line}"
+            "a needless warning: {line}"
         );
         for canary in [
             APP_SECRET,

@@ -1,4 +1,4 @@
-//! The dashboard as HTML. What only a browser can tell is in `browser`.
+//! The dashboard as HTML. Tests that need a browser are in `browser`.
 
 use lockwatch::meta::compose::{StatusCallback, message_id};
 use lockwatch::simulator::Scenario;
@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 
 use crate::support::{NUMBER, OTHER_NUMBER, TestApp, WABA};
 
-async fn page(app: &TestApp, path: &str) -> String {
+async fn get_page(app: &TestApp, path: &str) -> String {
     let response = app
         .client
         .get(app.admin(path))
@@ -24,8 +24,8 @@ async fn page(app: &TestApp, path: &str) -> String {
     response.text().await.unwrap()
 }
 
-/// What a reader sees of a page: its text, with single spaces.
-fn text(html: &str) -> String {
+/// Returns the text of a page without its tags, with single spaces.
+fn visible_text(html: &str) -> String {
     let mut text = String::new();
     for part in html.split('<') {
         text.push(' ');
@@ -34,60 +34,92 @@ fn text(html: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-#[tokio::test]
-async fn without_incidents_the_page_tells_how_to_connect_meta() {
-    let app = TestApp::start().await;
-    let text = text(&page(&app, "/").await);
-    for part in [
-        "No open incident",
-        "META_VERIFY_TOKEN",
-        "/webhook",
-        "messages",
-        "subscribed_apps",
-    ] {
-        assert!(text.contains(part), "{part}: {text}");
+async fn get_text(app: &TestApp, path: &str) -> String {
+    visible_text(&get_page(app, path).await)
+}
+
+fn assert_has(text: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(text.contains(part), "no {part:?} in {text}");
     }
-    assert!(self::text(&page(&app, "/?q=5").await).contains("None that fits."));
 }
 
 #[tokio::test]
-async fn the_list_tells_in_ten_seconds_what_is_locked_since_when_why_and_what_to_do() {
+async fn without_incidents_the_list_explains_how_to_connect_meta() {
     let app = TestApp::start().await;
-    app.simulator.script(NUMBER, [Scenario::Payment]);
-    let now = OffsetDateTime::now_utc();
+    assert_has(
+        &get_text(&app, "/").await,
+        &[
+            "No open incident",
+            "META_VERIFY_TOKEN",
+            "/webhook",
+            "messages",
+            "subscribed_apps",
+        ],
+    );
+    assert_has(&get_text(&app, "/?q=5").await, &["No incident matches."]);
+}
+
+/// Fails 1,201 messages of two numbers of one account and waits for the cause `payment`.
+async fn lock_for_payment(app: &TestApp) {
+    app.simulator.set_scenarios(NUMBER, [Scenario::Payment]);
     let mut callback = StatusCallback::new()
-        .at(now)
+        .timestamp(OffsetDateTime::now_utc())
         .failed(WABA, OTHER_NUMBER, "other");
     for n in 0..1200 {
         callback = callback.failed(WABA, NUMBER, &n.to_string());
     }
     app.deliver(&callback.into_body()).await;
-    app.caused("payment").await;
-    let html = page(&app, "/").await;
-    let text = text(&html);
-    for part in [
-        "1 account is locked",
-        WABA,
-        "Payment problem",
-        "(141006)",
-        "1,201",
-        "Locked since",
-        "Next step",
-        "Meta's advice",
-    ] {
-        assert!(text.contains(part), "{part}: {text}");
-    }
-    assert!(html.contains("<svg class=\"spark\""), "a sparkline");
+    app.wait_for_cause("payment").await;
+}
 
+/// Locks an account for payment, and resolves its incident.
+async fn lock_and_resolve(app: &TestApp) {
+    lock_for_payment(app).await;
     app.execute(
         "update incidents set resolved_at = now(), resolution = 'manual', resolution_note = 'paid'",
     )
     .await;
-    let text = self::text(&page(&app, "/").await);
-    assert!(
-        text.contains("No open incident") && text.contains("resolved by hand"),
-        "{text}"
+}
+
+#[tokio::test]
+async fn the_list_shows_the_locked_account_its_cause_and_next_step() {
+    let app = TestApp::start().await;
+    lock_for_payment(&app).await;
+    let html = get_page(&app, "/").await;
+    assert_has(
+        &visible_text(&html),
+        &[
+            "1 account is locked",
+            WABA,
+            "Payment problem",
+            "(141006)",
+            "1,201",
+            "Locked since",
+            "Next step",
+            "Meta's advice",
+        ],
     );
+    assert!(
+        html.contains("<svg class=\"spark\""),
+        "no sparkline in {html}"
+    );
+}
+
+#[tokio::test]
+async fn the_list_shows_a_resolved_incident() {
+    let app = TestApp::start().await;
+    lock_and_resolve(&app).await;
+    assert_has(
+        &get_text(&app, "/").await,
+        &["No open incident", "resolved by hand"],
+    );
+}
+
+#[tokio::test]
+async fn the_list_is_filtered_by_text_cause_and_state() {
+    let app = TestApp::start().await;
+    lock_and_resolve(&app).await;
     for (query, is_found) in [
         ("q=102290", true),
         ("q=15550783881", true),
@@ -98,94 +130,117 @@ async fn the_list_tells_in_ten_seconds_what_is_locked_since_when_why_and_what_to
         ("state=open", false),
         ("state=resolved&cause=payment&q=1022", true),
     ] {
-        assert_eq!(
-            self::text(&page(&app, &format!("/?{query}")).await).contains("1,201"),
-            is_found,
-            "{query}"
-        );
-    }
-    let filtered = page(&app, "/?since=2026-01-01&waba_id=1&cause=payment").await;
-    for kept in [
-        "name=\"since\" value=\"2026-01-01T00:00:00Z\"",
-        "name=\"waba_id\" value=\"1\"",
-    ] {
-        assert!(
-            filtered.contains(kept),
-            "the form keeps what it has no field for: {filtered}"
-        );
+        let text = get_text(&app, &format!("/?{query}")).await;
+        assert_eq!(text.contains("1,201"), is_found, "{query}");
     }
 }
 
 #[tokio::test]
-async fn an_incidents_page_shows_its_timeline_why_what_to_do_and_the_text_for_the_appeal() {
+async fn the_filter_form_keeps_parameters_without_a_field() {
     let app = TestApp::start().await;
-    app.simulator.script(NUMBER, [Scenario::Policy]);
-    let id = message_id("16505551234", "3EB0C431C26A1916E07E");
-    let body = StatusCallback::new()
-        .at(OffsetDateTime::now_utc())
-        .failed(WABA, NUMBER, &id)
-        .into_body();
-    app.deliver(&body).await;
-    let incident = app.caused("policy_violation").await.id;
-    let html = page(&app, &format!("/incidents/{incident}")).await;
-    assert!(
-        html.contains("<svg class=\"timeline\"") && html.contains("class=\"health blocked\""),
-        "{html}"
+    lock_and_resolve(&app).await;
+    assert_has(
+        &get_page(&app, "/?since=2026-01-01&waba_id=1&cause=payment").await,
+        &[
+            "name=\"since\" value=\"2026-01-01T00:00:00Z\"",
+            "name=\"waba_id\" value=\"1\"",
+        ],
     );
-    let text = text(&html);
-    for part in [
-        &format!("Account {WABA} is locked"),
-        "What to do now",
-        "Request Review",
-        "first failure",
-        "cause recorded",
-        "We say so because of health check",
-        "WhatsApp Business Account ID: 102290129340398",
-        "Error: 131031 Business Account locked",
-        "Meta's answer as it came",
-        "*******1234",
-        "Mark as resolved",
-    ] {
-        assert!(text.contains(part), "{part}: {text}");
-    }
-    assert!(!html.contains(&id) && !html.contains("16505551234"));
-    assert!(
-        page(&app, &format!("/incidents/{incident}?reveal=recipients"))
-            .await
-            .contains(&id)
-    );
+}
 
-    let url = app.admin(&format!("/incidents/{incident}/resolve"));
-    let submit = || {
-        let request = app
-            .client
-            .post(&url)
+/// Fails a message and waits for the cause `policy_violation`. Returns the incident page's path.
+async fn lock_for_policy(app: &TestApp, message_id: &str) -> String {
+    app.simulator.set_scenarios(NUMBER, [Scenario::Policy]);
+    app.fail(message_id).await;
+    let incident = app.wait_for_cause("policy_violation").await;
+    format!("/incidents/{}", incident.id)
+}
+
+#[tokio::test]
+async fn an_incident_page_shows_timeline_evidence_steps_and_appeal() {
+    let app = TestApp::start().await;
+    let path = lock_for_policy(&app, "a").await;
+    let html = get_page(&app, &path).await;
+    assert_has(
+        &html,
+        &["<svg class=\"timeline\"", "class=\"health blocked\""],
+    );
+    assert_has(
+        &visible_text(&html),
+        &[
+            &format!("Account {WABA} is locked"),
+            "What to do now",
+            "Request Review",
+            "first failure",
+            "cause recorded",
+            "This rests on health check",
+            "WhatsApp Business Account ID: 102290129340398",
+            "Error: 131031 Business Account locked",
+            "Meta's raw answer",
+            "Mark as resolved",
+        ],
+    );
+}
+
+#[tokio::test]
+async fn an_incident_page_masks_recipients_until_a_reveal() {
+    let app = TestApp::start().await;
+    let message = message_id("16505551234", "3EB0C431C26A1916E07E");
+    let path = lock_for_policy(&app, &message).await;
+    let html = get_page(&app, &path).await;
+    assert_has(&visible_text(&html), &["*******1234"]);
+    assert!(!html.contains(&message) && !html.contains("16505551234"));
+    assert_has(
+        &get_page(&app, &format!("{path}?reveal=recipients")).await,
+        &[&message],
+    );
+}
+
+#[tokio::test]
+async fn an_incident_is_resolved_once_with_its_form() {
+    let app = TestApp::start().await;
+    let path = lock_for_policy(&app, "a").await;
+    let submit = async || {
+        app.client
+            .post(app.admin(&format!("{path}/resolve")))
             .header("accept", "text/html")
-            .body("note=Meta+%3Cgranted%3E+it");
-        request
             .header("content-type", "application/x-www-form-urlencoded")
+            .body("note=Meta+%3Cgranted%3E+it")
             .send()
+            .await
+            .unwrap()
     };
-    let resolved = submit().await.unwrap();
-    assert_eq!(resolved.url().path(), format!("/incidents/{incident}"));
+    let resolved = submit().await;
+    assert_eq!(resolved.url().path(), path);
     let html = resolved.text().await.unwrap();
     assert!(
         html.contains("Meta &lt;granted&gt; it") && !html.contains("Mark as resolved"),
         "{html}"
     );
-    let again = submit().await.unwrap();
+    let again = submit().await;
     assert_eq!(again.status(), StatusCode::CONFLICT);
-    assert!(again.text().await.unwrap().contains("was resolved before"));
+    assert_has(&again.text().await.unwrap(), &["was resolved before"]);
 }
 
 #[tokio::test]
 async fn received_text_is_never_markup() {
     let app = TestApp::start().await;
-    let hostile = "</td></textarea></title><script>alert(1)</script>\"'><img src=x onerror=alert(2)>\u{202e}\u{2066}";
+    let hostile = concat!(
+        "</td></textarea></title><script>alert(1)</script>\"'>",
+        "<img src=x onerror=alert(2)>\u{202e}\u{2066}"
+    );
     let status = json!({
-        "id": hostile, "status": "failed", "recipient_id": hostile, "recipient_participant_id": hostile,
+        "id": hostile,
+        "status": "failed",
+        "recipient_id": hostile,
+        "recipient_participant_id": hostile,
         "biz_opaque_callback_data": hostile,
-        "errors": [{"code": 131031, "title": hostile, "message": hostile, "error_data": {"details": hostile}}],
+        "errors": [{
+            "code": 131031,
+            "title": hostile,
+            "message": hostile,
+            "error_data": {"details": hostile},
+        }],
     });
     let account = "<script>alert(3)</script>\u{202e}";
     app.deliver(
@@ -201,7 +256,7 @@ async fn received_text_is_never_markup() {
         format!("/incidents/{id}"),
         format!("/incidents/{id}?reveal=recipients"),
     ] {
-        let html = page(&app, &path).await;
+        let html = get_page(&app, &path).await;
         assert_eq!(html.matches("<script").count(), 1, "{path}: only ours");
         assert!(
             !html.contains("<img") && !html.contains('\u{202e}') && !html.contains('\u{2066}'),

@@ -1,107 +1,115 @@
-//! The embedded Postgres: ours alone, found again, and never left behind.
+//! The embedded Postgres: one process owns it, keeps its data, and stops it.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use lockwatch::embedded::{Embedded, EmbeddedError};
+use lockwatch::embedded::{EmbeddedError, EmbeddedPostgres};
 use lockwatch::store::{Database, Readiness, is_durable, readiness};
 use rustix::process::{Pid, Signal, geteuid, kill_process};
 use tempfile::tempdir;
 use tokio_util::sync::CancellationToken;
 
 use crate::support::eventually;
-use crate::support::process::{Serve, is_gone, postgres_programs, write_script};
+use crate::support::process::{Serve, has_exited, postgres_programs, write_script};
 
-fn postmaster(embedded: &Path) -> Pid {
-    let text = fs::read_to_string(embedded.join("data/postmaster.pid")).unwrap();
+fn postmaster_of(folder: &Path) -> Pid {
+    let text = fs::read_to_string(folder.join("data/postmaster.pid")).unwrap();
     Pid::from_raw(text.lines().next().unwrap().parse().unwrap()).unwrap()
 }
 
-fn parent(pid: Pid) -> Pid {
+fn parent_of(pid: Pid) -> Pid {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     let after_name = stat.rsplit(") ").next().unwrap();
     Pid::from_raw(after_name.split(' ').nth(1).unwrap().parse().unwrap()).unwrap()
 }
 
-fn temporary() -> Embedded {
-    Embedded::start_temporary(None, false, &CancellationToken::new()).unwrap()
+fn start_in(folder: &Path) -> Result<EmbeddedPostgres, EmbeddedError> {
+    EmbeddedPostgres::start(folder, None, &CancellationToken::new())
 }
 
-async fn answers(embedded: &Embedded) -> bool {
+fn start_temporary() -> EmbeddedPostgres {
+    EmbeddedPostgres::start_temporary(None, false, &CancellationToken::new()).unwrap()
+}
+
+async fn is_answering(embedded: &EmbeddedPostgres) -> bool {
     let db = Database::parse(&embedded.url()).unwrap().pool();
     is_durable(&db).await.is_ok()
 }
 
 #[tokio::test]
-async fn it_keeps_its_data_and_syncs_it() {
+async fn data_survives_a_restart_and_is_synced_to_disk() {
     let folder = tempdir().unwrap();
     let path = folder.path().join("postgres");
     let database = {
-        let embedded = Embedded::start(&path, None, &CancellationToken::new()).unwrap();
+        let embedded = start_in(&path).unwrap();
         let database = Database::parse(&embedded.url()).unwrap();
         database.migrate().await.unwrap();
         assert!(is_durable(&database.pool()).await.unwrap(), "fsync is on");
-        assert_eq!(Embedded::running(&path), Some(embedded.url()));
+        assert_eq!(EmbeddedPostgres::running_url(&path), Some(embedded.url()));
         database
     };
-    assert_eq!(Embedded::running(&path), None);
-    let embedded = Embedded::start(&path, None, &CancellationToken::new()).unwrap();
+    assert_eq!(EmbeddedPostgres::running_url(&path), None);
+    let embedded = start_in(&path).unwrap();
     assert_eq!(readiness(&database.pool()).await.unwrap(), Readiness::Ready);
     drop(embedded);
 }
 
 #[tokio::test]
-async fn a_second_one_on_the_same_folder_is_told_and_does_no_harm() {
+async fn a_second_start_on_the_same_folder_fails_harmlessly() {
     let folder = tempdir().unwrap();
-    let first = Embedded::start(folder.path(), None, &CancellationToken::new()).unwrap();
-    let second = Embedded::start(folder.path(), None, &CancellationToken::new()).unwrap_err();
+    let first = start_in(folder.path()).unwrap();
+    let second = start_in(folder.path()).unwrap_err();
     assert!(matches!(second, EmbeddedError::InUse(_)), "{second}");
     assert!(
         second
             .to_string()
             .contains("another lockwatch is running on")
     );
-    assert!(answers(&first).await);
+    assert!(is_answering(&first).await);
 }
 
 #[tokio::test]
-async fn a_temporary_one_leaves_nothing_behind() {
-    let embedded = temporary();
-    let (folder, server) = (embedded.folder().to_owned(), postmaster(embedded.folder()));
+async fn a_temporary_server_leaves_no_process_and_no_file() {
+    let embedded = start_temporary();
+    let folder = embedded.folder().to_owned();
+    let server = postmaster_of(&folder);
     drop(embedded);
-    assert!(is_gone(server));
+    assert!(has_exited(server));
     assert!(!folder.parent().unwrap().exists());
 }
 
 #[tokio::test]
-async fn a_server_that_dies_is_started_again_under_the_same_url() {
-    let embedded = temporary();
-    let server = postmaster(embedded.folder());
+async fn a_killed_server_is_restarted_under_the_same_url() {
+    let embedded = start_temporary();
+    let server = postmaster_of(embedded.folder());
     kill_process(server, Signal::KILL).unwrap();
-    let again = async || is_gone(server) && answers(&embedded).await;
-    eventually("the server runs again", again).await;
-    assert_ne!(postmaster(embedded.folder()), server);
-}
-
-#[tokio::test]
-async fn an_orphan_is_stopped_and_its_data_taken_over() {
-    let folder = tempdir().unwrap();
-    let embedded = Embedded::start(folder.path(), None, &CancellationToken::new()).unwrap();
-    let server = postmaster(folder.path());
-    // Nobody is left to stop the server: as if lockwatch and the shell beside it had been killed at once.
-    kill_process(parent(server), Signal::KILL).unwrap();
-    eventually("the supervisor takes over", async || {
-        is_gone(server) && Embedded::running(folder.path()).is_some()
+    eventually("the server runs again", async || {
+        has_exited(server) && is_answering(&embedded).await
     })
     .await;
-    assert!(answers(&embedded).await);
+    assert_ne!(postmaster_of(embedded.folder()), server);
 }
 
 #[tokio::test]
-async fn a_recycled_process_number_is_nobodys_server() {
+async fn an_orphaned_server_is_replaced_on_its_data() {
     let folder = tempdir().unwrap();
-    drop(Embedded::start(folder.path(), None, &CancellationToken::new()).unwrap());
+    let embedded = start_in(folder.path()).unwrap();
+    let server = postmaster_of(folder.path());
+    // No process is left that would stop the server, as if lockwatch and the shell beside it had
+    // been killed at the same time.
+    kill_process(parent_of(server), Signal::KILL).unwrap();
+    eventually("the supervisor takes over", async || {
+        has_exited(server) && EmbeddedPostgres::running_url(folder.path()).is_some()
+    })
+    .await;
+    assert!(is_answering(&embedded).await);
+}
+
+#[tokio::test]
+async fn a_stale_pid_file_with_a_reused_pid_is_ignored() {
+    let folder = tempdir().unwrap();
+    drop(start_in(folder.path()).unwrap());
     let data = folder.path().join("data");
     let stale = format!(
         "{}\n{}\n1\n5432\n{}\n\n\nready\n",
@@ -115,59 +123,58 @@ async fn a_recycled_process_number_is_nobodys_server() {
         format!("{}\n", std::process::id()),
     )
     .unwrap();
-    assert_eq!(Embedded::running(folder.path()), None);
-    let embedded = Embedded::start(folder.path(), None, &CancellationToken::new()).unwrap();
-    assert!(answers(&embedded).await);
+    assert_eq!(EmbeddedPostgres::running_url(folder.path()), None);
+    let embedded = start_in(folder.path()).unwrap();
+    assert!(is_answering(&embedded).await);
 }
 
 #[tokio::test]
-async fn a_half_made_database_is_made_anew() {
+async fn a_half_initialised_database_is_made_again() {
     let folder = tempdir().unwrap();
     fs::create_dir(folder.path().join("data.new")).unwrap();
     fs::write(folder.path().join("data.new/PG_VERSION"), "15").unwrap();
-    let embedded = Embedded::start(folder.path(), None, &CancellationToken::new()).unwrap();
-    assert!(answers(&embedded).await);
+    let embedded = start_in(folder.path()).unwrap();
+    assert!(is_answering(&embedded).await);
 }
 
 #[tokio::test]
-async fn a_path_too_long_for_a_socket_is_no_obstacle() {
+async fn a_path_too_long_for_a_socket_works() {
     let folder = tempdir().unwrap();
     let long: PathBuf = folder.path().join("l".repeat(100)).join("n".repeat(60));
     fs::create_dir_all(&long).unwrap();
-    let embedded = Embedded::start(&long, None, &CancellationToken::new()).unwrap();
-    assert!(answers(&embedded).await);
-    assert_eq!(Embedded::running(&long), Some(embedded.url()));
+    let embedded = start_in(&long).unwrap();
+    assert!(is_answering(&embedded).await);
+    assert_eq!(EmbeddedPostgres::running_url(&long), Some(embedded.url()));
 }
 
 #[tokio::test]
-async fn a_folder_with_a_comma_and_a_space_will_do() {
+async fn a_folder_with_a_comma_and_a_space_works() {
     let folder = tempdir().unwrap();
-    let embedded =
-        Embedded::start(&folder.path().join("a, b"), None, &CancellationToken::new()).unwrap();
-    assert!(answers(&embedded).await);
+    let embedded = start_in(&folder.path().join("a, b")).unwrap();
+    assert!(is_answering(&embedded).await);
 }
 
 #[test]
-fn told_to_stop_while_it_starts_it_stops() {
+fn a_start_can_be_cancelled() {
     let folder = tempdir().unwrap();
     let stop = CancellationToken::new();
     stop.cancel();
-    let error = Embedded::start(folder.path(), None, &stop).unwrap_err();
+    let error = EmbeddedPostgres::start(folder.path(), None, &stop).unwrap_err();
     assert!(matches!(error, EmbeddedError::Stopped), "{error}");
-    assert_eq!(Embedded::running(folder.path()), None);
+    assert_eq!(EmbeddedPostgres::running_url(folder.path()), None);
 }
 
 #[test]
 fn no_child_gets_a_secret_of_ours() {
     let folder = tempdir().unwrap();
-    // Whoever runs the server writes here.
+    // The server's user writes here.
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
     let (programs, seen) = (folder.path().join("bin"), folder.path().join("seen"));
     for path in [&programs, &seen] {
         fs::create_dir(path).unwrap();
         fs::set_permissions(path, fs::Permissions::from_mode(0o777)).unwrap();
     }
-    // What is run first in PATH are scripts that keep their environment.
+    // Scripts that save their environment come first in PATH.
     let real = postgres_programs();
     for (name, then) in [
         ("pg_config", format!("echo {}", programs.display())),
@@ -192,8 +199,8 @@ fn no_child_gets_a_secret_of_ours() {
             ("PGPORT", "canary-port"),
         ],
     );
-    let server = postmaster(&data.join("postgres"));
-    for pid in [server, parent(server)] {
+    let server = postmaster_of(&data.join("postgres"));
+    for pid in [server, parent_of(server)] {
         let environment = fs::read(format!("/proc/{pid}/environ")).unwrap();
         let environment = String::from_utf8_lossy(&environment).replace('\0', "\n");
         fs::write(seen.join(format!("process.{pid}")), environment).unwrap();
@@ -216,20 +223,18 @@ fn no_child_gets_a_secret_of_ours() {
 }
 
 #[test]
-fn data_of_another_version_is_left_alone() {
+fn data_of_another_postgres_version_is_refused() {
     let folder = tempdir().unwrap();
     fs::create_dir(folder.path().join("data")).unwrap();
     fs::write(folder.path().join("data/PG_VERSION"), "12\n").unwrap();
-    let error = Embedded::start(folder.path(), None, &CancellationToken::new())
-        .unwrap_err()
-        .to_string();
+    let error = start_in(folder.path()).unwrap_err().to_string();
     assert!(error.contains("is PostgreSQL 12's, and only"), "{error}");
 }
 
 #[test]
-fn without_a_postgresql_it_says_how_to_get_one() {
+fn without_postgresql_the_error_says_how_to_install_it() {
     let folder = tempdir().unwrap();
-    let error = Embedded::start(
+    let error = EmbeddedPostgres::start(
         folder.path(),
         Some(Path::new("/nonexistent")),
         &CancellationToken::new(),
@@ -250,18 +255,13 @@ fn without_a_postgresql_it_says_how_to_get_one() {
 }
 
 #[test]
-fn as_root_a_closed_folder_above_is_named() {
+fn as_root_an_error_names_the_closed_parent_folder() {
     if !geteuid().is_root() {
         return;
     }
     let closed = tempdir().unwrap();
     fs::set_permissions(closed.path(), fs::Permissions::from_mode(0o700)).unwrap();
-    let error = Embedded::start(
-        &closed.path().join("postgres"),
-        None,
-        &CancellationToken::new(),
-    )
-    .unwrap_err();
-    assert!(matches!(error, EmbeddedError::Closed { .. }), "{error}");
+    let error = start_in(&closed.path().join("postgres")).unwrap_err();
+    assert!(matches!(error, EmbeddedError::NoAccess { .. }), "{error}");
     assert!(error.to_string().contains("LOCKWATCH_DATA_DIR"));
 }

@@ -1,5 +1,5 @@
-//! What happens to the database happens under load here: never a false 200, never a long wait, nothing
-//! acknowledged is lost, and service returns by itself.
+//! Faults of the database under load: no false 200, no long wait, no acknowledged failure is lost,
+//! and service returns without help.
 
 use std::collections::HashSet;
 use std::sync::Mutex;
@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use lockwatch::embedded::Embedded;
-use lockwatch::meta::signature::{HEADER, sign};
+use lockwatch::embedded::EmbeddedPostgres;
+use lockwatch::meta::signature::{SIGNATURE_HEADER, sign};
 use lockwatch::service::Service;
 use lockwatch::simulator::{Scenario, Simulator};
 use lockwatch::store::Database;
@@ -18,20 +18,27 @@ use sqlx::{Connection, PgConnection};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::support::database::{processes, run};
-use crate::support::process::{Serve, is_gone, signal_each};
-use crate::support::{ACCESS_TOKEN, APP_SECRET, NUMBER, client, eventually, one_failure, service};
+use crate::support::database::{run_statements, server_processes};
+use crate::support::process::{Serve, has_exited, signal_each};
+use crate::support::{
+    ACCESS_TOKEN, APP_SECRET, NUMBER, client, eventually, one_failure, start_service,
+};
 
-/// Meta counts on an answer within seconds.
-const SLOWEST: Duration = Duration::from_millis(3500);
-const BACK_WITHIN: Duration = Duration::from_secs(5);
+/// The longest time that an answer may take: Meta expects one within seconds.
+const ANSWER_TIMEOUT: Duration = Duration::from_millis(3500);
+/// The time within which service must return after a fault.
+const RECOVERY_TIMEOUT: Duration = Duration::from_secs(5);
 const SENDERS: u32 = 16;
+/// Callbacks that must be acknowledged before a fault, and again after it.
+const ACKNOWLEDGEMENTS: usize = 200;
+/// Callbacks that must be refused during a fault before it ends.
+const REFUSALS: usize = 40;
 
-/// Sends distinct failures from many senders and remembers every answer.
+/// Sends distinct failures from many senders and records every answer.
 struct Load {
     client: Client,
     webhook: String,
-    next: AtomicU32,
+    next_id: AtomicU32,
     stop: AtomicBool,
     acknowledged: Mutex<Vec<String>>,
     refused: Mutex<Vec<String>>,
@@ -40,17 +47,14 @@ struct Load {
 
 impl Load {
     fn new(webhook: String) -> Self {
-        let (next, stop) = (AtomicU32::new(0), AtomicBool::new(false));
-        let (acknowledged, refused, slowest) =
-            (Mutex::default(), Mutex::default(), Mutex::default());
         Self {
             client: client(),
             webhook,
-            next,
-            stop,
-            acknowledged,
-            refused,
-            slowest,
+            next_id: AtomicU32::new(0),
+            stop: AtomicBool::new(false),
+            acknowledged: Mutex::default(),
+            refused: Mutex::default(),
+            slowest: Mutex::default(),
         }
     }
 
@@ -59,7 +63,7 @@ impl Load {
         let request = self
             .client
             .post(&self.webhook)
-            .header(HEADER, sign(APP_SECRET, &body))
+            .header(SIGNATURE_HEADER, sign(APP_SECRET, &body))
             .body(body);
         let started = Instant::now();
         let status = request.send().await.ok().map(|answer| answer.status());
@@ -68,45 +72,51 @@ impl Load {
         status
     }
 
+    /// Sends from all senders until told to stop.
     async fn run(&self) {
-        join_all((0..SENDERS).map(|_| async {
-            while !self.stop.load(Ordering::Relaxed) {
-                let id = format!("wamid.{}", self.next.fetch_add(1, Ordering::Relaxed));
-                match self.send(&id).await {
-                    Some(StatusCode::OK) => self.acknowledged.lock().unwrap().push(id),
-                    answer => {
-                        assert!(
-                            matches!(answer, None | Some(StatusCode::SERVICE_UNAVAILABLE)),
-                            "{answer:?}"
-                        );
-                        self.refused.lock().unwrap().push(id);
-                    }
+        join_all((0..SENDERS).map(|_| self.run_sender())).await;
+    }
+
+    async fn run_sender(&self) {
+        while !self.stop.load(Ordering::Relaxed) {
+            let id = format!("wamid.{}", self.next_id.fetch_add(1, Ordering::Relaxed));
+            match self.send(&id).await {
+                Some(StatusCode::OK) => self.acknowledged.lock().unwrap().push(id),
+                None | Some(StatusCode::SERVICE_UNAVAILABLE) => {
+                    self.refused.lock().unwrap().push(id);
                 }
+                Some(other) => panic!("a callback is answered with {other}"),
             }
-        }))
+        }
+    }
+
+    /// Waits until more than this number of further callbacks are acknowledged.
+    async fn wait_for_acknowledgements(&self, more: usize) {
+        let before = self.acknowledged.lock().unwrap().len();
+        eventually("callbacks are acknowledged", async || {
+            self.acknowledged.lock().unwrap().len() > before + more
+        })
         .await;
     }
 
-    fn acknowledged(&self) -> usize {
-        self.acknowledged.lock().unwrap().len()
+    /// Waits until more than this number of further callbacks are refused.
+    async fn wait_for_refusals(&self, more: usize) {
+        let before = self.refused.lock().unwrap().len();
+        eventually("callbacks are refused", async || {
+            self.refused.lock().unwrap().len() > before + more
+        })
+        .await;
     }
 
-    fn refused(&self) -> usize {
-        self.refused.lock().unwrap().len()
-    }
-
-    async fn until(&self, what: &str, condition: impl Fn() -> bool) {
-        eventually(what, async || condition()).await;
-    }
-
-    /// Everything acknowledged is in the database; after a resend everything is, once.
-    async fn settle(&self, url: &str) {
+    /// Checks that every acknowledged failure is stored. Then sends the refused ones again, and
+    /// checks that every failure is stored once.
+    async fn check_database(&self, url: &str) {
         let acknowledged: HashSet<String> = self.acknowledged.lock().unwrap().drain(..).collect();
-        let stored = stored(url).await;
+        let stored = stored_ids(url).await;
         let lost: Vec<_> = acknowledged.difference(&stored).collect();
         assert!(
             lost.is_empty(),
-            "{} of {} acknowledged are lost: {lost:?}",
+            "{} of {} acknowledged failures are lost: {lost:?}",
             lost.len(),
             acknowledged.len()
         );
@@ -114,38 +124,17 @@ impl Load {
         let refused: Vec<String> = self.refused.lock().unwrap().drain(..).collect();
         let answers = join_all(refused.iter().map(|id| self.send(id))).await;
         assert!(answers.iter().all(|answer| *answer == Some(StatusCode::OK)));
-        let mut connection = PgConnection::connect(url).await.unwrap();
-        let (rows, counted, numbered): (i64, i64, i64) = sqlx::query_as(
-            "select (select count(*) from failed_deliveries), (select sum(failure_count)::bigint from incidents),
-                    (select sum(failure_count)::bigint from affected_numbers)",
-        )
-        .fetch_one(&mut connection)
-        .await
-        .unwrap();
         let sent = i64::try_from(acknowledged.len() + refused.len()).unwrap();
-        assert_eq!((rows, counted, numbered), (sent, sent, sent));
-        let open: i64 =
-            sqlx::query_scalar("select count(*) from incidents where resolved_at is null")
-                .fetch_one(&mut connection)
-                .await
-                .unwrap();
-        assert_eq!(open, 1);
-        // Whoever works may be in one for a moment.
-        let nobody_is_left = async || {
-            let left =
-                "select count(*) from pg_stat_activity where state like 'idle in transaction%'";
-            let mut connection = PgConnection::connect(url).await.unwrap();
-            sqlx::query_scalar::<_, i64>(left)
-                .fetch_one(&mut connection)
-                .await
-                .unwrap()
-                == 0
-        };
-        eventually("no backend is left in a transaction", nobody_is_left).await;
+        assert_counts(url, sent).await;
+        // A backend that works may be in a transaction for a moment.
+        eventually("no backend is left in a transaction", async || {
+            backends_in_transaction(url).await == 0
+        })
+        .await;
     }
 }
 
-async fn stored(url: &str) -> HashSet<String> {
+async fn stored_ids(url: &str) -> HashSet<String> {
     let mut connection = PgConnection::connect(url).await.unwrap();
     let ids: Vec<String> = sqlx::query_scalar("select message_id from failed_deliveries")
         .fetch_all(&mut connection)
@@ -154,84 +143,103 @@ async fn stored(url: &str) -> HashSet<String> {
     ids.into_iter().collect()
 }
 
-/// Loads a service, breaks its database, waits until so many callbacks were refused, mends it, and sees to
-/// it that all is well.
-async fn survives(
-    embedded: Embedded,
-    refusals: usize,
-    break_it: impl AsyncFnOnce(&Embedded),
-    mend_it: impl AsyncFnOnce(&Embedded),
+/// Checks that this number of failures is stored and counted, in one open incident.
+async fn assert_counts(url: &str, failures: i64) {
+    let mut connection = PgConnection::connect(url).await.unwrap();
+    let counts: (i64, i64, i64) = sqlx::query_as(
+        "select (select count(*) from failed_deliveries),
+                (select sum(failure_count)::bigint from incidents),
+                (select sum(failure_count)::bigint from affected_numbers)",
+    )
+    .fetch_one(&mut connection)
+    .await
+    .unwrap();
+    assert_eq!(counts, (failures, failures, failures));
+    let open: i64 = sqlx::query_scalar("select count(*) from incidents where resolved_at is null")
+        .fetch_one(&mut connection)
+        .await
+        .unwrap();
+    assert_eq!(open, 1);
+}
+
+async fn backends_in_transaction(url: &str) -> i64 {
+    let idle = "select count(*) from pg_stat_activity where state like 'idle in transaction%'";
+    let mut connection = PgConnection::connect(url).await.unwrap();
+    sqlx::query_scalar(idle)
+        .fetch_one(&mut connection)
+        .await
+        .unwrap()
+}
+
+/// Injects a fault into the database of a service under load, waits for refusals, and ends the
+/// fault. Then service must return in time, and the database must be complete.
+async fn check_fault(
+    embedded: EmbeddedPostgres,
+    start_fault: impl AsyncFnOnce(&EmbeddedPostgres),
+    end_fault: impl AsyncFnOnce(&EmbeddedPostgres),
 ) {
-    let (service, _simulator) = service_on(&embedded).await;
+    let (service, _simulator) = start_on(&embedded).await;
     let load = Load::new(format!("http://{}/webhook", service.address));
     let fault = async {
-        load.until("acknowledgements", || load.acknowledged() > 200)
-            .await;
-        break_it(&embedded).await;
-        let refused = load.refused();
-        load.until("refusals", || load.refused() >= refused + refusals)
-            .await;
-        // A callback that is not about a lockout is none of the database's business.
-        let body = br#"{"entry":[]}"#;
-        let other = load
-            .client
-            .post(&load.webhook)
-            .header(HEADER, sign(APP_SECRET, body))
-            .body(&body[..]);
-        assert_eq!(other.send().await.unwrap().status(), StatusCode::OK);
-        mend_it(&embedded).await;
-        let (mended, acknowledged) = (Instant::now(), load.acknowledged());
-        load.until("acknowledgements again", || {
-            load.acknowledged() > acknowledged + 200
-        })
-        .await;
-        assert!(
-            mended.elapsed() < BACK_WITHIN,
-            "back only after {:?}",
-            mended.elapsed()
-        );
+        load.wait_for_acknowledgements(ACKNOWLEDGEMENTS).await;
+        start_fault(&embedded).await;
+        load.wait_for_refusals(REFUSALS).await;
+        assert_unrelated_is_acknowledged(&load).await;
+        end_fault(&embedded).await;
+        let ended = Instant::now();
+        load.wait_for_acknowledgements(ACKNOWLEDGEMENTS).await;
+        let took = ended.elapsed();
+        assert!(took < RECOVERY_TIMEOUT, "service returned after {took:?}");
         load.stop.store(true, Ordering::Relaxed);
     };
     tokio::join!(load.run(), fault);
-    assert!(
-        *load.slowest.lock().unwrap() < SLOWEST,
-        "{:?}",
-        load.slowest
-    );
-    load.settle(&embedded.url()).await;
+    let slowest = *load.slowest.lock().unwrap();
+    assert!(slowest < ANSWER_TIMEOUT, "{slowest:?}");
+    load.check_database(&embedded.url()).await;
     service.stop().await;
 }
 
-async fn service_on(embedded: &Embedded) -> (Service, Simulator) {
+/// A callback that is not about a lockout must be acknowledged without the database.
+async fn assert_unrelated_is_acknowledged(load: &Load) {
+    let body = br#"{"entry":[]}"#;
+    let request = load
+        .client
+        .post(&load.webhook)
+        .header(SIGNATURE_HEADER, sign(APP_SECRET, body))
+        .body(&body[..]);
+    assert_eq!(request.send().await.unwrap().status(), StatusCode::OK);
+}
+
+async fn start_on(embedded: &EmbeddedPostgres) -> (Service, Simulator) {
     let simulator = Simulator::start(ACCESS_TOKEN, APP_SECRET).await.unwrap();
     let database = Database::parse(&embedded.url()).unwrap();
     database.migrate().await.unwrap();
     (
-        service(database, &simulator, &[APP_SECRET]).await,
+        start_service(database, &simulator, &[APP_SECRET]).await,
         simulator,
     )
 }
 
-fn postgres() -> Embedded {
-    Embedded::start_temporary(None, false, &CancellationToken::new()).unwrap()
+fn start_postgres() -> EmbeddedPostgres {
+    EmbeddedPostgres::start_temporary(None, false, &CancellationToken::new()).unwrap()
 }
 
-fn signal_all(embedded: &Embedded, signal: Signal) {
-    signal_each(&processes(embedded), signal);
-}
-
-#[tokio::test]
-async fn a_silent_database() {
-    let stop = async |embedded: &Embedded| signal_all(embedded, Signal::STOP);
-    let go_on = async |embedded: &Embedded| signal_all(embedded, Signal::CONT);
-    survives(postgres(), 40, stop, go_on).await;
+fn signal_server(embedded: &EmbeddedPostgres, signal: Signal) {
+    signal_each(&server_processes(embedded), signal);
 }
 
 #[tokio::test]
-async fn a_read_only_database() {
-    // As after a failover, when the address still leads to the old primary.
-    let lock = async |embedded: &Embedded| {
-        run(
+async fn service_survives_a_paused_database() {
+    let stop = async |embedded: &EmbeddedPostgres| signal_server(embedded, Signal::STOP);
+    let resume = async |embedded: &EmbeddedPostgres| signal_server(embedded, Signal::CONT);
+    check_fault(start_postgres(), stop, resume).await;
+}
+
+#[tokio::test]
+async fn service_survives_a_read_only_database() {
+    // As after a failover when the address still leads to the old primary.
+    let set_read_only = async |embedded: &EmbeddedPostgres| {
+        run_statements(
             embedded,
             &[
                 "alter system set default_transaction_read_only = on",
@@ -240,8 +248,8 @@ async fn a_read_only_database() {
         )
         .await;
     };
-    let unlock = async |embedded: &Embedded| {
-        run(
+    let set_writable = async |embedded: &EmbeddedPostgres| {
+        run_statements(
             embedded,
             &[
                 "alter system reset default_transaction_read_only",
@@ -250,14 +258,14 @@ async fn a_read_only_database() {
         )
         .await;
     };
-    survives(postgres(), 40, lock, unlock).await;
+    check_fault(start_postgres(), set_read_only, set_writable).await;
 }
 
 #[tokio::test]
-async fn a_locked_table() {
-    let embedded = postgres();
-    let (locker, unlock) = (tokio::sync::Mutex::new(None), "rollback");
-    let lock = async |embedded: &Embedded| {
+async fn service_survives_a_locked_table() {
+    let embedded = start_postgres();
+    let locker = tokio::sync::Mutex::new(None);
+    let lock = async |embedded: &EmbeddedPostgres| {
         let mut connection = PgConnection::connect(&embedded.url()).await.unwrap();
         sqlx::raw_sql("begin; lock table failed_deliveries in access exclusive mode")
             .execute(&mut connection)
@@ -265,89 +273,86 @@ async fn a_locked_table() {
             .unwrap();
         *locker.lock().await = Some(connection);
     };
-    let release = async |_: &Embedded| {
-        sqlx::raw_sql(unlock)
+    let unlock = async |_: &EmbeddedPostgres| {
+        sqlx::raw_sql("rollback")
             .execute(locker.lock().await.as_mut().unwrap())
             .await
             .unwrap();
     };
-    survives(embedded, 40, lock, release).await;
+    check_fault(embedded, lock, unlock).await;
 }
 
 #[tokio::test]
-async fn a_stopped_database() {
-    // Without its configuration, the supervisor cannot start it again.
-    let there = postgres();
-    let configuration = there.folder().join("data/postgresql.conf");
-    let away = configuration.with_extension("away");
-    let stop = async |embedded: &Embedded| {
-        std::fs::rename(&configuration, &away).unwrap();
-        kill_process(processes(embedded)[0], Signal::QUIT).unwrap();
+async fn service_survives_a_stopped_database() {
+    // Without its configuration file, the supervisor cannot start the server again.
+    let embedded = start_postgres();
+    let configuration = embedded.folder().join("data/postgresql.conf");
+    let hidden = configuration.with_extension("away");
+    let stop = async |embedded: &EmbeddedPostgres| {
+        std::fs::rename(&configuration, &hidden).unwrap();
+        kill_process(server_processes(embedded)[0], Signal::QUIT).unwrap();
     };
-    let start = async |embedded: &Embedded| {
-        std::fs::rename(&away, &configuration).unwrap();
+    let start = async |embedded: &EmbeddedPostgres| {
+        std::fs::rename(&hidden, &configuration).unwrap();
         eventually("the server runs", async || {
             PgConnection::connect(&embedded.url()).await.is_ok()
         })
         .await;
     };
-    survives(there, 40, stop, start).await;
+    check_fault(embedded, stop, start).await;
 }
 
 #[tokio::test]
-async fn one_silent_backend_in_a_transaction() {
-    // The recorder's own connection, stopped in the middle of its transaction: it holds the account's lock.
-    let stopped = Mutex::new(None);
-    let stop = async |embedded: &Embedded| {
+async fn service_survives_a_backend_paused_in_a_transaction() {
+    // The recorder's connection is paused within its transaction, while it holds the account's
+    // lock.
+    let paused = Mutex::new(None);
+    let stop = async |embedded: &EmbeddedPostgres| {
         let mut connection = PgConnection::connect(&embedded.url()).await.unwrap();
-        // It comes to the number's row last, when it has locked the account.
+        // The recorder locks the number's row last, after it has locked the account.
         sqlx::raw_sql("begin; select from affected_numbers for update")
             .execute(&mut connection)
             .await
             .unwrap();
-        let waiting = "select pid from pg_stat_activity where application_name = 'lockwatch recorder' and wait_event_type = 'Lock'";
-        let pid = loop {
-            if let Some(pid) = sqlx::query_scalar::<_, i32>(waiting)
-                .fetch_optional(&mut connection)
-                .await
-                .unwrap()
-            {
-                break Pid::from_raw(pid).unwrap();
-            }
-        };
+        let pid = find_waiting_recorder(&mut connection).await;
         kill_process(pid, Signal::STOP).unwrap();
         sqlx::raw_sql("rollback")
             .execute(&mut connection)
             .await
             .unwrap();
-        *stopped.lock().unwrap() = Some(pid);
+        *paused.lock().unwrap() = Some(pid);
     };
-    let go_on = async |_: &Embedded| {
-        let pid = stopped.lock().unwrap().take().unwrap();
+    let resume = async |_: &EmbeddedPostgres| {
+        let pid = paused.lock().unwrap().take().unwrap();
         kill_process(pid, Signal::CONT).unwrap();
     };
-    survives(postgres(), 40, stop, go_on).await;
+    check_fault(start_postgres(), stop, resume).await;
+}
+
+async fn find_waiting_recorder(connection: &mut PgConnection) -> Pid {
+    let waiting = "select pid from pg_stat_activity
+                    where application_name = 'lockwatch recorder' and wait_event_type = 'Lock'";
+    loop {
+        let pid = sqlx::query_scalar::<_, i32>(waiting)
+            .fetch_optional(&mut *connection)
+            .await
+            .unwrap();
+        if let Some(pid) = pid {
+            return Pid::from_raw(pid).unwrap();
+        }
+    }
 }
 
 #[tokio::test]
-async fn a_backend_that_never_speaks_again_costs_no_look_up() {
-    // Every pooled connection at once, for ever: the follow-up has to notice and connect anew.
-    let embedded = postgres();
-    let (service, simulator) = service_on(&embedded).await;
-    simulator.script(NUMBER, [Scenario::Payment]);
+async fn a_look_up_survives_backends_that_never_answer() {
+    // Every pooled connection stops for ever: the follow-up has to notice that and connect again.
+    let embedded = start_postgres();
+    let (service, simulator) = start_on(&embedded).await;
+    simulator.set_scenarios(NUMBER, [Scenario::Payment]);
     let mut connection = PgConnection::connect(&embedded.url()).await.unwrap();
-    let pooled = "select pid from pg_stat_activity where application_name = 'lockwatch'";
-    let pids: Vec<i32> = loop {
-        let pids: Vec<i32> = sqlx::query_scalar(pooled)
-            .fetch_all(&mut connection)
-            .await
-            .unwrap();
-        if !pids.is_empty() {
-            break pids;
-        }
-    };
+    let pids = find_pooled_backends(&mut connection).await;
     for pid in &pids {
-        kill_process(Pid::from_raw(*pid).unwrap(), Signal::STOP).unwrap();
+        kill_process(*pid, Signal::STOP).unwrap();
     }
     let load = Load::new(format!("http://{}/webhook", service.address));
     eventually("a callback is recorded", async || {
@@ -358,22 +363,33 @@ async fn a_backend_that_never_speaks_again_costs_no_look_up() {
         !simulator.requests().is_empty()
     })
     .await;
-    for pid in pids {
-        let _ = kill_process(Pid::from_raw(pid).unwrap(), Signal::CONT);
+    signal_each(&pids, Signal::CONT);
+}
+
+async fn find_pooled_backends(connection: &mut PgConnection) -> Vec<Pid> {
+    let pooled = "select pid from pg_stat_activity where application_name = 'lockwatch'";
+    loop {
+        let pids: Vec<i32> = sqlx::query_scalar(pooled)
+            .fetch_all(&mut *connection)
+            .await
+            .unwrap();
+        if !pids.is_empty() {
+            let pids = pids.into_iter();
+            return pids.map(|pid| Pid::from_raw(pid).unwrap()).collect();
+        }
     }
 }
 
 #[tokio::test]
-async fn kill_9_under_load_loses_nothing_and_leaves_no_server_behind() {
+async fn kill_9_under_load_loses_nothing_and_leaves_no_server() {
     let folder = tempfile::tempdir().unwrap();
     let mut serve = Serve::on_folder(folder.path(), &[]);
-    serve.logged("the database is ready");
+    serve.wait_for_log("the database is ready");
     let load = Load::new(serve.webhook.clone());
     let kill = async {
-        load.until("acknowledgements", || load.acknowledged() > 300)
-            .await;
+        load.wait_for_acknowledgements(300).await;
         serve.signal(Signal::KILL);
-        load.until("refusals", || load.refused() > 40).await;
+        load.wait_for_refusals(REFUSALS).await;
         load.stop.store(true, Ordering::Relaxed);
     };
     tokio::join!(load.run(), kill);
@@ -381,17 +397,17 @@ async fn kill_9_under_load_loses_nothing_and_leaves_no_server_behind() {
     let pid_file = folder.path().join("postgres/data/postmaster.pid");
     if let Ok(text) = std::fs::read_to_string(&pid_file) {
         let server = Pid::from_raw(text.lines().next().unwrap().parse().unwrap()).unwrap();
-        eventually("the server is gone", async || is_gone(server)).await;
+        eventually("the server has exited", async || has_exited(server)).await;
     }
 
     let again = Serve::on_folder(folder.path(), &[]);
-    again.logged("the database is ready");
-    let url = Embedded::running(&folder.path().join("postgres")).unwrap();
+    again.wait_for_log("the database is ready");
+    let url = EmbeddedPostgres::running_url(&folder.path().join("postgres")).unwrap();
     let load = Load {
         webhook: again.webhook.clone(),
         ..load
     };
-    load.settle(&url).await;
+    load.check_database(&url).await;
 }
 
 #[tokio::test]
@@ -399,13 +415,16 @@ async fn a_restart_right_after_kill_9_finds_its_database() {
     let folder = tempfile::tempdir().unwrap();
     for _ in 0..3 {
         let mut serve = Serve::on_folder(folder.path(), &[]);
-        serve.logged("the database is ready");
+        serve.wait_for_log("the database is ready");
         serve.signal(Signal::KILL);
         serve.wait();
     }
     let mut last = Serve::on_folder(folder.path(), &[]);
-    last.logged("the database is ready");
+    last.wait_for_log("the database is ready");
     last.signal(Signal::TERM);
     assert_eq!(last.wait().code(), Some(0));
-    assert_eq!(Embedded::running(&folder.path().join("postgres")), None);
+    assert_eq!(
+        EmbeddedPostgres::running_url(&folder.path().join("postgres")),
+        None
+    );
 }

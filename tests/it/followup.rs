@@ -1,11 +1,12 @@
-//! Asking Meta for the cause: at once, within bounds, again, and never twice at a time.
+//! Look-ups of the cause: the first starts at once, they repeat within limits, and two look-ups of
+//! a number never run at the same time.
 
 use std::time::Duration as StdDuration;
 
 use lockwatch::graph::{Graph, GraphSettings, Tokens};
 use lockwatch::meta::compose::StatusCallback;
 use lockwatch::meta::health::{Answer, LookupResult};
-use lockwatch::meta::signature::{HEADER, sign};
+use lockwatch::meta::signature::{SIGNATURE_HEADER, sign};
 use lockwatch::simulator::{Scenario, Simulator};
 use lockwatch::store::claims;
 use lockwatch::store::conclusion::{self, SavedCheck};
@@ -17,17 +18,17 @@ use tokio::time::Instant;
 
 use crate::support::database::TestDatabase;
 use crate::support::{
-    ACCESS_TOKEN, APP_SECRET, NUMBER, OTHER_NUMBER, TestApp, WABA, eventually, service, waba,
+    ACCESS_TOKEN, APP_SECRET, NUMBER, OTHER_NUMBER, TestApp, WABA, eventually, start_service, waba,
 };
 
-/// An app whose usual number answers these.
-async fn app_with(script: impl IntoIterator<Item = Scenario>) -> TestApp {
+/// Starts an app whose test number gives these answers.
+async fn start_with_answers(script: impl IntoIterator<Item = Scenario>) -> TestApp {
     let app = TestApp::start().await;
-    app.simulator.script(NUMBER, script);
+    app.simulator.set_scenarios(NUMBER, script);
     app
 }
 
-/// The minutes until the only number is looked up again.
+/// The minutes until the next look-up of the only number.
 async fn minutes_until_due(app: &TestApp) -> i64 {
     app.count(
         "select round(extract(epoch from check_due_at - now()) / 60)::bigint from affected_numbers",
@@ -36,10 +37,10 @@ async fn minutes_until_due(app: &TestApp) -> i64 {
 }
 
 #[tokio::test]
-async fn the_first_look_up_starts_within_a_second_of_the_first_failure() {
+async fn a_new_incident_is_looked_up_within_a_second() {
     let app = TestApp::start().await;
-    app.fail("warm-up of another account's").await;
-    app.eventually("the first look-up", async || {
+    app.fail("warm-up of another account").await;
+    app.eventually("the warm-up is looked up", async || {
         app.simulator.requests().len() == 1
     })
     .await;
@@ -50,19 +51,19 @@ async fn the_first_look_up_starts_within_a_second_of_the_first_failure() {
             .into_body(),
     )
     .await;
-    app.eventually("the second look-up", async || {
+    app.eventually("the new incident is looked up", async || {
         app.simulator.requests().len() == 2
     })
     .await;
     let took = app.simulator.requests()[1].at - started;
     assert!(
         took < StdDuration::from_millis(900),
-        "woken, not only polled: {took:?}"
+        "the failure must wake the follow-up: {took:?}"
     );
 }
 
 #[tokio::test]
-async fn every_cause_is_found_and_names_its_evidence() {
+async fn every_cause_is_found_with_its_evidence() {
     for (scenario, cause, entity, code) in [
         (Scenario::Payment, "payment", Some("WABA"), Some(141_006)),
         (
@@ -84,14 +85,14 @@ async fn every_cause_is_found_and_names_its_evidence() {
             None,
         ),
         (Scenario::Available, "unreported", None, None),
-        (Scenario::CallingNoise, "unreported", None, None),
+        (Scenario::CallingBlocked, "unreported", None, None),
         (Scenario::NoHealth, "lookup_denied", None, None),
         (Scenario::ExpiredToken, "lookup_denied", None, None),
         (Scenario::UnknownNode, "lookup_denied", None, None),
     ] {
-        let app = app_with([scenario.clone()]).await;
+        let app = start_with_answers([scenario.clone()]).await;
         app.fail("a").await;
-        let incident = app.caused(cause).await;
+        let incident = app.wait_for_cause(cause).await;
         assert_eq!(
             incident.cause_entity_type.as_deref(),
             entity,
@@ -99,42 +100,46 @@ async fn every_cause_is_found_and_names_its_evidence() {
         );
         assert_eq!(incident.cause_error_code, code, "{scenario:?}");
         assert!(incident.cause_recorded_at.is_some() && incident.cause_summary.is_some());
-        let evidence = "select count(*) from incidents i join health_checks c on c.id = i.cause_check_id and c.response is not null";
+        let evidence = "select count(*) from incidents i
+                          join health_checks c on c.id = i.cause_check_id
+                                              and c.response is not null";
         assert_eq!(app.count(evidence).await, 1, "{scenario:?}");
     }
 }
 
 #[tokio::test]
-async fn calling_noise_is_not_taken_for_a_block() {
-    let app = app_with([Scenario::CallingNoise]).await;
+async fn a_calling_restriction_is_not_a_lockout() {
+    let app = start_with_answers([Scenario::CallingBlocked]).await;
     app.fail("a").await;
-    app.caused("unreported").await;
+    app.wait_for_cause("unreported").await;
     assert_eq!(
         app.checks().await[0].can_send_message.as_deref(),
         Some("AVAILABLE"),
-        "the root said BLOCKED"
+        "the root of the answer was BLOCKED"
     );
 }
 
 #[tokio::test]
 async fn after_two_server_errors_the_third_answer_is_the_cause() {
-    let app = app_with([
+    let app = start_with_answers([
         Scenario::ServerError,
         Scenario::ServerError,
         Scenario::Payment,
     ])
     .await;
     app.fail("a").await;
-    app.eventually("a first error", async || {
+    app.eventually("the first error is saved", async || {
         app.count("select count(*) from health_checks").await == 1
     })
     .await;
     assert_eq!(app.incident().await.cause, "pending");
-    let due = "select count(*) from affected_numbers where check_due_at - now() between interval '3 seconds' and interval '10 seconds'";
-    assert_eq!(app.count(due).await, 1, "backoff from five seconds");
-    app.next_check(Duration::seconds(10)).await;
-    app.next_check(Duration::seconds(30)).await;
-    app.caused("payment").await;
+    let due_soon = "select count(*) from affected_numbers
+                     where check_due_at - now() between interval '3 seconds'
+                                                    and interval '10 seconds'";
+    assert_eq!(app.count(due_soon).await, 1, "backoff starts at 5 s");
+    app.run_next_check(Duration::seconds(10)).await;
+    app.run_next_check(Duration::seconds(30)).await;
+    app.wait_for_cause("payment").await;
     let outcomes: Vec<_> = app
         .checks()
         .await
@@ -145,15 +150,15 @@ async fn after_two_server_errors_the_third_answer_is_the_cause() {
 }
 
 #[tokio::test]
-async fn a_throttled_account_is_asked_again_when_meta_says_and_not_before() {
-    let app = app_with([Scenario::Throttled(19), Scenario::Payment]).await;
+async fn a_throttled_account_waits_as_long_as_meta_says() {
+    let app = start_with_answers([Scenario::Throttled(19), Scenario::Payment]).await;
     app.fail("a").await;
-    app.eventually("a first answer", async || {
+    app.eventually("the first answer is saved", async || {
         app.count("select count(*) from health_checks").await == 1
     })
     .await;
     assert_eq!(app.checks().await[0].outcome, "throttled");
-    // Another number of the same account has to wait as well.
+    // Another number of the same account must wait as well.
     app.deliver(
         &StatusCallback::new()
             .failed(WABA, OTHER_NUMBER, "b")
@@ -171,43 +176,48 @@ async fn a_throttled_account_is_asked_again_when_meta_says_and_not_before() {
     );
     assert_eq!(app.simulator.requests().len(), 1);
     app.let_time_pass(Duration::minutes(1)).await;
-    app.caused("payment").await;
-    app.eventually("both numbers", async || app.simulator.requests().len() == 3)
-        .await;
+    app.wait_for_cause("payment").await;
+    app.eventually("both numbers are looked up", async || {
+        app.simulator.requests().len() == 3
+    })
+    .await;
 }
 
 #[tokio::test]
-async fn a_refused_look_up_is_recorded_and_tried_again_hourly() {
-    let app = app_with([Scenario::ExpiredToken, Scenario::Payment]).await;
+async fn a_refused_look_up_is_recorded_and_repeated_hourly() {
+    let app = start_with_answers([Scenario::ExpiredToken, Scenario::Payment]).await;
     app.fail("a").await;
-    let incident = app.caused("lookup_denied").await;
+    let incident = app.wait_for_cause("lookup_denied").await;
     assert!(incident.cause_summary.unwrap().contains("(190)"));
     assert!((54..=66).contains(&minutes_until_due(&app).await));
-    app.next_check(Duration::minutes(67)).await;
-    app.caused("payment").await;
+    app.run_next_check(Duration::minutes(67)).await;
+    app.wait_for_cause("payment").await;
 }
 
 #[tokio::test]
-async fn while_open_it_is_asked_after_5_15_30_and_then_every_60_minutes() {
-    let app = app_with([Scenario::Payment]).await;
+async fn look_ups_repeat_after_5_15_30_and_then_60_minutes() {
+    let app = start_with_answers([Scenario::Payment]).await;
     app.fail("a").await;
-    app.caused("payment").await;
+    app.wait_for_cause("payment").await;
     for pause in [5, 15, 30, 60, 60] {
         let due = minutes_until_due(&app).await;
         assert!(
             (pause * 9 / 10..=pause * 11 / 10 + 1).contains(&due),
             "{due} minutes instead of {pause}"
         );
-        app.fail(&format!("a later failure moves nothing {pause}"))
-            .await;
-        assert!((minutes_until_due(&app).await - due).abs() <= 1);
-        app.next_check(Duration::minutes(due + 1)).await;
+        app.fail(&format!("later {pause}")).await;
+        let due_after_failure = minutes_until_due(&app).await;
+        assert!(
+            (due_after_failure - due).abs() <= 1,
+            "a later failure must not change the time of the next look-up"
+        );
+        app.run_next_check(Duration::minutes(due + 1)).await;
     }
 }
 
 #[tokio::test]
-async fn a_found_cause_stays_when_the_token_expires_or_meta_falls_silent() {
-    let app = app_with([
+async fn a_found_cause_survives_answers_without_one() {
+    let app = start_with_answers([
         Scenario::Policy,
         Scenario::ExpiredToken,
         Scenario::NoHealth,
@@ -215,9 +225,9 @@ async fn a_found_cause_stays_when_the_token_expires_or_meta_falls_silent() {
     ])
     .await;
     app.fail("a").await;
-    app.caused("policy_violation").await;
+    app.wait_for_cause("policy_violation").await;
     for _ in 0..3 {
-        app.next_check(Duration::hours(2)).await;
+        app.run_next_check(Duration::hours(2)).await;
         let incident = app.incident().await;
         assert_eq!(
             (incident.cause.as_str(), incident.cause_error_code),
@@ -228,13 +238,13 @@ async fn a_found_cause_stays_when_the_token_expires_or_meta_falls_silent() {
 }
 
 #[tokio::test]
-async fn without_a_token_the_cause_says_so_and_a_token_given_later_is_used_at_once() {
+async fn a_missing_token_is_reported_until_one_is_given() {
     let database = TestDatabase::create().await;
     let simulator = Simulator::start(ACCESS_TOKEN, APP_SECRET).await.unwrap();
-    simulator.script(NUMBER, [Scenario::Payment]);
+    simulator.set_scenarios(NUMBER, [Scenario::Payment]);
     let app = TestApp::start_with(database, simulator, None).await;
     app.fail("a").await;
-    let incident = app.caused("lookup_denied").await;
+    let incident = app.wait_for_cause("lookup_denied").await;
     assert!(
         incident
             .cause_summary
@@ -245,75 +255,77 @@ async fn without_a_token_the_cause_says_so_and_a_token_given_later_is_used_at_on
     assert_eq!(app.simulator.requests().len(), 0);
 
     let TestApp {
-        service: without,
+        service: without_token,
         simulator,
         db,
         database,
         ..
     } = app;
-    without.stop().await;
-    let _restarted = service(database.database(), &simulator, &[APP_SECRET]).await;
-    let is_found = async || {
-        incidents::list(&db, &IncidentFilter::default(), 1)
+    without_token.stop().await;
+    let _restarted = start_service(database.database(), &simulator, &[APP_SECRET]).await;
+    eventually("the cause is found", async || {
+        let incidents = incidents::list(&db, &IncidentFilter::default(), 1)
             .await
-            .unwrap()[0]
-            .cause
-            == "payment"
-    };
-    eventually("the cause", is_found).await;
+            .unwrap();
+        incidents[0].cause == "payment"
+    })
+    .await;
 }
 
 #[tokio::test]
-async fn a_reason_once_given_is_not_lost_to_a_token_that_expires() {
-    let app = app_with([Scenario::Available, Scenario::ExpiredToken]).await;
+async fn an_unreported_cause_survives_an_expired_token() {
+    let app = start_with_answers([Scenario::Available, Scenario::ExpiredToken]).await;
     app.fail("a").await;
-    app.caused("unreported").await;
-    app.next_check(Duration::hours(2)).await;
+    app.wait_for_cause("unreported").await;
+    app.run_next_check(Duration::hours(2)).await;
     assert_eq!(app.incident().await.cause, "unreported");
 }
 
 #[tokio::test]
-async fn an_account_locked_by_somebody_else_holds_up_no_other() {
+async fn a_locked_row_delays_no_other_account() {
     let app = TestApp::start().await;
     sqlx::raw_sql(
         "insert into accounts values ('old');
-         insert into incidents (waba_id, opened_at, last_failure_at, cause) values ('old', now() - interval '9 days', now() - interval '8 days', 'payment')",
+         insert into incidents (waba_id, opened_at, last_failure_at, cause)
+         values ('old', now() - interval '9 days', now() - interval '8 days', 'payment')",
     )
     .execute(&app.db)
     .await
     .unwrap();
-    let mut somebody = app.db.begin().await.unwrap();
+    let mut locker = app.db.begin().await.unwrap();
     sqlx::query("select from accounts where waba_id = 'old' for update")
-        .execute(&mut *somebody)
+        .execute(&mut *locker)
         .await
         .unwrap();
-    let sweeping = service(app.database.database(), &app.simulator, &[APP_SECRET]).await;
+    let other = start_service(app.database.database(), &app.simulator, &[APP_SECRET]).await;
     app.service.stop().await;
-    let request = app
-        .client
-        .post(format!("http://{}/webhook", sweeping.address));
+    let request = app.client.post(format!("http://{}/webhook", other.address));
     let body = StatusCallback::new()
-        .at(OffsetDateTime::now_utc())
+        .timestamp(OffsetDateTime::now_utc())
         .failed(WABA, NUMBER, "a")
         .into_body();
     request
-        .header(HEADER, sign(APP_SECRET, &body))
+        .header(SIGNATURE_HEADER, sign(APP_SECRET, &body))
         .body(body)
         .send()
         .await
         .unwrap();
     let simulator = &app.simulator;
-    eventually("its look-up", async || simulator.requests().len() == 1).await;
-    somebody.rollback().await.unwrap();
+    eventually("the new account is looked up", async || {
+        simulator.requests().len() == 1
+    })
+    .await;
+    locker.rollback().await.unwrap();
 }
 
 #[tokio::test]
-async fn a_token_that_meta_repeats_is_stored_nowhere() {
-    let app = app_with([Scenario::RepeatsToken]).await;
+async fn a_token_that_meta_repeats_is_not_stored() {
+    let app = start_with_answers([Scenario::TokenInError]).await;
     app.fail("a").await;
-    app.caused("lookup_denied").await;
-    let everything = "select (select string_agg(t::text, ' ') from incidents t) || (select string_agg(t::text, ' ') from health_checks t)";
-    let stored = app.text(everything).await.unwrap();
+    app.wait_for_cause("lookup_denied").await;
+    let all_rows = "select (select string_agg(t::text, ' ') from incidents t)
+                           || (select string_agg(t::text, ' ') from health_checks t)";
+    let stored = app.text(all_rows).await.unwrap();
     assert!(
         stored.contains("Malformed access token [removed]"),
         "{stored}"
@@ -324,7 +336,7 @@ async fn a_token_that_meta_repeats_is_stored_nowhere() {
 #[tokio::test]
 async fn the_proof_is_made_with_the_secret_that_meta_accepts() {
     let simulator = Simulator::start(ACCESS_TOKEN, APP_SECRET).await.unwrap();
-    simulator.script(NUMBER, [Scenario::Payment]);
+    simulator.set_scenarios(NUMBER, [Scenario::Payment]);
     let settings = GraphSettings {
         url: simulator.url(),
         version: "v25.0".into(),
@@ -342,13 +354,13 @@ async fn the_proof_is_made_with_the_secret_that_meta_accepts() {
         assert_eq!(
             simulator.requests().len(),
             requests,
-            "tried once, then remembered"
+            "each secret is tried once, then the right one is remembered"
         );
     }
 }
 
 #[tokio::test]
-async fn a_node_that_is_no_number_is_not_asked_for() {
+async fn an_id_that_is_not_a_number_is_not_looked_up() {
     let app = TestApp::start().await;
     app.deliver(
         &StatusCallback::new()
@@ -356,24 +368,24 @@ async fn a_node_that_is_no_number_is_not_asked_for() {
             .into_body(),
     )
     .await;
-    let incident = app.caused("lookup_denied").await;
+    let incident = app.wait_for_cause("lookup_denied").await;
     assert!(incident.cause_summary.unwrap().contains("not a number"));
     assert_eq!(app.simulator.requests().len(), 0);
 }
 
 #[tokio::test]
-async fn a_look_up_that_ends_after_the_resolution_is_kept_and_changes_nothing() {
-    let slow = Scenario::Slow(StdDuration::from_secs(2), Box::new(Scenario::Payment));
-    let app = app_with([slow]).await;
+async fn a_look_up_after_the_resolution_changes_nothing() {
+    let slow = Scenario::Delayed(StdDuration::from_secs(2), Box::new(Scenario::Payment));
+    let app = start_with_answers([slow]).await;
     app.fail("a").await;
-    app.eventually("a look-up under way", async || {
+    app.eventually("a look-up is in flight", async || {
         app.simulator.requests().len() == 1
     })
     .await;
     resolve_by_hand(&app.db, app.incident().await.id, None)
         .await
         .unwrap();
-    app.eventually("its answer", async || {
+    app.eventually("the answer is saved", async || {
         app.count("select count(*) from health_checks").await == 1
     })
     .await;
@@ -386,11 +398,11 @@ async fn a_look_up_that_ends_after_the_resolution_is_kept_and_changes_nothing() 
 }
 
 #[tokio::test]
-async fn a_number_of_two_incidents_is_looked_up_for_one_after_the_other() {
-    let slow = Scenario::Slow(StdDuration::from_millis(1500), Box::new(Scenario::Payment));
-    let app = app_with([slow]).await;
+async fn look_ups_of_one_number_never_overlap() {
+    let slow = Scenario::Delayed(StdDuration::from_millis(1500), Box::new(Scenario::Payment));
+    let app = start_with_answers([slow]).await;
     app.fail("a").await;
-    app.eventually("a look-up under way", async || {
+    app.eventually("a look-up is in flight", async || {
         app.simulator.requests().len() == 1
     })
     .await;
@@ -399,7 +411,7 @@ async fn a_number_of_two_incidents_is_looked_up_for_one_after_the_other() {
         .unwrap();
     app.fail_at("b", OffsetDateTime::now_utc() + Duration::minutes(1))
         .await;
-    app.eventually("a cause", async || {
+    app.eventually("the cause is found", async || {
         app.incidents().await.last().unwrap().cause == "payment"
     })
     .await;
@@ -413,26 +425,22 @@ async fn a_number_of_two_incidents_is_looked_up_for_one_after_the_other() {
 }
 
 #[tokio::test]
-async fn what_a_lost_claim_saves_is_kept_and_changes_nothing() {
+async fn the_answer_of_a_lost_claim_changes_nothing() {
     let app = TestApp::start().await;
     app.service.stop().await;
     sqlx::raw_sql(
         "insert into accounts values ('1022');
          insert into incidents (waba_id, opened_at, last_failure_at) values ('1022', now(), now());
-         insert into affected_numbers (incident_id, waba_id, phone_number_id, first_failure_at, last_failure_at, failure_count, check_due_at)
+         insert into affected_numbers (incident_id, waba_id, phone_number_id, first_failure_at,
+                                       last_failure_at, failure_count, check_due_at)
          values ((select id from incidents), '1022', '1065', now(), now(), 1, now())",
     )
     .execute(&app.db)
     .await
     .unwrap();
     let lost = claims::claim_due(&app.db, 10, &[]).await.unwrap().remove(0);
-    assert!(
-        claims::claim_due(&app.db, 10, &[])
-            .await
-            .unwrap()
-            .is_empty(),
-        "under a lease"
-    );
+    let claims = claims::claim_due(&app.db, 10, &[]).await.unwrap();
+    assert!(claims.is_empty(), "the lease is still valid");
     sqlx::query("update affected_numbers set check_lease_until = now() - interval '1 second'")
         .execute(&app.db)
         .await
@@ -450,9 +458,7 @@ async fn what_a_lost_claim_saves_is_kept_and_changes_nothing() {
         SavedCheck::Late
     );
     assert!(matches!(
-        conclusion::save(&app.db, &newer, &check, 0.5)
-            .await
-            .unwrap(),
+        conclusion::save(&app.db, &newer, &check, 0.5).await.unwrap(),
         SavedCheck::Concluded(changes) if changes.len() == 1
     ));
     let rows: i64 = sqlx::query_scalar("select count(*) from health_checks")

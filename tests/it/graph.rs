@@ -1,22 +1,24 @@
-//! Whatever Meta or the network answers to a look-up: what is recorded of it, and when it is asked again.
+//! The answers of Meta and of the network to a look-up: the values that are recorded for each, and
+//! the time of the next look-up.
 
 mod classes;
+mod network;
 mod secrets;
-mod wire;
 
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
 
 use lockwatch::meta::compose::StatusCallback;
 use lockwatch::meta::signature::appsecret_proof;
+use lockwatch::store::Pool;
 use time::OffsetDateTime;
 
-use crate::support::wire::{Move, Wire};
+use crate::support::scripted_server::{ScriptedServer, Step};
 use crate::support::{ACCESS_TOKEN, APP_SECRET, TestApp};
 
-/// A number's latest look-up, and what follows from it.
+/// The latest look-up of a number, with its consequences.
 #[derive(Debug, sqlx::FromRow)]
-struct LookedUp {
+struct LookupRow {
     outcome: String,
     http_status: Option<i32>,
     error: Option<String>,
@@ -24,28 +26,39 @@ struct LookedUp {
     cause: String,
     /// Failures in a row.
     failures: i32,
-    /// Seconds from the look-up to the number's next, and to the end of its account's rest.
-    next: f64,
-    rest: Option<f64>,
+    /// Seconds from this look-up to the next one of the number.
+    next_seconds: f64,
+    /// Seconds from this look-up to the end of the account's pause.
+    pause_seconds: Option<f64>,
 }
 
-impl LookedUp {
-    /// It told nothing, and is asked again soon: after full jitter over five seconds, doubled each time.
+impl LookupRow {
+    /// The look-up gave no information and is repeated soon: full jitter over five seconds, doubled
+    /// with each failure.
     #[track_caller]
-    fn is_unreachable(&self, what: &str) {
+    fn assert_unreachable(&self, case: &str) {
         let longest = (5.0 * 2_f64.powi(self.failures)).min(900.0);
-        self.is("unreachable", "pending", 4.0..=longest, what);
-        assert_eq!(self.rest, None, "{what}");
+        self.assert_result("unreachable", "pending", 4.0..=longest, case);
+        assert_eq!(self.pause_seconds, None, "{case}");
     }
 
     #[track_caller]
-    fn is(&self, outcome: &str, cause: &str, next: RangeInclusive<f64>, what: &str) {
+    fn assert_result(
+        &self,
+        outcome: &str,
+        cause: &str,
+        next_seconds: RangeInclusive<f64>,
+        case: &str,
+    ) {
         assert_eq!(
             (self.outcome.as_str(), self.cause.as_str()),
             (outcome, cause),
-            "{what}: {self:?}"
+            "{case}: {self:?}"
         );
-        assert!(next.contains(&self.next), "{what}: {self:?}");
+        assert!(
+            next_seconds.contains(&self.next_seconds),
+            "{case}: {self:?}"
+        );
     }
 
     fn error(&self) -> &str {
@@ -53,44 +66,50 @@ impl LookedUp {
     }
 }
 
-/// What came of looking up one number for each script, each of an account of its own.
-struct Round {
-    looked_up: Vec<LookedUp>,
-    wire: Wire,
+/// The rows of all look-ups, and the server that answered them.
+struct Lookups {
+    rows: Vec<LookupRow>,
+    server: ScriptedServer,
 }
 
-fn number(position: usize) -> String {
+fn number_at(position: usize) -> String {
     format!("8{position:04}")
 }
 
-async fn look_up_each(scripts: impl IntoIterator<Item = Vec<Move>>) -> Round {
+/// Looks up one number for each script. Every number has an account of its own.
+async fn look_up_scripts(scripts: impl IntoIterator<Item = Vec<Step>>) -> Lookups {
     let scripts: HashMap<_, _> = scripts
         .into_iter()
         .enumerate()
-        .map(|(n, script)| (number(n), script))
+        .map(|(n, script)| (number_at(n), script))
         .collect();
     let numbers = scripts.len();
-    let wire = Wire::start(scripts).await;
-    let app = TestApp::start_asking(&wire.url).await;
-    let mut callback = StatusCallback::new().at(OffsetDateTime::now_utc());
+    let server = ScriptedServer::start(scripts).await;
+    let app = TestApp::start_with_graph_url(&server.url).await;
+    let mut callback = StatusCallback::new().timestamp(OffsetDateTime::now_utc());
     for n in 0..numbers {
-        callback = callback.failed(&format!("7{n:04}"), &number(n), "x");
+        callback = callback.failed(&format!("7{n:04}"), &number_at(n), "x");
     }
     app.deliver(&callback.into_body()).await;
-    let all = i64::try_from(numbers).unwrap();
-    app.eventually("a look-up of every number", async || {
+    let expected = i64::try_from(numbers).unwrap();
+    app.eventually("every number is looked up", async || {
         app.count("select count(distinct phone_number_id) from health_checks")
             .await
-            == all
+            == expected
     })
     .await;
     app.service.stop().await;
+    assert_no_secret_is_stored(&app.db).await;
+    Lookups {
+        rows: latest_look_ups(&app.db).await,
+        server,
+    }
+}
 
-    let everything = "select (select string_agg(t::text, ' ') from incidents t) || (select string_agg(t::text, ' ') from health_checks t)";
-    let stored: String = sqlx::query_scalar(everything)
-        .fetch_one(&app.db)
-        .await
-        .unwrap();
+async fn assert_no_secret_is_stored(db: &Pool) {
+    let all_rows = "select (select string_agg(t::text, ' ') from incidents t)
+                           || (select string_agg(t::text, ' ') from health_checks t)";
+    let stored: String = sqlx::query_scalar(all_rows).fetch_one(db).await.unwrap();
     for secret in [
         ACCESS_TOKEN,
         APP_SECRET,
@@ -99,18 +118,22 @@ async fn look_up_each(scripts: impl IntoIterator<Item = Vec<Move>>) -> Round {
     ] {
         assert!(!stored.contains(secret), "{secret} is in {stored}");
     }
-    let looked_up = sqlx::query_as(
-        "select distinct on (phone_number_id) c.outcome, c.http_status, c.error, c.duration_ms, i.cause,
-                n.check_failures as failures, extract(epoch from n.check_due_at - c.checked_at)::float8 as next,
-                extract(epoch from a.lookups_paused_until - c.checked_at)::float8 as rest
+}
+
+async fn latest_look_ups(db: &Pool) -> Vec<LookupRow> {
+    sqlx::query_as(
+        "select distinct on (phone_number_id)
+                c.outcome, c.http_status, c.error, c.duration_ms, i.cause,
+                n.check_failures as failures,
+                extract(epoch from n.check_due_at - c.checked_at)::float8 as next_seconds,
+                extract(epoch from a.lookups_paused_until - c.checked_at)::float8 as pause_seconds
            from health_checks c
            join affected_numbers n using (incident_id, waba_id, phone_number_id)
            join incidents i on i.id = c.incident_id
            join accounts a on a.waba_id = c.waba_id
           order by phone_number_id, c.id desc",
-    );
-    Round {
-        looked_up: looked_up.fetch_all(&app.db).await.unwrap(),
-        wire,
-    }
+    )
+    .fetch_all(db)
+    .await
+    .unwrap()
 }

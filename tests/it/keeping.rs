@@ -4,7 +4,7 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 use lockwatch::meta::callback::CallbackContents;
 use lockwatch::meta::compose::StatusCallback;
-use lockwatch::meta::signature::{HEADER, sign};
+use lockwatch::meta::signature::{SIGNATURE_HEADER, sign};
 use lockwatch::simulator::{Scenario, Simulator};
 use lockwatch::store::bodies::{self, Bodies, NewCapture};
 use lockwatch::store::record::{self, Item, RecorderConnection};
@@ -15,13 +15,13 @@ use time::OffsetDateTime;
 use crate::support::database::TestDatabase;
 use crate::support::process::Serve;
 use crate::support::{
-    ACCESS_TOKEN, APP_SECRET, NUMBER, TestApp, WABA, client, eventually, one_failure, service,
+    ACCESS_TOKEN, APP_SECRET, NUMBER, TestApp, WABA, client, eventually, one_failure, start_service,
 };
 
 async fn post(serve: &Serve, secret: &str, body: &[u8]) -> StatusCode {
     let request = client()
         .post(&serve.webhook)
-        .header(HEADER, sign(secret, body))
+        .header(SIGNATURE_HEADER, sign(secret, body))
         .body(body.to_vec());
     request.send().await.unwrap().status()
 }
@@ -31,7 +31,7 @@ async fn a_callback_with_a_lockout_is_kept_once_with_all_that_is_known() {
     let database = TestDatabase::create().await;
     let secrets = format!("an-old-secret-of-the-tests,{APP_SECRET}");
     let serve = Serve::on_database(&database.url, &[("META_APP_SECRET", &secrets)]);
-    serve.logged("the database is ready");
+    serve.wait_for_log("the database is ready");
     let body = StatusCallback::new()
         .failed(WABA, NUMBER, "1")
         .failed("1033", "2077", "2")
@@ -80,7 +80,7 @@ fn failures(message_ids: &[&str]) -> Vec<u8> {
     let at = OffsetDateTime::UNIX_EPOCH + time::Duration::days(20_000);
     message_ids
         .iter()
-        .fold(StatusCallback::new().at(at), |callback, id| {
+        .fold(StatusCallback::new().timestamp(at), |callback, id| {
             callback.failed(WABA, NUMBER, id)
         })
         .into_body()
@@ -110,7 +110,7 @@ async fn a_body_is_one_row_whatever_is_new_in_it() {
 #[tokio::test]
 async fn a_body_that_comes_to_two_replicas_at_once_is_one_row() {
     let app = TestApp::start().await;
-    let other = service(app.database.database(), &app.simulator, &[APP_SECRET]).await;
+    let other = start_service(app.database.database(), &app.simulator, &[APP_SECRET]).await;
     let bodies: Vec<Vec<u8>> = (0..8)
         .map(|n| failures(&[&format!("{n}"), &format!("{}", n + 1)]))
         .chain((0..8).map(|n| format!("{{\"entry\":131031,\"n\":{n}}}").into_bytes()))
@@ -124,7 +124,7 @@ async fn a_body_that_comes_to_two_replicas_at_once_is_one_row() {
         let request = app
             .client
             .post(url)
-            .header(HEADER, sign(APP_SECRET, body))
+            .header(SIGNATURE_HEADER, sign(APP_SECRET, body))
             .body(body.clone());
         assert_eq!(request.send().await.unwrap().status(), StatusCode::OK);
     }))
@@ -156,7 +156,7 @@ async fn a_body_that_came_before_captures_were_kept_is_kept_from_then_on() {
     let body = failures(&["1", "2"]);
     for (setting, times) in [("off", 2), ("lockouts", 3)] {
         let serve = Serve::on_database(&database.url, &[("LOCKWATCH_CAPTURE", setting)]);
-        serve.logged("the database is ready");
+        serve.wait_for_log("the database is ready");
         for _ in 0..times {
             assert_eq!(post(&serve, APP_SECRET, &body).await, StatusCode::OK);
         }
@@ -284,7 +284,7 @@ async fn what_is_kept_is_chosen_by_a_setting() {
     ] {
         let database = TestDatabase::create().await;
         let serve = Serve::on_database(&database.url, &[("LOCKWATCH_CAPTURE", setting)]);
-        serve.logged("the database is ready");
+        serve.wait_for_log("the database is ready");
         for body in [&sent, &test_number, &failed, &unreadable] {
             assert_eq!(post(&serve, APP_SECRET, body).await, StatusCode::OK);
         }
@@ -374,7 +374,7 @@ async fn a_refused_value_does_not_count_a_callback_twice() {
 async fn what_is_older_than_its_time_leaves_and_incidents_stay() {
     let simulator = Simulator::start(ACCESS_TOKEN, APP_SECRET).await.unwrap();
     for number in [NUMBER, "2077"] {
-        simulator.script(number, [Scenario::Payment]);
+        simulator.set_scenarios(number, [Scenario::Payment]);
     }
     let app = TestApp::start_on(TestDatabase::create().await, simulator).await;
     for batch in 0..3 {
@@ -421,7 +421,7 @@ async fn what_is_older_than_its_time_leaves_and_incidents_stay() {
     );
 
     let eight = Serve::on_database(&app.database.url, &[("LOCKWATCH_RETENTION_DAYS", "8")]);
-    eight.logged("rows older than 8 days deleted");
+    eight.wait_for_log("rows older than 8 days deleted");
     let left = async || {
         (
             count("failed_deliveries").await,

@@ -1,12 +1,12 @@
-//! Which incident a failure belongs to, and when an incident is over.
+//! The life of an incident: the incident that a failure belongs to, and the end of an incident.
 
 use futures_util::future::join_all;
 use lockwatch::lockout::change::{Change, ChangeKind};
 use lockwatch::lockout::incident::Resolution;
 use lockwatch::meta::compose::StatusCallback;
 use lockwatch::simulator::Scenario;
-use lockwatch::store::incident_life::{ManualResolution, resolve_by_hand};
-use lockwatch::store::incidents::numbers;
+use lockwatch::store::incident_life::{ManualResolution, resolve_by_hand, resolve_quiet};
+use lockwatch::store::incidents::list_numbers;
 use time::{Duration, OffsetDateTime};
 
 use crate::support::{NUMBER, OTHER_NUMBER, TestApp, WABA, waba};
@@ -26,7 +26,7 @@ fn resolved(incident_id: i64, resolution: Resolution) -> Change {
 }
 
 #[tokio::test]
-async fn an_incident_spans_its_first_and_last_failure_in_whatever_order_they_come() {
+async fn an_incident_spans_its_first_and_last_failure() {
     let app = TestApp::start().await;
     let (first, last) = (minutes_ago(90), minutes_ago(5));
     for (id, at) in [("b", minutes_ago(30)), ("c", last), ("a", first)] {
@@ -38,7 +38,7 @@ async fn an_incident_spans_its_first_and_last_failure_in_whatever_order_they_com
         (first, last)
     );
     assert_eq!((incident.failure_count, incident.resolved_at), (3, None));
-    let number = &numbers(&app.db, &[incident.id], 10).await.unwrap()[&incident.id].top[0];
+    let number = &list_numbers(&app.db, &[incident.id], 10).await.unwrap()[&incident.id].top[0];
     assert_eq!(
         (
             number.first_failure_at,
@@ -50,7 +50,7 @@ async fn an_incident_spans_its_first_and_last_failure_in_whatever_order_they_com
 }
 
 #[tokio::test]
-async fn a_failure_after_the_resolution_opens_an_incident_that_names_the_one_before() {
+async fn a_failure_after_the_resolution_opens_a_new_incident() {
     let app = TestApp::start().await;
     app.fail_at("a", minutes_ago(60)).await;
     let first = app.incident().await;
@@ -81,7 +81,7 @@ async fn a_failure_after_the_resolution_opens_an_incident_that_names_the_one_bef
 }
 
 #[tokio::test]
-async fn a_repetition_after_the_resolution_opens_nothing() {
+async fn a_repeated_failure_opens_no_new_incident() {
     let app = TestApp::start().await;
     let soon = OffsetDateTime::now_utc() + Duration::minutes(5);
     app.fail_at("a", soon).await;
@@ -93,17 +93,17 @@ async fn a_repetition_after_the_resolution_opens_nothing() {
 }
 
 #[tokio::test]
-async fn a_late_failure_joins_the_resolved_incident_it_happened_in_and_asks_nobody() {
+async fn a_late_failure_joins_its_resolved_incident() {
     let app = TestApp::start().await;
     app.fail_at("a", minutes_ago(60)).await;
-    app.caused("unreported").await;
+    app.wait_for_cause("unreported").await;
     let id = app.incident().await.id;
     resolve_by_hand(&app.db, id, None).await.unwrap();
-    let asked = app.simulator.requests().len();
+    let requests = app.simulator.requests().len();
 
     let earlier = minutes_ago(70);
     let late = StatusCallback::new()
-        .at(earlier)
+        .timestamp(earlier)
         .failed(WABA, OTHER_NUMBER, "b")
         .failed(WABA, NUMBER, "c");
     app.deliver(&late.into_body()).await;
@@ -115,90 +115,94 @@ async fn a_late_failure_joins_the_resolved_incident_it_happened_in_and_asks_nobo
             .await,
         0
     );
-    assert_eq!(app.simulator.requests().len(), asked);
+    assert_eq!(
+        app.simulator.requests().len(),
+        requests,
+        "a late failure starts no look-up"
+    );
 }
 
 #[tokio::test]
-async fn resolving_while_failures_stream_in_loses_and_misplaces_none() {
+async fn resolving_under_load_misplaces_no_failure() {
     let app = TestApp::start().await;
-    // Later than any resolution here, so that each failure belongs to the incident that is open.
+    // Later than every resolution here, so that each failure belongs to the open incident.
     let at = OffsetDateTime::now_utc() + Duration::hours(1);
-    sqlx::raw_sql(
-        "create function misplaced() returns trigger language plpgsql as $$ begin
-           if (select resolved_at from incidents where id = new.incident_id) is not null then
-             raise exception 'a failure was put into an incident that is over';
-           end if;
-           return new;
-         end $$;
-         create trigger misplaced before insert on failed_deliveries for each row execute function misplaced()",
-    )
-    .execute(&app.db)
-    .await
-    .unwrap();
-    let stream = async {
+    refuse_misplaced_failures(&app).await;
+    let deliver_all = async {
         for round in 0..20 {
             let ids: Vec<String> = (0..10).map(|n| format!("{round}.{n}")).collect();
             join_all(ids.iter().map(|id| app.fail_at(id, at))).await;
         }
     };
-    let resolving = async {
-        loop {
-            for incident in app
-                .incidents()
-                .await
-                .into_iter()
-                .filter(|incident| incident.resolved_at.is_none())
-            {
-                resolve_by_hand(&app.db, incident.id, None).await.unwrap();
-            }
-        }
-    };
     tokio::select! {
-        () = stream => {}
-        () = resolving => unreachable!("it never ends"),
+        () = deliver_all => {}
+        () = resolve_forever(&app) => unreachable!("it never ends"),
     }
-    assert_eq!(
-        app.count("select count(*) from failed_deliveries").await,
-        200
-    );
+    let deliveries = app.count("select count(*) from failed_deliveries").await;
+    assert_eq!(deliveries, 200);
     let miscounted = "select count(*) from incidents i where failure_count <>
                       (select count(*) from failed_deliveries d where d.incident_id = i.id)";
     assert_eq!(app.count(miscounted).await, 0);
     let miscounted = "select count(*) from affected_numbers n where failure_count <>
-                      (select count(*) from failed_deliveries d where d.incident_id = n.incident_id and d.phone_number_id = n.phone_number_id)";
+                      (select count(*) from failed_deliveries d
+                        where d.incident_id = n.incident_id
+                          and d.phone_number_id = n.phone_number_id)";
     assert_eq!(app.count(miscounted).await, 0);
-    assert!(
-        app.count("select count(*) from incidents").await > 1,
-        "some were resolved on the way"
-    );
-    assert!(
-        app.count("select count(*) from incidents where resolved_at is null")
-            .await
-            <= 1
-    );
-    let unlinked = "select count(*) from incidents i where id > (select min(id) from incidents) and previous_incident_id is null";
+    let incidents = app.count("select count(*) from incidents").await;
+    assert!(incidents > 1, "some incidents were resolved meanwhile");
+    let open = "select count(*) from incidents where resolved_at is null";
+    assert!(app.count(open).await <= 1);
+    let unlinked = "select count(*) from incidents i
+                     where id > (select min(id) from incidents) and previous_incident_id is null";
     assert_eq!(app.count(unlinked).await, 0);
 }
 
+/// Makes the database refuse a failure of a resolved incident.
+async fn refuse_misplaced_failures(app: &TestApp) {
+    sqlx::raw_sql(
+        "create function misplaced() returns trigger language plpgsql as $$ begin
+           if (select resolved_at from incidents where id = new.incident_id) is not null then
+             raise exception 'a failure was put into a resolved incident';
+           end if;
+           return new;
+         end $$;
+         create trigger misplaced before insert on failed_deliveries
+           for each row execute function misplaced()",
+    )
+    .execute(&app.db)
+    .await
+    .unwrap();
+}
+
+async fn resolve_forever(app: &TestApp) {
+    loop {
+        for incident in app.incidents().await {
+            if incident.resolved_at.is_none() {
+                resolve_by_hand(&app.db, incident.id, None).await.unwrap();
+            }
+        }
+    }
+}
+
 #[tokio::test]
-async fn once_paid_the_incident_recovers_and_still_says_payment() {
+async fn a_recovered_incident_keeps_its_cause() {
     let app = TestApp::start().await;
-    app.simulator.script(
+    app.simulator.set_scenarios(
         NUMBER,
         [Scenario::Payment, Scenario::Payment, Scenario::Available],
     );
     app.fail_at("a", minutes_ago(1)).await;
-    app.caused("payment").await;
+    app.wait_for_cause("payment").await;
     for _ in 0..2 {
-        app.next_check(Duration::hours(2)).await;
+        app.run_next_check(Duration::hours(2)).await;
         assert_eq!(
             app.incident().await.resolved_at,
             None,
-            "still locked, or clear only once"
+            "still blocked, or clear only once"
         );
     }
-    app.next_check(Duration::hours(2)).await;
-    app.eventually("recovery", async || {
+    app.run_next_check(Duration::hours(2)).await;
+    app.eventually("the incident is recovered", async || {
         app.incident()
             .await
             .resolution
@@ -220,11 +224,11 @@ async fn once_paid_the_incident_recovers_and_still_says_payment() {
 }
 
 #[tokio::test]
-async fn every_number_must_be_clear_and_a_failure_starts_the_wait_anew() {
+async fn recovery_needs_every_number_clear_since_the_last_failure() {
     let app = TestApp::start().await;
     app.simulator
-        .script(NUMBER, [Scenario::Payment, Scenario::Available]);
-    app.simulator.script(
+        .set_scenarios(NUMBER, [Scenario::Payment, Scenario::Available]);
+    app.simulator.set_scenarios(
         OTHER_NUMBER,
         [
             Scenario::Payment,
@@ -234,20 +238,20 @@ async fn every_number_must_be_clear_and_a_failure_starts_the_wait_anew() {
         ],
     );
     let both = StatusCallback::new()
-        .at(minutes_ago(1))
+        .timestamp(minutes_ago(1))
         .failed(WABA, NUMBER, "1")
         .failed(WABA, OTHER_NUMBER, "2");
     app.deliver(&both.into_body()).await;
-    let checks = async |n: i64| {
-        app.eventually("checks", async || {
+    let wait_for_checks = async |n: i64| {
+        app.eventually("the health checks are saved", async || {
             app.count("select count(*) from health_checks").await >= n
         })
         .await;
     };
-    checks(2).await;
+    wait_for_checks(2).await;
     for round in 2..=3 {
         app.let_time_pass(Duration::hours(2)).await;
-        checks(round * 2).await;
+        wait_for_checks(round * 2).await;
         assert_eq!(
             app.incident().await.resolved_at,
             None,
@@ -255,17 +259,17 @@ async fn every_number_must_be_clear_and_a_failure_starts_the_wait_anew() {
         );
     }
     app.let_time_pass(Duration::hours(2)).await;
-    checks(8).await;
+    wait_for_checks(8).await;
     app.fail("3").await;
     app.let_time_pass(Duration::hours(2)).await;
-    checks(10).await;
+    wait_for_checks(10).await;
     assert_eq!(
         app.incident().await.resolved_at,
         None,
         "one clear check since the failure"
     );
     app.let_time_pass(Duration::hours(2)).await;
-    app.eventually("recovery", async || {
+    app.eventually("the incident is recovered", async || {
         app.incident()
             .await
             .resolution
@@ -277,26 +281,19 @@ async fn every_number_must_be_clear_and_a_failure_starts_the_wait_anew() {
 }
 
 #[tokio::test]
-async fn seven_quiet_days_end_an_incident_whose_cause_is_known() {
+async fn seven_quiet_days_resolve_an_incident_with_a_cause() {
     let app = TestApp::start().await;
     app.fail_at("a", minutes_ago(1)).await;
-    app.caused("unreported").await;
-    // Nobody asks again: another answer would end it first, as recovered.
+    app.wait_for_cause("unreported").await;
+    // No further look-up: another answer would resolve the incident first, as recovered.
     app.execute("update affected_numbers set check_due_at = null")
         .await;
     app.let_time_pass(Duration::days(6)).await;
-    assert_eq!(
-        lockwatch::store::incident_life::resolve_quiet(&app.db)
-            .await
-            .unwrap(),
-        []
-    );
+    assert_eq!(resolve_quiet(&app.db).await.unwrap(), []);
     app.let_time_pass(Duration::days(1)).await;
     let id = app.incident().await.id;
     assert_eq!(
-        lockwatch::store::incident_life::resolve_quiet(&app.db)
-            .await
-            .unwrap(),
+        resolve_quiet(&app.db).await.unwrap(),
         [resolved(id, Resolution::Quiet)]
     );
     assert_eq!(
@@ -310,21 +307,16 @@ async fn seven_quiet_days_end_an_incident_whose_cause_is_known() {
 }
 
 #[tokio::test]
-async fn an_incident_without_its_cause_does_not_end_by_silence() {
+async fn quiet_days_do_not_resolve_an_incident_without_a_cause() {
     let app = TestApp::start().await;
-    app.simulator.script(NUMBER, [Scenario::ServerError]);
+    app.simulator.set_scenarios(NUMBER, [Scenario::ServerError]);
     app.fail_at("a", minutes_ago(8 * 24 * 60)).await;
-    assert_eq!(
-        lockwatch::store::incident_life::resolve_quiet(&app.db)
-            .await
-            .unwrap(),
-        []
-    );
+    assert_eq!(resolve_quiet(&app.db).await.unwrap(), []);
     assert_eq!(app.incident().await.cause, "pending");
 }
 
 #[tokio::test]
-async fn resolving_twice_or_nothing_says_so() {
+async fn resolving_twice_or_an_unknown_incident_is_reported() {
     let app = TestApp::start().await;
     app.fail("a").await;
     let id = app.incident().await.id;

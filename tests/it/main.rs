@@ -1,7 +1,7 @@
 //! The integration tests: real router, real Postgres, real signatures, real processes.
 //!
-//! Without a DATABASE_URL one Postgres is started for the run and gone with it; every test has a
-//! database of its own.
+//! Without DATABASE_URL, the tests start one Postgres for the run, which ends with the run. Every
+//! test has a database of its own.
 
 #![allow(
     unreachable_pub,
@@ -16,11 +16,11 @@ mod captures;
 mod cli;
 mod dashboard;
 mod embedded;
+mod fairness;
+mod fault_history;
 mod faults;
 mod followup;
 mod graph;
-mod history;
-mod hostile;
 mod keeping;
 mod lifecycle;
 mod metrics;
@@ -28,9 +28,9 @@ mod pages;
 mod properties;
 mod recording;
 mod replay;
+mod request_smuggling;
 mod secrets;
-mod siege;
+mod slow_clients;
 mod support;
 mod timeline;
-mod turns;
 mod webhook;

@@ -1,4 +1,4 @@
-//! How large the dashboard's pages become at the worst, and what their pictures are drawn from.
+//! The largest size of the dashboard's pages, and the numbers behind their pictures.
 
 use lockwatch::store::timeline::{Bins, failures_over_time};
 use sqlx::AssertSqlSafe;
@@ -6,72 +6,93 @@ use time::{Duration, OffsetDateTime};
 
 use crate::support::{TestApp, client};
 
-/// What is promised of a page, in bytes.
-const LARGEST: usize = 100_000;
+/// The promised limit of a page.
+const PAGE_BYTES: usize = 100_000;
 
-/// Sixty open incidents and thirty resolved ones, with 40 numbers each, every text as long as its column ever
-/// gets, and lanes that flap at every bin. `filler` is what texts are made of.
-fn worst_case(filler: char) -> String {
-    // A text of so many bytes at the most; an id ends in what tells it from others.
-    let text = |bytes: usize| {
-        format!(
-            "'{}'",
-            String::from(filler).repeat(bytes / filler.len_utf8())
-        )
+/// Inserts sixty open incidents and thirty resolved ones, with 40 numbers each, the longest text
+/// that each column ever gets, and lanes that flap at every bin. `filler` makes up all texts.
+fn worst_case_sql(filler: char) -> String {
+    // Ids are shorter than their limit: a number is appended to tell them apart.
+    let text = |max_bytes: usize| {
+        let repeated = String::from(filler).repeat(max_bytes / filler.len_utf8());
+        format!("'{repeated}'")
     };
     let (short, long, id, answer) = (text(512), text(2048), text(56), text(16 * 1024));
     format!(
         "insert into accounts (waba_id) select {id} || n from generate_series(1, 90) n;
-         insert into incidents (waba_id, opened_at, last_failure_at, resolved_at, resolution, resolution_note,
-                                failure_count, cause, cause_severity, cause_summary, cause_entity_type, cause_entity_id,
-                                cause_error_code, possible_solution, cause_recorded_at, previous_incident_id)
+
+         insert into incidents (waba_id, opened_at, last_failure_at, resolved_at, resolution,
+                                resolution_note, failure_count, cause, cause_severity,
+                                cause_summary, cause_entity_type, cause_entity_id,
+                                cause_error_code, possible_solution, cause_recorded_at,
+                                previous_incident_id)
          select {id} || n, now() - interval '58 minutes', now(), case when n > 60 then now() end,
-                case when n > 60 then 'manual' end, {long}, 1234567, 'other_restriction', {short}, {long} || {long},
-                {short}, {short}, 141006, {long}, now() - interval '57 minutes', 1
+                case when n > 60 then 'manual' end, {long}, 1234567, 'other_restriction', {short},
+                {long} || {long}, {short}, {short}, 141006, {long},
+                now() - interval '57 minutes', 1
            from generate_series(1, 90) n;
-         insert into affected_numbers (incident_id, waba_id, phone_number_id, display_phone_number, first_failure_at,
-                                       last_failure_at, failure_count, check_due_at)
-         select id, waba_id, {id} || n, {short}, opened_at, now(), 123456, now() + interval '1 day'
+
+         insert into affected_numbers (incident_id, waba_id, phone_number_id, display_phone_number,
+                                       first_failure_at, last_failure_at, failure_count,
+                                       check_due_at)
+         select id, waba_id, {id} || n, {short}, opened_at, now(), 123456,
+                now() + interval '1 day'
            from incidents, generate_series(1, 40) n;
+
          insert into failures_by_minute (incident_id, waba_id, minute, failure_count)
          select id, waba_id, minute, 1234567
-           from incidents, generate_series(date_trunc('minute', now() - interval '58 minutes'), now(), '1 minute') minute;
+           from incidents,
+                generate_series(date_trunc('minute', now() - interval '58 minutes'), now(),
+                                '1 minute') minute;
+
          insert into failures_by_hour (incident_id, waba_id, hour, failure_count)
          select incident_id, waba_id, date_bin('1 hour', minute, 'epoch'), sum(failure_count)
            from failures_by_minute group by 1, 2, 3;
-         insert into failed_deliveries (incident_id, waba_id, phone_number_id, message_id, recipient_id, participant_id,
-                                        failed_at, received_at, error_code, error_title, error_message, error_details,
+
+         insert into failed_deliveries (incident_id, waba_id, phone_number_id, message_id,
+                                        recipient_id, participant_id, failed_at, received_at,
+                                        error_code, error_title, error_message, error_details,
                                         callback_data, digest)
-         select id, waba_id, {id} || n, {short}, {short}, {short}, now(), now(), 131031, {long}, {long}, {long}, {long},
-                sha256((id + n * 1000)::text::bytea)
+         select id, waba_id, {id} || n, {short}, {short}, {short}, now(), now(), 131031, {long},
+                {long}, {long}, {long}, sha256((id + n * 1000)::text::bytea)
            from incidents, generate_series(1, 40) n;
-         insert into health_checks (incident_id, waba_id, phone_number_id, checked_at, outcome, http_status,
-                                    can_send_message, entities, response, error, duration_ms)
-         select incident_id, n.waba_id, phone_number_id, opened_at + minute * interval '1 minute' - interval '30 seconds',
-                'answered', 200, case when minute % 2 = 0 then 'BLOCKED' else {short} end,
+
+         insert into health_checks (incident_id, waba_id, phone_number_id, checked_at, outcome,
+                                    http_status, can_send_message, entities, response, error,
+                                    duration_ms)
+         select incident_id, n.waba_id, phone_number_id,
+                opened_at + minute * interval '1 minute' - interval '30 seconds', 'answered', 200,
+                case when minute % 2 = 0 then 'BLOCKED' else {short} end,
                 case when minute = 58 then
-                  (select jsonb_agg(jsonb_build_object('entity_type', {short}, 'id', {short}, 'can_send_message', {short},
-                                                       'additional_info', array[{long}, {long}, {long}],
-                                                       'errors', array[error, error, error]))
+                  (select jsonb_agg(jsonb_build_object(
+                            'entity_type', {short}, 'id', {short}, 'can_send_message', {short},
+                            'additional_info', array[{long}, {long}, {long}],
+                            'errors', array[error, error, error]))
                      from generate_series(1, 16),
-                          jsonb_build_object('error_code', 141006, 'error_description', {long}) error) end,
+                          jsonb_build_object('error_code', 141006,
+                                             'error_description', {long}) error) end,
                 {answer}, {long}, 12345
            from affected_numbers n
            join incidents i on i.id = incident_id, generate_series(1, 58) minute
-          where incident_id in (1, 90) and phone_number_id in (select {id} || n from generate_series(10, 18) n)
+          where incident_id in (1, 90)
+            and phone_number_id in (select {id} || n from generate_series(10, 18) n)
           order by 4;
+
          update affected_numbers set failure_count = 234567
           where phone_number_id in (select phone_number_id from health_checks);
-         update incidents set cause_check_id = (select max(id) from health_checks where incident_id = incidents.id)"
+
+         update incidents
+            set cause_check_id = (select max(id) from health_checks
+                                   where incident_id = incidents.id)"
     )
 }
 
 #[tokio::test]
-async fn a_page_stays_under_100_kb_whatever_meta_sends() {
+async fn a_page_stays_under_100_kb_with_the_longest_texts() {
     // A quote grows sixfold in HTML; an emoji has four bytes.
     for filler in ['"', '👹', 'x'] {
         let app = TestApp::start().await;
-        sqlx::raw_sql(AssertSqlSafe(worst_case(filler)))
+        sqlx::raw_sql(AssertSqlSafe(worst_case_sql(filler)))
             .execute(&app.db)
             .await
             .unwrap();
@@ -93,20 +114,20 @@ async fn a_page_stays_under_100_kb_whatever_meta_sends() {
                 .error_for_status()
                 .unwrap();
             let size = answer.bytes().await.unwrap().len();
-            assert!(size < LARGEST, "{page} of {filler:?} has {size} bytes");
+            assert!(size < PAGE_BYTES, "{page} of {filler:?} has {size} bytes");
         }
     }
 }
 
 #[tokio::test]
-async fn a_failure_is_drawn_in_the_bin_it_happened_in() {
+async fn failures_are_counted_in_the_bin_of_their_time() {
     let app = TestApp::start().await;
     let start = (OffsetDateTime::now_utc() - Duration::days(2)).replace_time(time::Time::MIDNIGHT);
     for (minutes, id) in [(0, "a"), (59, "b"), (60, "c"), (119, "d"), (299, "e")] {
         app.fail_at(id, start + Duration::minutes(minutes)).await;
     }
     let id = app.incident().await.id;
-    // Half hours come from minutes; an hour, and more of them, from hours.
+    // Bins of half an hour are counted from minutes, larger ones from hours.
     for (width, count, expected) in [
         (60, 4, vec![2, 2, 0, 1]),
         (120, 3, vec![4, 0, 1]),

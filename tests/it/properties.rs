@@ -1,4 +1,4 @@
-//! What holds for every input, tried on many that nobody would write by hand.
+//! Properties that hold for every input, tried on many random inputs.
 
 use std::collections::HashSet;
 
@@ -19,11 +19,11 @@ use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 use tokio::runtime::Runtime;
 
-use crate::captures::bodies;
+use crate::captures::load_bodies;
 use crate::support::TestApp;
 
-/// So many cases; one that fails is shown, not filed.
-fn cases(cases: u32) -> ProptestConfig {
+/// The settings for this number of cases. A failing case is printed, not saved in a file.
+fn config(cases: u32) -> ProptestConfig {
     ProptestConfig {
         cases,
         failure_persistence: None,
@@ -32,9 +32,9 @@ fn cases(cases: u32) -> ProptestConfig {
     }
 }
 
-/// Bytes that are nothing, and bodies of Meta's with some bytes replaced.
+/// Random bytes, and bodies of captures with some bytes replaced.
 fn any_body() -> impl Strategy<Value = Vec<u8>> {
-    let bodies: Vec<Vec<u8>> = bodies().into_iter().map(|(_, body)| body).collect();
+    let bodies: Vec<Vec<u8>> = load_bodies().into_iter().map(|(_, body)| body).collect();
     let damaged = (
         prop::sample::select(bodies),
         vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
@@ -50,33 +50,36 @@ fn any_body() -> impl Strategy<Value = Vec<u8>> {
 }
 
 #[test]
-fn whatever_comes_is_read_without_a_panic_and_twice_the_same() {
+fn any_body_is_parsed_twice_with_the_same_result() {
     let now = OffsetDateTime::now_utc();
-    proptest!(cases(500), |(body in any_body(), status in any::<u16>())| {
+    proptest!(config(500), |(body in any_body(), status in any::<u16>())| {
         let _ = Signature::parse(&body);
         let _ = Capture::from_line(&body);
         let answer = health::parse_answer(status, std::str::from_utf8(&body).ok(), &body);
         prop_assert_eq!(answer, health::parse_answer(status, std::str::from_utf8(&body).ok(), &body));
         let body = Bytes::from(body);
-        let read = || format!("{:?}", CallbackContents::parse(&body, now));
-        prop_assert_eq!(read(), read());
+        let parse = || format!("{:?}", CallbackContents::parse(&body, now));
+        prop_assert_eq!(parse(), parse());
     });
 }
 
 #[test]
-fn what_is_signed_verifies_and_nothing_else_does() {
-    proptest!(cases(300), |(body in any_body(), other in any_body(), keys in [".{1,80}", ".{1,80}"])| {
+fn only_the_signed_body_and_its_key_verify() {
+    let keys = [".{1,80}", ".{1,80}"];
+    proptest!(config(300), |(body in any_body(), other in any_body(), keys in keys)| {
         let verifier = |key: &String| Verifier::new(&[SecretString::from(key.clone())]);
         let signature = Signature::parse(sign(&keys[0], &body).as_bytes()).unwrap();
         prop_assert_eq!(verifier(&keys[0]).verify(&body, &signature), Some(0));
-        prop_assert_eq!(verifier(&keys[0]).verify(&other, &signature).is_some(), other == body);
-        // HMAC fills short keys up with NUL (RFC 2104), so these are the same key.
-        let same = keys[0].trim_end_matches('\0') == keys[1].trim_end_matches('\0');
-        prop_assert_eq!(verifier(&keys[1]).verify(&body, &signature).is_some(), same);
+        let verifies_other = verifier(&keys[0]).verify(&other, &signature).is_some();
+        prop_assert_eq!(verifies_other, other == body);
+        // HMAC pads short keys with NUL (RFC 2104), so these are the same key.
+        let is_same_key = keys[0].trim_end_matches('\0') == keys[1].trim_end_matches('\0');
+        let verifies_with_other_key = verifier(&keys[1]).verify(&body, &signature).is_some();
+        prop_assert_eq!(verifies_with_other_key, is_same_key);
     });
 }
 
-/// JSON that no sane sender writes, as text.
+/// The text of a JSON value that no correct sender writes.
 fn odd_json() -> impl Strategy<Value = String> {
     let texts = prop_oneof![
         "\\PC{0,20}".prop_map(|text| json!(text).to_string()),
@@ -119,7 +122,7 @@ fn odd_json() -> impl Strategy<Value = String> {
     })
 }
 
-/// A field as Meta writes it, mostly; else odd, doubled, or not there.
+/// A field, mostly as Meta writes it. Otherwise it is odd, doubled, or missing.
 fn field(
     name: &'static str,
     proper: impl Strategy<Value = String> + 'static,
@@ -135,71 +138,39 @@ fn field(
 }
 
 fn object(fields: impl Strategy<Value = Vec<String>> + 'static) -> BoxedStrategy<String> {
-    let join = |fields: Vec<String>| {
-        let fields: Vec<String> = fields
-            .into_iter()
-            .filter(|field| !field.is_empty())
-            .collect();
-        format!("{{{}}}", fields.join(","))
-    };
-    fields.prop_map(join).boxed()
+    fields
+        .prop_map(|mut fields| {
+            fields.retain(|field| !field.is_empty());
+            format!("{{{}}}", fields.join(","))
+        })
+        .boxed()
 }
 
-fn list(element: impl Strategy<Value = String> + 'static, most: usize) -> BoxedStrategy<String> {
-    vec(element, 1..=most)
+fn list(
+    element: impl Strategy<Value = String> + 'static,
+    max_length: usize,
+) -> BoxedStrategy<String> {
+    vec(element, 1..=max_length)
         .prop_map(|elements| format!("[{}]", elements.join(",")))
         .boxed()
 }
 
-fn hostile_callback() -> impl Strategy<Value = Vec<u8>> {
-    let text = || "[a-zé\\\\\"\u{0}]{0,12}".prop_map(|text| json!(text).to_string());
-    let id = || "[0-9]{1,2}".prop_map(|id| format!("\"{id}\""));
-    let code = prop::sample::select(vec!["131031", "\"131031\"", "131031.0", "131026"])
-        .prop_map(str::to_owned);
-    let error = object(
-        [
-            field("code", code),
-            field("title", text()),
-            field("message", text()),
-            field("error_data", text()),
-        ]
-        .to_vec(),
-    );
-    let status = object(
-        [
-            field(
-                "id",
-                "wamid\\.[A-Z0-9]{1,4}".prop_map(|id| format!("\"{id}\"")),
-            ),
-            field(
-                "status",
-                prop_oneof![9 => Just("\"failed\""), 1 => Just("\"sent\"")].prop_map(str::to_owned),
-            ),
-            field("timestamp", any::<i64>().prop_map(|at| format!("\"{at}\""))),
-            field("recipient_id", text()),
-            field("recipient_participant_id", text()),
-            field("biz_opaque_callback_data", text()),
-            field("errors", list(error, 2)),
-        ]
-        .to_vec(),
-    );
+/// A callback with odd, doubled and missing fields, sometimes with a byte that is not UTF-8.
+fn odd_callback() -> impl Strategy<Value = Vec<u8>> {
     let metadata = object(
         [
-            field("phone_number_id", id()),
-            field("display_phone_number", text()),
+            field("phone_number_id", odd_id()),
+            field("display_phone_number", odd_text()),
         ]
         .to_vec(),
     );
-    let value = object(
-        [
-            field("metadata", metadata),
-            field("statuses", list(status, 4)),
-        ]
-        .to_vec(),
-    );
-    let change = object([field("field", text()), field("value", value)].to_vec());
-    let entry = object([field("id", id()), field("changes", list(change, 2))].to_vec());
-    let body = object([field("object", text()), field("entry", list(entry, 3))].to_vec());
+    let statuses = list(odd_status(), 4);
+    let value = object([field("metadata", metadata), field("statuses", statuses)].to_vec());
+    let change = object([field("field", odd_text()), field("value", value)].to_vec());
+    let changes = list(change, 2);
+    let entry = object([field("id", odd_id()), field("changes", changes)].to_vec());
+    let entries = list(entry, 3);
+    let body = object([field("object", odd_text()), field("entry", entries)].to_vec());
     let damage = prop::option::weighted(0.1, any::<prop::sample::Index>());
     (body, damage).prop_map(|(body, damage)| {
         let mut body = body.into_bytes();
@@ -211,66 +182,114 @@ fn hostile_callback() -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
+fn odd_status() -> BoxedStrategy<String> {
+    let code = prop::sample::select(vec!["131031", "\"131031\"", "131031.0", "131026"])
+        .prop_map(str::to_owned);
+    let error = object(
+        [
+            field("code", code),
+            field("title", odd_text()),
+            field("message", odd_text()),
+            field("error_data", odd_text()),
+        ]
+        .to_vec(),
+    );
+    let id = "wamid\\.[A-Z0-9]{1,4}".prop_map(|id| format!("\"{id}\""));
+    let status =
+        prop_oneof![9 => Just("\"failed\""), 1 => Just("\"sent\"")].prop_map(str::to_owned);
+    let timestamp = any::<i64>().prop_map(|at| format!("\"{at}\""));
+    object(
+        [
+            field("id", id),
+            field("status", status),
+            field("timestamp", timestamp),
+            field("recipient_id", odd_text()),
+            field("recipient_participant_id", odd_text()),
+            field("biz_opaque_callback_data", odd_text()),
+            field("errors", list(error, 2)),
+        ]
+        .to_vec(),
+    )
+}
+
+fn odd_text() -> impl Strategy<Value = String> {
+    "[a-zé\\\\\"\u{0}]{0,12}".prop_map(|text| json!(text).to_string())
+}
+
+fn odd_id() -> impl Strategy<Value = String> {
+    "[0-9]{1,2}".prop_map(|id| format!("\"{id}\""))
+}
+
+/// The distinct parts of callbacks that were posted: an account, and a digest of the part.
+#[derive(Debug, Default)]
+struct PostedParts {
+    failures: HashSet<(String, Vec<u8>)>,
+    unreadable: HashSet<(Option<String>, Vec<u8>)>,
+}
+
+impl PostedParts {
+    fn add(&mut self, body: &[u8]) {
+        let findings =
+            CallbackContents::parse(&Bytes::copy_from_slice(body), OffsetDateTime::now_utc());
+        for failure in findings.failures {
+            self.failures
+                .insert((failure.waba_id.to_string(), failure.digest.to_vec()));
+        }
+        for part in findings.unreadable {
+            let waba_id = part.waba_id.map(|waba_id| waba_id.to_string());
+            self.unreadable
+                .insert((waba_id, Sha256::digest(part.bytes).to_vec()));
+        }
+    }
+
+    fn counts(&self) -> (i64, i64) {
+        (self.failures.len() as i64, self.unreadable.len() as i64)
+    }
+}
+
 #[test]
-fn what_is_taken_can_be_stored() {
+fn every_accepted_part_can_be_stored() {
     let runtime = Runtime::new().unwrap();
     let app = runtime.block_on(TestApp::start());
-    let (mut failures, mut unreadable) = (HashSet::new(), HashSet::new());
-    let mut runner = TestRunner::new(cases(150));
-    let strategy = vec(hostile_callback(), 1..4);
+    let mut posted = PostedParts::default();
+    let mut runner = TestRunner::new(config(150));
+    let strategy = vec(odd_callback(), 1..4);
     for _ in 0..runner.config().cases {
         let bodies = strategy.new_tree(&mut runner).unwrap().current();
         for body in &bodies {
-            let findings =
-                CallbackContents::parse(&Bytes::copy_from_slice(body), OffsetDateTime::now_utc());
-            failures.extend(
-                findings
-                    .failures
-                    .into_iter()
-                    .map(|failure| (failure.waba_id, failure.digest)),
-            );
-            unreadable.extend(
-                findings
-                    .unreadable
-                    .into_iter()
-                    .map(|part| (part.waba_id, Sha256::digest(part.bytes).to_vec())),
-            );
+            posted.add(body);
         }
         runtime.block_on(async {
             stream::iter(&bodies)
                 .for_each_concurrent(None, async |body| app.deliver(body).await)
                 .await;
             let stored = app.count("select count(*) from failed_deliveries").await;
-            let kept = app.count("select count(*) from quarantine").await;
-            assert_eq!(
-                (stored, kept),
-                (failures.len() as i64, unreadable.len() as i64),
-                "after {bodies:?}"
-            );
+            let quarantined = app.count("select count(*) from quarantine").await;
+            assert_eq!((stored, quarantined), posted.counts(), "after {bodies:?}");
         });
     }
+    let (failures, unreadable) = posted.counts();
     assert!(
-        failures.len() > 100 && unreadable.len() > 100,
-        "{} and {}",
-        failures.len(),
-        unreadable.len()
+        failures > 100 && unreadable > 100,
+        "too few cases: {failures} and {unreadable}"
     );
     let miscounted = "select count(*) from incidents i where failure_count <>
                       (select count(*) from failed_deliveries d where d.incident_id = i.id)";
     assert_eq!(runtime.block_on(app.count(miscounted)), 0);
 }
 
-/// One failure of a history: which of three accounts, which of its numbers, which message.
+/// One failure of a history: the positions of its account (of three), its number and its message.
 type Failure = (usize, usize, usize);
 
-/// Failures, and the same in another order, in other batches, some of them again.
-fn history_and_retelling() -> impl Strategy<Value = (Vec<Failure>, Vec<Vec<Failure>>)> {
+/// A history of failures, and the same failures in another order and in batches, some of them
+/// repeated.
+fn history_and_batches() -> impl Strategy<Value = (Vec<Failure>, Vec<Vec<Failure>>)> {
     let history = vec((0..3_usize, 0..2_usize, 0..8_usize), 1..25);
     history.prop_flat_map(|history| {
-        let again = vec(prop::sample::select(history.clone()), 0..10);
-        let all = again.prop_map({
+        let repeated = vec(prop::sample::select(history.clone()), 0..10);
+        let all = repeated.prop_map({
             let history = history.clone();
-            move |again| [history.clone(), again].concat()
+            move |repeated| [history.clone(), repeated].concat()
         });
         let batches = (all.prop_shuffle(), 1..8_usize)
             .prop_map(|(all, size)| all.chunks(size).map(<[_]>::to_vec).collect());
@@ -278,34 +297,49 @@ fn history_and_retelling() -> impl Strategy<Value = (Vec<Failure>, Vec<Vec<Failu
     })
 }
 
-/// A callback with these failures, of accounts with this prefix. When each happened follows from which it is.
-fn told(prefix: &str, failures: &[Failure], now: OffsetDateTime) -> Vec<u8> {
-    let add = |callback: StatusCallback, (account, number, message): &Failure| {
-        let at =
-            now - time::Duration::seconds((account * 700 + number * 90 + message * 500) as i64);
-        let id = format!("wamid.{message}");
-        callback
-            .at(at)
-            .failed(&format!("{prefix}{account}"), &format!("10{number}"), &id)
-    };
-    failures.iter().fold(StatusCallback::new(), add).into_body()
+/// A callback with these failures, of accounts with this prefix. The failure itself decides its
+/// time.
+fn callback_with(prefix: &str, failures: &[Failure], now: OffsetDateTime) -> Vec<u8> {
+    let mut callback = StatusCallback::new();
+    for (account, number, message) in failures {
+        let seconds_ago = account * 700 + number * 90 + message * 500;
+        callback = callback
+            .timestamp(now - time::Duration::seconds(seconds_ago as i64))
+            .failed(
+                &format!("{prefix}{account}"),
+                &format!("10{number}"),
+                &format!("wamid.{message}"),
+            );
+    }
+    callback.into_body()
 }
 
-/// All that is recorded about the accounts with this prefix, apart from how and when it came.
-async fn end_of(app: &TestApp, prefix: &str) -> Vec<String> {
+/// The records of the accounts with this prefix, without the order and the time of their arrival.
+async fn recorded_state(app: &TestApp, prefix: &str) -> Vec<String> {
     sqlx::query_scalar(
-        "with of as (select id as incident, substr(waba_id, 1 + length($1)) as account, i.* from incidents i where starts_with(waba_id, $1))
-         select format('incident %s %s %s %s %s', account, opened_at, last_failure_at, failure_count, resolved_at) from of
+        "with own as (
+           select id as incident, substr(waba_id, 1 + length($1)) as account, i.*
+             from incidents i where starts_with(waba_id, $1)
+         )
+         select format('incident %s %s %s %s %s',
+                       account, opened_at, last_failure_at, failure_count, resolved_at)
+           from own
          union all
-         select format('number %s %s %s %s %s %s', account, n.phone_number_id, n.display_phone_number, n.first_failure_at, n.last_failure_at, n.failure_count)
-           from of join affected_numbers n on n.incident_id = of.incident
+         select format('number %s %s %s %s %s %s',
+                       account, n.phone_number_id, n.display_phone_number,
+                       n.first_failure_at, n.last_failure_at, n.failure_count)
+           from own join affected_numbers n on n.incident_id = own.incident
          union all
-         select format('delivery %s %s %s %s %s %s', account, d.phone_number_id, d.message_id, d.recipient_id, d.failed_at, d.error_details)
-           from of join failed_deliveries d on d.incident_id = of.incident
+         select format('delivery %s %s %s %s %s %s',
+                       account, d.phone_number_id, d.message_id,
+                       d.recipient_id, d.failed_at, d.error_details)
+           from own join failed_deliveries d on d.incident_id = own.incident
          union all
-         select format('minute %s %s %s', account, m.minute, m.failure_count) from of join failures_by_minute m on m.incident_id = of.incident
+         select format('minute %s %s %s', account, m.minute, m.failure_count)
+           from own join failures_by_minute m on m.incident_id = own.incident
          union all
-         select format('hour %s %s %s', account, h.hour, h.failure_count) from of join failures_by_hour h on h.incident_id = of.incident
+         select format('hour %s %s %s', account, h.hour, h.failure_count)
+           from own join failures_by_hour h on h.incident_id = own.incident
           order by 1",
     )
     .bind(prefix)
@@ -319,23 +353,25 @@ fn any_order_and_any_batches_end_in_the_same_state() {
     let runtime = Runtime::new().unwrap();
     let app = runtime.block_on(TestApp::start());
     let now = OffsetDateTime::now_utc().replace_nanosecond(0).unwrap();
-    let mut runner = TestRunner::new(cases(40));
+    let mut runner = TestRunner::new(config(40));
     for case in 0..runner.config().cases {
-        let (history, retelling) = history_and_retelling()
-            .new_tree(&mut runner)
-            .unwrap()
-            .current();
-        let [once, again] = ["1", "2"].map(|variant| format!("{variant}{case:0>4}"));
+        let tree = history_and_batches().new_tree(&mut runner).unwrap();
+        let (history, batches) = tree.current();
+        let [once, batched] = ["1", "2"].map(|variant| format!("{variant}{case:0>4}"));
         runtime.block_on(async {
-            app.deliver(&told(&once, &history, now)).await;
-            let deliver =
-                async |failures: &Vec<Failure>| app.deliver(&told(&again, failures, now)).await;
-            stream::iter(&retelling)
-                .for_each_concurrent(4, deliver)
+            app.deliver(&callback_with(&once, &history, now)).await;
+            stream::iter(&batches)
+                .for_each_concurrent(4, async |failures: &Vec<Failure>| {
+                    app.deliver(&callback_with(&batched, failures, now)).await;
+                })
                 .await;
-            let end = end_of(&app, &once).await;
-            assert!(!end.is_empty());
-            assert_eq!(end_of(&app, &again).await, end, "{history:?} {retelling:?}");
+            let expected = recorded_state(&app, &once).await;
+            assert!(!expected.is_empty());
+            assert_eq!(
+                recorded_state(&app, &batched).await,
+                expected,
+                "{history:?} {batches:?}"
+            );
         });
     }
 }

@@ -1,8 +1,8 @@
-//! Failed deliveries become rows: each exactly once, whatever comes with it, however it is sent.
+//! Failed deliveries are recorded exactly once, for any batch, order and repetition.
 
 use futures_util::future::join_all;
 use lockwatch::meta::compose::StatusCallback;
-use lockwatch::meta::signature::{HEADER, sign};
+use lockwatch::meta::signature::{SIGNATURE_HEADER, sign};
 use lockwatch::simulator::{Scenario, Simulator};
 use reqwest::StatusCode;
 use serde_json::{Value, json};
@@ -19,13 +19,22 @@ fn now() -> OffsetDateTime {
 }
 
 #[tokio::test]
-async fn a_failure_is_stored_with_what_meta_said_about_it() {
+async fn a_failure_is_stored_with_every_field_from_meta() {
     let app = TestApp::start().await;
     let status = json!({
-        "id": "wamid.1", "status": "failed", "timestamp": "1763399138", "recipient_id": "16505551234",
-        "recipient_participant_id": "16505550000", "biz_opaque_callback_data": "campaign-42",
-        "errors": [{"code": "131031", "title": "Business Account locked", "message": "locked",
-                    "error_data": {"details": "Business account has been locked."}}]});
+        "id": "wamid.1",
+        "status": "failed",
+        "timestamp": "1763399138",
+        "recipient_id": "16505551234",
+        "recipient_participant_id": "16505550000",
+        "biz_opaque_callback_data": "campaign-42",
+        "errors": [{
+            "code": "131031",
+            "title": "Business Account locked",
+            "message": "locked",
+            "error_data": {"details": "Business account has been locked."},
+        }],
+    });
     app.deliver(
         &StatusCallback::new()
             .status(WABA, NUMBER, status)
@@ -51,8 +60,11 @@ async fn a_failure_is_stored_with_what_meta_said_about_it() {
     ] {
         assert_eq!(row[column], value, "{column}");
     }
-    let times = "select count(*) from failed_deliveries where failed_at = to_timestamp(1763399138) and received_at > now() - interval '1 minute'";
-    assert_eq!(app.count(times).await, 1);
+    let with_times = "
+        select count(*) from failed_deliveries
+         where failed_at = to_timestamp(1763399138)
+           and received_at > now() - interval '1 minute'";
+    assert_eq!(app.count(with_times).await, 1);
     assert_eq!(
         app.text("select display_phone_number from affected_numbers")
             .await
@@ -65,7 +77,7 @@ async fn a_failure_is_stored_with_what_meta_said_about_it() {
 async fn a_repeated_callback_changes_nothing() {
     let app = TestApp::start().await;
     let body = StatusCallback::new()
-        .at(now())
+        .timestamp(now())
         .failed(WABA, NUMBER, "a")
         .failed(WABA, NUMBER, "b")
         .into_body();
@@ -73,7 +85,7 @@ async fn a_repeated_callback_changes_nothing() {
         app.deliver(&body).await;
     }
     let other_batch = StatusCallback::new()
-        .at(now())
+        .timestamp(now())
         .failed(WABA, NUMBER, "b")
         .failed(WABA, OTHER_NUMBER, "b")
         .into_body();
@@ -89,39 +101,45 @@ async fn a_repeated_callback_changes_nothing() {
     );
 }
 
-/// Minutes and hours of incidents whose count is not that of their deliveries.
+/// Counts the minutes and hours of incidents whose count differs from their deliveries.
 const MISCOUNTED: &str = "
     select (select count(*)
-              from (select incident_id, date_bin('1 minute', failed_at, 'epoch') as minute, count(*) as n
+              from (select incident_id, date_bin('1 minute', failed_at, 'epoch') as minute,
+                           count(*) as n
                       from failed_deliveries group by 1, 2) d
               full join failures_by_minute m using (incident_id, minute)
              where m.failure_count is distinct from d.n)
          + (select count(*)
-              from (select incident_id, date_bin('1 hour', failed_at, 'epoch') as hour, count(*) as n
+              from (select incident_id, date_bin('1 hour', failed_at, 'epoch') as hour,
+                           count(*) as n
                       from failed_deliveries group by 1, 2) d
               full join failures_by_hour h using (incident_id, hour)
              where h.failure_count is distinct from d.n)";
 
+/// The body of a callback with failures, each with an id and its age in seconds.
+fn failures_by_age(failures: &[(&str, i64)]) -> Vec<u8> {
+    let mut callback = StatusCallback::new();
+    for (id, seconds) in failures {
+        let at = now() - time::Duration::seconds(*seconds);
+        callback = callback.timestamp(at).failed(WABA, NUMBER, id);
+    }
+    callback.into_body()
+}
+
 #[tokio::test]
-async fn failures_are_counted_by_minute_and_hour_whenever_and_however_often_they_come() {
+async fn late_and_repeated_failures_are_counted_in_their_minute() {
     let app = TestApp::start().await;
-    let at = |seconds: i64| now() - time::Duration::seconds(seconds);
-    let callback = |failures: &[(&str, i64)]| {
-        let add = |callback: StatusCallback, (id, ago): &(&str, i64)| {
-            callback.at(at(*ago)).failed(WABA, NUMBER, id)
-        };
-        failures.iter().fold(StatusCallback::new(), add).into_body()
-    };
     for body in [
-        callback(&[("a", 9200), ("b", 9200), ("c", 100)]),
-        callback(&[("d", 30)]),
+        failures_by_age(&[("a", 9200), ("b", 9200), ("c", 100)]),
+        failures_by_age(&[("d", 30)]),
     ] {
         app.deliver(&body).await;
         app.deliver(&body).await;
     }
     app.execute("update incidents set resolved_at = now(), resolution = 'manual'")
         .await;
-    app.deliver(&callback(&[("late", 150), ("a", 9200)])).await;
+    app.deliver(&failures_by_age(&[("late", 150), ("a", 9200)]))
+        .await;
     assert_eq!(
         app.count("select sum(failure_count)::bigint from failures_by_minute")
             .await,
@@ -131,24 +149,24 @@ async fn failures_are_counted_by_minute_and_hour_whenever_and_however_often_they
 }
 
 #[tokio::test]
-async fn an_incident_resolved_while_a_batch_waits_for_its_account_takes_nothing_more() {
+async fn an_incident_resolved_meanwhile_gets_no_more_failures() {
     let app = TestApp::start().await;
     app.fail("first").await;
-    app.caused("unreported").await;
-    // As whoever resolves does it: the account first, then the incident.
-    let mut somebody = app.db.begin().await.unwrap();
+    app.wait_for_cause("unreported").await;
+    // A resolution locks the account first, then the incident.
+    let mut resolution = app.db.begin().await.unwrap();
     sqlx::query("select from accounts for update")
-        .execute(&mut *somebody)
+        .execute(&mut *resolution)
         .await
         .unwrap();
     let resolve = async {
-        app.eventually("the batch waits", async || {
+        app.eventually("the batch waits for the account", async || {
             app.waiting_recorders().await == 1
         })
         .await;
         let sql = "update incidents set resolved_at = now(), resolution = 'manual'";
-        sqlx::query(sql).execute(&mut *somebody).await.unwrap();
-        somebody.commit().await.unwrap();
+        sqlx::query(sql).execute(&mut *resolution).await.unwrap();
+        resolution.commit().await.unwrap();
     };
     let later = OffsetDateTime::now_utc() + time::Duration::seconds(5);
     tokio::join!(app.fail_at("second", later), resolve);
@@ -162,7 +180,7 @@ async fn an_incident_resolved_while_a_batch_waits_for_its_account_takes_nothing_
 }
 
 #[tokio::test]
-async fn a_late_failure_joins_the_incident_it_belongs_to_while_the_next_is_open() {
+async fn a_late_failure_joins_the_incident_of_its_time() {
     let app = TestApp::start().await;
     app.fail("first").await;
     app.execute("update incidents set resolved_at = now(), resolution = 'manual'")
@@ -184,9 +202,9 @@ async fn a_late_failure_joins_the_incident_it_belongs_to_while_the_next_is_open(
 }
 
 #[tokio::test]
-async fn what_fails_at_the_very_commit_is_not_acknowledged() {
+async fn a_batch_that_fails_at_its_commit_is_not_acknowledged() {
     let app = TestApp::start().await;
-    for known in [false, true] {
+    for is_account_known in [false, true] {
         let fails_late = "
             create function fail_late() returns trigger language plpgsql as
                 'begin raise exception using errcode = ''40001''; end';
@@ -196,7 +214,7 @@ async fn what_fails_at_the_very_commit_is_not_acknowledged() {
         assert_eq!(
             app.post(&one_failure("wamid.1")).await.status(),
             StatusCode::SERVICE_UNAVAILABLE,
-            "{known}"
+            "account known: {is_account_known}"
         );
         assert_eq!(
             app.count("select count(*) from failed_deliveries where message_id = 'wamid.1'")
@@ -212,10 +230,10 @@ async fn what_fails_at_the_very_commit_is_not_acknowledged() {
 }
 
 #[tokio::test]
-async fn a_batch_of_several_accounts_and_numbers_is_taken_apart() {
+async fn a_batch_is_divided_by_account_and_number() {
     let app = TestApp::start().await;
     let body = StatusCallback::new()
-        .at(now())
+        .timestamp(now())
         .failed(WABA, NUMBER, "1")
         .sent(WABA, NUMBER, "2")
         .failed(WABA, OTHER_NUMBER, "3")
@@ -227,24 +245,29 @@ async fn a_batch_of_several_accounts_and_numbers_is_taken_apart() {
         .incidents()
         .await
         .into_iter()
-        .map(|i| (i.waba_id.to_string(), i.failure_count))
+        .map(|incident| (incident.waba_id.to_string(), incident.failure_count))
         .collect();
     let expected =
         [(WABA, 2), ("1033", 1), ("phone:3088", 1)].map(|(waba, n)| (waba.to_owned(), n));
     assert_eq!(accounts.len(), 3);
     assert!(
-        expected.iter().all(|one| accounts.contains(one)),
+        expected.iter().all(|account| accounts.contains(account)),
         "{accounts:?}"
     );
     assert_eq!(app.count("select count(*) from affected_numbers").await, 4);
 }
 
 #[tokio::test]
-async fn hostile_elements_cost_no_neighbour_and_are_never_a_503() {
+async fn a_hostile_status_harms_no_other_and_causes_no_503() {
     let app = TestApp::start().await;
     let failed = |id: Value| {
-        json!({"id": id, "status": "failed", "recipient_id": "1\u{0}", "biz_opaque_callback_data": "\u{0}x",
-               "errors": [{"code": 131_031, "title": "a\u{0}b", "message": "m".repeat(10_000)}]})
+        json!({
+            "id": id,
+            "status": "failed",
+            "recipient_id": "1\u{0}",
+            "biz_opaque_callback_data": "\u{0}x",
+            "errors": [{"code": 131_031, "title": "a\u{0}b", "message": "m".repeat(10_000)}],
+        })
     };
     let statuses = [
         failed(json!("nul\u{0}")),
@@ -254,7 +277,7 @@ async fn hostile_elements_cost_no_neighbour_and_are_never_a_503() {
         json!({"errors": "131031"}),
         failed(json!("last")),
     ];
-    let mut callback = StatusCallback::new().at(now());
+    let mut callback = StatusCallback::new().timestamp(now());
     for status in statuses {
         callback = callback.status(WABA, NUMBER, status);
     }
@@ -265,7 +288,10 @@ async fn hostile_elements_cost_no_neighbour_and_are_never_a_503() {
         &format!("\"\\ud800 lone\",\"deep\":{deep},\"huge\":1e999999,\"raw\":\"\u{1}\""),
     );
     let mut body = text.into_bytes();
-    let last = body.windows(4).position(|four| four == b"last").unwrap();
+    let last = body
+        .windows(4)
+        .position(|window| window == b"last")
+        .unwrap();
     body[last] = 0xff;
     app.deliver(&body).await;
     assert_eq!(app.count("select count(*) from failed_deliveries").await, 5);
@@ -275,21 +301,21 @@ async fn hostile_elements_cost_no_neighbour_and_are_never_a_503() {
     assert_eq!(
         app.count("select count(*) from quarantine").await,
         1,
-        "the same bytes are kept once"
+        "the same bytes are quarantined once"
     );
 }
 
 #[tokio::test]
-async fn what_cannot_be_read_is_quarantined_byte_for_byte() {
+async fn an_unreadable_body_is_quarantined_byte_for_byte() {
     let app = TestApp::start().await;
     let body = b"{\"entry\": 131031, \xff}\n";
     app.deliver(body).await;
-    let (kept, reason, account): (Vec<u8>, String, String) =
+    let (quarantined, reason, account): (Vec<u8>, String, String) =
         sqlx::query_as("select body, reason, waba_id from quarantine")
             .fetch_one(&app.db)
             .await
             .unwrap();
-    assert_eq!(kept, body);
+    assert_eq!(quarantined, body);
     assert_eq!(
         (reason.as_str(), account.as_str()),
         ("the body is not a JSON object", "unknown")
@@ -307,11 +333,11 @@ async fn what_cannot_be_read_is_quarantined_byte_for_byte() {
 }
 
 #[tokio::test]
-async fn a_value_that_the_database_refuses_costs_no_neighbour() {
+async fn a_row_that_the_database_refuses_harms_no_other() {
     let app = TestApp::start().await;
     app.execute("alter table failed_deliveries add check (message_id <> 'wamid.poison')")
         .await;
-    let mut callback = StatusCallback::new().at(now());
+    let mut callback = StatusCallback::new().timestamp(now());
     for n in 0..20 {
         callback = callback.failed(WABA, NUMBER, &format!("wamid.{n}"));
         if n == 13 {
@@ -319,8 +345,8 @@ async fn a_value_that_the_database_refuses_costs_no_neighbour() {
         }
     }
     let body = callback.into_body();
-    let beside = one_failure("wamid.beside");
-    let (first, second) = tokio::join!(app.post(&body), app.post(&beside));
+    let neighbour = one_failure("wamid.beside");
+    let (first, second) = tokio::join!(app.post(&body), app.post(&neighbour));
     assert_eq!(
         (first.status(), second.status()),
         (StatusCode::OK, StatusCode::OK)
@@ -330,19 +356,21 @@ async fn a_value_that_the_database_refuses_costs_no_neighbour() {
         21
     );
     assert_eq!(app.incident().await.failure_count, 21);
-    let kept: Vec<u8> = sqlx::query_scalar("select body from quarantine")
+    let quarantined: Vec<u8> = sqlx::query_scalar("select body from quarantine")
         .fetch_one(&app.db)
         .await
         .unwrap();
-    assert_eq!(kept, body);
+    assert_eq!(quarantined, body);
 }
 
 #[tokio::test]
-async fn many_refused_or_unreadable_elements_are_kept_as_one_body() {
+async fn many_bad_statuses_are_quarantined_as_one_body() {
     let app = TestApp::start().await;
     app.execute("alter table failed_deliveries add check (message_id not like 'poison%')")
         .await;
-    let mut callback = StatusCallback::new().at(now()).failed(WABA, NUMBER, "good");
+    let mut callback = StatusCallback::new()
+        .timestamp(now())
+        .failed(WABA, NUMBER, "good");
     for n in 0..100 {
         callback = callback.failed(WABA, NUMBER, &format!("poison.{n}"));
     }
@@ -350,7 +378,9 @@ async fn many_refused_or_unreadable_elements_are_kept_as_one_body() {
     assert_eq!(app.count("select count(*) from failed_deliveries").await, 1);
     assert_eq!(app.count("select count(*) from quarantine").await, 1);
 
-    let mut callback = StatusCallback::new().at(now()).failed(WABA, NUMBER, "HERE");
+    let mut callback = StatusCallback::new()
+        .timestamp(now())
+        .failed(WABA, NUMBER, "HERE");
     for _ in 0..1000 {
         callback = callback.status(
             WABA,
@@ -359,46 +389,50 @@ async fn many_refused_or_unreadable_elements_are_kept_as_one_body() {
         );
     }
     let mut body = callback.into_body();
-    let here = body.windows(4).position(|four| four == b"HERE").unwrap();
-    body[here] = 0xff;
+    let marker = body
+        .windows(4)
+        .position(|window| window == b"HERE")
+        .unwrap();
+    body[marker] = 0xff;
     app.deliver(&body).await;
     assert_eq!(app.count("select count(*) from failed_deliveries").await, 2);
     assert_eq!(app.count("select count(*) from quarantine").await, 2);
 }
 
+/// Returns a callback of 3 MB, the most that Meta sends, with 1,000 failures.
+fn largest_callback() -> Vec<u8> {
+    let mut callback = StatusCallback::new().timestamp(now());
+    for n in 0..1000 {
+        let delivered = json!({"id": "x".repeat(1750), "status": "delivered"});
+        callback = callback
+            .failed(WABA, NUMBER, &format!("wamid.{n:0>900}"))
+            .status(WABA, NUMBER, delivered);
+    }
+    let body = callback.into_body();
+    let length = body.len();
+    assert!((2_900_000..3_200_000).contains(&length), "{length} bytes");
+    body
+}
+
 #[tokio::test]
-async fn metas_largest_callback_is_recorded_in_one_go() {
+async fn the_largest_callback_is_recorded_within_64_mib() {
     let database = TestDatabase::create().await;
     let serve = Serve::on_database(&database.url, &[]);
-    let body = {
-        let mut callback = StatusCallback::new().at(now());
-        for n in 0..1000 {
-            callback = callback.failed(WABA, NUMBER, &format!("wamid.{n:0>900}"));
-            callback = callback.status(
-                WABA,
-                NUMBER,
-                json!({"id": "x".repeat(1750), "status": "delivered"}),
-            );
-        }
-        callback.into_body()
-    };
-    assert!(
-        (2_900_000..3_200_000).contains(&body.len()),
-        "{} bytes",
-        body.len()
-    );
+    let body = largest_callback();
     let post = async |body: Vec<u8>| {
         let request = client()
             .post(&serve.webhook)
-            .header(HEADER, sign(APP_SECRET, &body))
+            .header(SIGNATURE_HEADER, sign(APP_SECRET, &body))
             .body(body);
         request.send().await.unwrap().status()
     };
-    let ready = async || post(one_failure("wamid.first")).await == StatusCode::OK;
-    eventually("a first callback", ready).await;
-    let before = peak_memory(serve.child.id());
+    eventually("a first callback is recorded", async || {
+        post(one_failure("wamid.first")).await == StatusCode::OK
+    })
+    .await;
+    let before = peak_memory_kib(serve.child.id());
     assert_eq!(post(body).await, StatusCode::OK);
-    let growth = peak_memory(serve.child.id()) - before;
+    let growth = peak_memory_kib(serve.child.id()) - before;
     assert!(growth < 64 * 1024, "memory grew by {growth} KiB");
     let db = database.database().pool();
     let rows: i64 = sqlx::query_scalar("select failure_count from incidents")
@@ -408,8 +442,8 @@ async fn metas_largest_callback_is_recorded_in_one_go() {
     assert_eq!(rows, 1001);
 }
 
-/// The most memory a process has ever had, in KiB.
-fn peak_memory(pid: u32) -> i64 {
+/// The peak memory of a process so far, in KiB.
+fn peak_memory_kib(pid: u32) -> i64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status
         .lines()
@@ -418,21 +452,48 @@ fn peak_memory(pid: u32) -> i64 {
     line.trim().trim_end_matches(" kB").parse().unwrap()
 }
 
-/// 200 distinct callbacks of 5 accounts, each sent 5 times, all at once, to two processes.
+/// The account and number of the n-th callback: five accounts, with two numbers each.
+fn sender_of(callback: usize) -> (String, String) {
+    let (account, number) = (callback % 5, callback / 5 % 2);
+    (
+        format!("10229012934039{account}"),
+        format!("10654035224{account}{number}"),
+    )
+}
+
+/// Posts 200 distinct callbacks five times each, all at once, to the two processes in turn.
+async fn post_to_both(processes: &[Serve; 2]) {
+    let client = client();
+    let posts = (0..1000).map(|n| {
+        let callback = n % 200;
+        let (account, number) = sender_of(callback);
+        let body = StatusCallback::new()
+            .timestamp(now())
+            .failed(&account, &number, &format!("wamid.{callback}.a"))
+            .failed(&account, &number, &format!("wamid.{callback}.b"))
+            .into_body();
+        let request = client
+            .post(&processes[n / 200 % 2].webhook)
+            .header(SIGNATURE_HEADER, sign(APP_SECRET, &body))
+            .body(body);
+        async move { request.send().await.unwrap().status() }
+    });
+    let answers = join_all(posts).await;
+    assert!(
+        answers.iter().all(|status| *status == StatusCode::OK),
+        "{answers:?}"
+    );
+}
+
 #[tokio::test]
 async fn two_processes_on_one_database_record_each_failure_once() {
     let database = TestDatabase::create().await;
     let simulator = Simulator::start(ACCESS_TOKEN, APP_SECRET).await.unwrap();
-    let accounts: Vec<String> = (0..5).map(|n| format!("10229012934039{n}")).collect();
-    let number = |account: usize, n: usize| format!("10654035224{account}{n}");
-    for account in 0..5 {
-        for n in 0..2 {
-            let slow = Scenario::Slow(
-                std::time::Duration::from_millis(300),
-                Box::new(Scenario::Payment),
-            );
-            simulator.script(&number(account, n), [slow]);
-        }
+    for callback in 0..10 {
+        let (_, number) = sender_of(callback);
+        let delay = std::time::Duration::from_millis(300);
+        let slow = Scenario::Delayed(delay, Box::new(Scenario::Payment));
+        simulator.set_scenarios(&number, [slow]);
     }
     let url = simulator.url();
     let settings = [
@@ -443,38 +504,10 @@ async fn two_processes_on_one_database_record_each_failure_once() {
         Serve::on_database(&database.url, &settings),
         Serve::on_database(&database.url, &settings),
     ];
-    let client = client();
     for process in &processes {
-        process.logged("the database is ready");
+        process.wait_for_log("the database is ready");
     }
-
-    let posts = (0..1000).map(|n| {
-        let callback = n % 200;
-        let (account, n_number) = (callback % 5, callback / 5 % 2);
-        let body = StatusCallback::new()
-            .at(now())
-            .failed(
-                &accounts[account],
-                &number(account, n_number),
-                &format!("wamid.{callback}.a"),
-            )
-            .failed(
-                &accounts[account],
-                &number(account, n_number),
-                &format!("wamid.{callback}.b"),
-            )
-            .into_body();
-        let request = client
-            .post(&processes[n / 200 % 2].webhook)
-            .header(HEADER, sign(APP_SECRET, &body))
-            .body(body);
-        async move { request.send().await.unwrap().status() }
-    });
-    let answers = join_all(posts).await;
-    assert!(
-        answers.iter().all(|status| *status == StatusCode::OK),
-        "{answers:?}"
-    );
+    post_to_both(&processes).await;
 
     let db = database.database().pool();
     let count = async |sql: &'static str| {
@@ -494,14 +527,22 @@ async fn two_processes_on_one_database_record_each_failure_once() {
         count("select count(*) from affected_numbers where failure_count = 40").await,
         10
     );
-    let found = async || count("select count(*) from incidents where cause = 'payment'").await == 5;
-    eventually("five causes", found).await;
+    eventually("five incidents have a cause", async || {
+        count("select count(*) from incidents where cause = 'payment'").await == 5
+    })
+    .await;
     assert_eq!(
         simulator.most_in_flight_per_node(),
         1,
         "one look-up in flight per number"
     );
-    let looked_up = async || count("select count(*) from health_checks").await == 10;
-    eventually("ten look-ups", looked_up).await;
-    assert_eq!(simulator.requests().len(), 10, "and one per number in all");
+    eventually("ten look-ups are recorded", async || {
+        count("select count(*) from health_checks").await == 10
+    })
+    .await;
+    assert_eq!(
+        simulator.requests().len(),
+        10,
+        "one look-up per number in all"
+    );
 }

@@ -1,10 +1,10 @@
-//! Captures leave as files and come back: signed anew or as they were, over HTTP or without.
+//! Captures are exported to files, and replayed over HTTP or into a database.
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write;
+use std::io::{BufRead, BufReader, BufWriter, Write};
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -14,8 +14,8 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use lockwatch::meta::capture::Capture;
 use lockwatch::meta::compose::StatusCallback;
-use lockwatch::meta::signature::{HEADER, Signature, Verifier, sign};
-use rustix::process::Signal;
+use lockwatch::meta::signature::{SIGNATURE_HEADER, Signature, Verifier, sign};
+use rustix::process::{Pid, Signal, kill_process};
 use secrecy::SecretString;
 use sqlx::{Connection, PgConnection};
 use time::OffsetDateTime;
@@ -25,6 +25,7 @@ use crate::support::database::TestDatabase;
 use crate::support::process::{Serve, lockwatch};
 use crate::support::{APP_SECRET, NUMBER, TestApp, WABA, eventually};
 
+/// Runs a command to its end. Returns its exit code, standard output and standard error.
 fn run(command: &mut Command) -> (Option<i32>, String, String) {
     let Output {
         status,
@@ -38,7 +39,7 @@ fn run(command: &mut Command) -> (Option<i32>, String, String) {
     )
 }
 
-/// Exports with these flags.
+/// Exports the captures of a database with these flags.
 fn export(database: &str, flags: &[&str]) -> String {
     let (code, stdout, stderr) =
         run(lockwatch(&[&["captures", "export"], flags].concat()).env("DATABASE_URL", database));
@@ -51,7 +52,12 @@ fn replay(file: &Path, to: &str, flags: &[&str]) -> (Option<i32>, String, String
     run(lockwatch(&arguments).env("META_APP_SECRET", APP_SECRET))
 }
 
-fn write(text: impl AsRef<[u8]>) -> tempfile::NamedTempFile {
+fn replay_into(database: &str, file: &Path) -> (Option<i32>, String, String) {
+    let arguments = ["replay", "--into-database", file.to_str().unwrap()];
+    run(lockwatch(&arguments).env("DATABASE_URL", database))
+}
+
+fn write_jsonl(text: impl AsRef<[u8]>) -> tempfile::NamedTempFile {
     let mut file = tempfile::Builder::new()
         .suffix(".jsonl")
         .tempfile()
@@ -60,8 +66,8 @@ fn write(text: impl AsRef<[u8]>) -> tempfile::NamedTempFile {
     file
 }
 
-/// What was recorded, except ids, and times of receipt where they cannot be the same.
-async fn rows(database: &str, with_receipt: bool) -> Vec<String> {
+/// Every recorded row as text, without ids, and without times of receipt where those differ.
+async fn recorded_rows(database: &str, with_receipt: bool) -> Vec<String> {
     let mut db = PgConnection::connect(database).await.unwrap();
     let receipt = if with_receipt {
         ""
@@ -70,20 +76,25 @@ async fn rows(database: &str, with_receipt: bool) -> Vec<String> {
     };
     let sql = format!(
         "select line from (
-           select 'delivery ' || (to_jsonb(d) - 'id' - 'incident_id' - 'capture_id'{receipt} || jsonb_build_object(
-                    'incident', i.opened_at, 'capture', encode(c.digest, 'hex')))::text as line
+           select 'delivery ' || (to_jsonb(d) - 'id' - 'incident_id' - 'capture_id'{receipt}
+                                  || jsonb_build_object('incident', i.opened_at,
+                                                        'capture', encode(c.digest, 'hex')))::text
+                  as line
              from failed_deliveries d
              join incidents i on i.id = d.incident_id
              left join captures c on c.id = d.capture_id
            union all
-           select 'incident ' || jsonb_build_array(waba_id, opened_at, last_failure_at, failure_count, resolved_at)::text
+           select 'incident ' || jsonb_build_array(waba_id, opened_at, last_failure_at,
+                                                   failure_count, resolved_at)::text
              from incidents
            union all
-           select 'number ' || jsonb_build_array(waba_id, phone_number_id, display_phone_number, first_failure_at,
-                                                 last_failure_at, failure_count)::text
+           select 'number ' || jsonb_build_array(waba_id, phone_number_id, display_phone_number,
+                                                 first_failure_at, last_failure_at,
+                                                 failure_count)::text
              from affected_numbers
            union all
-           select 'capture ' || (to_jsonb(c) - 'id' - 'times_received' - 'app_secret' - 'last_received_at'{receipt})::text
+           select 'capture ' || (to_jsonb(c) - 'id' - 'times_received' - 'app_secret'
+                                 - 'last_received_at'{receipt})::text
              from captures c
            union all
            select 'quarantine ' || (to_jsonb(q) - 'id' - 'capture_id'{receipt})::text
@@ -98,145 +109,169 @@ async fn rows(database: &str, with_receipt: bool) -> Vec<String> {
     rows
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn what_the_demo_recorded_comes_back_the_same_over_http_and_without() {
+/// An export of a demo's captures, with the rows that the demo recorded.
+struct DemoExport {
+    captures: tempfile::NamedTempFile,
+    rows: Vec<String>,
+    rows_without_receipt: Vec<String>,
+}
+
+/// Runs a demo until it has recorded everything, and exports its captures.
+async fn export_demo() -> DemoExport {
     let mut demo = lockwatch(&["demo"]).stdout(Stdio::piped()).spawn().unwrap();
-    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(demo.stdout.take().unwrap()));
-    let line = lines
+    let mut lines = BufReader::new(demo.stdout.take().unwrap()).lines();
+    let psql = lines
         .by_ref()
         .map(Result::unwrap)
         .find(|line| line.starts_with("psql "))
         .unwrap();
-    let url = line.split('\'').nth(1).unwrap().to_owned();
-    let captures = write(export(&url, &[]));
-    let (exact, without_receipt) = (rows(&url, true).await, rows(&url, false).await);
-    rustix::process::kill_process(rustix::process::Pid::from_child(&demo), Signal::INT).unwrap();
+    let url = psql.split('\'').nth(1).unwrap();
+    let export = DemoExport {
+        captures: write_jsonl(export(url, &[])),
+        rows: recorded_rows(url, true).await,
+        rows_without_receipt: recorded_rows(url, false).await,
+    };
+    kill_process(Pid::from_child(&demo), Signal::INT).unwrap();
     lines.for_each(drop);
     assert_eq!(demo.wait().unwrap().code(), Some(0));
-    assert_eq!(
-        exact
-            .iter()
-            .filter(|row| row.starts_with("delivery"))
-            .count(),
-        19
-    );
+    let is_delivery = |row: &&String| row.starts_with("delivery");
+    assert_eq!(export.rows.iter().filter(is_delivery).count(), 19);
+    export
+}
 
+/// The rows up to their signature, which depends on the secret.
+fn without_signatures(rows: &[String]) -> Vec<&str> {
+    rows.iter()
+        .map(|row| row.split("\"signature\"").next().unwrap())
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_over_http_records_the_same_rows() {
+    let demo = export_demo().await;
     let database = TestDatabase::create().await;
     let serve = Serve::on_database(&database.url, &[]);
-    serve.logged("the database is ready");
-    let (code, summary, stderr) = replay(captures.path(), &serve.webhook, &[]);
+    serve.wait_for_log("the database is ready");
+    let (code, summary, stderr) = replay(demo.captures.path(), &serve.webhook, &[]);
     assert_eq!((code, stderr.as_str()), (Some(0), ""), "{summary}");
     assert!(
         summary.starts_with("5 callbacks replayed in ") && summary.contains("\n  200         5\n"),
         "{summary}"
     );
-    // The demo's secret is another one, and so is the signature that was kept.
-    let signatures = |rows: &[String]| {
-        rows.iter()
-            .map(|row| row.split("\"signature\"").next().unwrap().to_owned())
-            .collect::<Vec<_>>()
-    };
+    // The demo has another secret than this server.
     assert_eq!(
-        signatures(&rows(&database.url, false).await),
-        signatures(&without_receipt)
-    );
-
-    let rebuilt = TestDatabase::create().await;
-    let into_database = || {
-        let arguments = [
-            "replay",
-            "--into-database",
-            captures.path().to_str().unwrap(),
-        ];
-        run(lockwatch(&arguments).env("DATABASE_URL", &rebuilt.url))
-    };
-    let (code, summary, stderr) = into_database();
-    assert_eq!((code, stderr.as_str()), (Some(0), ""), "{summary}");
-    assert!(summary.contains("recorded         5"), "{summary}");
-    assert_eq!(
-        rows(&rebuilt.url, true).await,
-        exact,
-        "times of receipt and signatures included"
-    );
-    assert_eq!(into_database().0, Some(0));
-    assert_eq!(
-        rows(&rebuilt.url, true).await,
-        exact,
-        "and again changes nothing"
+        without_signatures(&recorded_rows(&database.url, false).await),
+        without_signatures(&demo.rows_without_receipt)
     );
 }
 
-/// Escapes as Meta writes them, odd white space, and a newline at the end.
-const ODD_BODY: &[u8] = br#"{ "object":"whatsapp_business_account",	"entry" : [{"id":"102290129340398","changes":[{"field":"messages","value":{"metadata":{"display_phone_number":"15550783881","phone_number_id":"106540352242922"},
-  "statuses":[{"id":"wamid.odd","status":"failed","timestamp":"1790000000","recipient_id":"16505551234","biz_opaque_callback_data":"\u00e4 \/ \ud83d\udc4d","errors":[{"code":131031,"title":"Business Account locked"}]}]}}]}]}
-"#;
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_into_a_database_records_the_same_rows() {
+    let demo = export_demo().await;
+    let database = TestDatabase::create().await;
+    let (code, summary, stderr) = replay_into(&database.url, demo.captures.path());
+    assert_eq!((code, stderr.as_str()), (Some(0), ""), "{summary}");
+    assert!(summary.contains("recorded         5"), "{summary}");
+    assert_eq!(
+        recorded_rows(&database.url, true).await,
+        demo.rows,
+        "with times of receipt and signatures"
+    );
+    assert_eq!(replay_into(&database.url, demo.captures.path()).0, Some(0));
+    assert_eq!(
+        recorded_rows(&database.url, true).await,
+        demo.rows,
+        "a second replay changes the rows"
+    );
+}
+
+/// A body with escapes as Meta writes them, odd white space, and a newline at the end.
+const ODD_BODY: &[u8] = concat!(
+    r#"{ "object":"whatsapp_business_account","#,
+    "\t",
+    r#""entry" : [{"id":"102290129340398","changes":[{"field":"messages","#,
+    r#""value":{"metadata":{"display_phone_number":"15550783881","#,
+    r#""phone_number_id":"106540352242922"},"#,
+    "\n  ",
+    r#""statuses":[{"id":"wamid.odd","status":"failed","timestamp":"1790000000","#,
+    r#""recipient_id":"16505551234","#,
+    r#""biz_opaque_callback_data":"\u00e4 \/ \ud83d\udc4d","#,
+    r#""errors":[{"code":131031,"title":"Business Account locked"}]}]}}]}]}"#,
+    "\n",
+)
+.as_bytes();
+
+/// Delivers `ODD_BODY` and exports it.
+async fn export_odd_body(app: &TestApp) -> tempfile::NamedTempFile {
+    app.deliver(ODD_BODY).await;
+    write_jsonl(export(&app.database.url, &[]))
+}
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_body_survives_bit_for_bit_and_its_own_signature_still_fits() {
+async fn an_export_keeps_the_bytes_and_the_signature_of_a_body() {
     let app = TestApp::start().await;
-    app.deliver(ODD_BODY).await;
-    let file = write(export(&app.database.url, &[]));
+    let file = export_odd_body(&app).await;
     let capture = Capture::from_line(&fs::read(file.path()).unwrap()).unwrap();
     assert_eq!(capture.body, ODD_BODY);
     let signature = Signature::parse(capture.signature().unwrap().as_bytes()).unwrap();
-    assert_eq!(
-        Verifier::new(&[SecretString::from(APP_SECRET)]).verify(&capture.body, &signature),
-        Some(0)
-    );
+    let verifier = Verifier::new(&[SecretString::from(APP_SECRET)]);
+    assert_eq!(verifier.verify(&capture.body, &signature), Some(0));
+}
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_with_the_original_signature_needs_no_secret() {
+    let app = TestApp::start().await;
+    let file = export_odd_body(&app).await;
     let other = TestApp::start().await;
-    let flags = ["--original-signature"];
-    let arguments = [
+    let (code, summary, stderr) = run(&mut lockwatch(&[
         "replay",
         file.path().to_str().unwrap(),
         "--to",
         &other.url("/"),
-    ];
-    let (code, summary, stderr) = run(&mut lockwatch(&[&arguments[..], &flags].concat()));
-    assert_eq!(
-        (code, stderr.as_str()),
-        (Some(0), ""),
-        "no secret is needed: {summary}"
-    );
-    let kept: Vec<u8> = sqlx::query_scalar("select body from captures")
+        "--original-signature",
+    ]));
+    assert_eq!((code, stderr.as_str()), (Some(0), ""), "{summary}");
+    let body: Vec<u8> = sqlx::query_scalar("select body from captures")
         .fetch_one(&other.db)
         .await
         .unwrap();
-    assert_eq!(kept, ODD_BODY);
+    assert_eq!(body, ODD_BODY);
     let data = other
         .text("select callback_data from failed_deliveries")
         .await;
     assert_eq!(data.as_deref(), Some("ä / 👍"));
+}
 
-    // Without HTTP the original signature is verified, and a wrong one is told.
-    let rebuilt = TestDatabase::create().await;
-    let verified = |secret| {
-        let arguments = [
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_into_a_database_verifies_the_original_signature() {
+    let app = TestApp::start().await;
+    let file = export_odd_body(&app).await;
+    let database = TestDatabase::create().await;
+    let replay_with_secret = |secret| {
+        let mut command = lockwatch(&[
             "replay",
             "--into-database",
             "--original-signature",
             file.path().to_str().unwrap(),
-        ];
-        run(lockwatch(&arguments).envs([
-            ("DATABASE_URL", rebuilt.url.as_str()),
-            ("META_APP_SECRET", secret),
-        ]))
+        ]);
+        command.env("DATABASE_URL", &database.url);
+        run(command.env("META_APP_SECRET", secret))
     };
-    let (code, summary, _) = verified("another-secret-of-the-tests");
+    let (code, summary, _) = replay_with_secret("another-secret-of-the-tests");
     assert_eq!(code, Some(1));
     assert!(
         summary.contains("refused         1  first") && summary.contains(":1: bad signature"),
         "{summary}"
     );
-    assert_eq!(verified(APP_SECRET).0, Some(0));
+    assert_eq!(replay_with_secret(APP_SECRET).0, Some(0));
     assert_eq!(
-        rows(&rebuilt.url, true).await,
-        rows(&app.database.url, true).await
+        recorded_rows(&database.url, true).await,
+        recorded_rows(&app.database.url, true).await
     );
 }
 
-/// A text with every piece of base64 in it decoded, at every offset.
-fn everything_in(text: &str) -> String {
+/// Returns a text, followed by its base64 decoded from every offset.
+fn with_decoded_base64(text: &str) -> String {
     let mut all = text.to_owned();
     for start in 0..text.len() {
         let rest = &text.as_bytes()[start..];
@@ -251,11 +286,10 @@ fn everything_in(text: &str) -> String {
     all
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_redacted_export_names_no_recipient_and_repeats_what_was_repeated() {
-    let app = TestApp::start().await;
-    for entry in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/captures")).unwrap()
-    {
+/// Delivers every body of `tests/captures`, and the first recorded failure again in another batch.
+async fn deliver_all_captures(app: &TestApp) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/captures");
+    for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         if path
             .extension()
@@ -264,103 +298,133 @@ async fn a_redacted_export_names_no_recipient_and_repeats_what_was_repeated() {
             app.deliver(&fs::read(path).unwrap()).await;
         }
     }
-    // One failure again, in another batch.
-    let repeated: Vec<u8> = sqlx::query_scalar("select body from captures order by id limit 1")
+    let first: Vec<u8> = sqlx::query_scalar("select body from captures order by id limit 1")
         .fetch_one(&app.db)
         .await
         .unwrap();
-    let repeated = String::from_utf8(repeated)
+    let repeated = String::from_utf8(first)
         .unwrap()
         .replacen("{\"object\"", "{ \"object\"", 1);
     app.deliver(repeated.as_bytes()).await;
+}
 
-    let text = export(&app.database.url, &["--redact"]);
-    assert_eq!(
-        text,
-        export(&app.database.url, &["--redact"]),
-        "the same pseudonyms every time"
-    );
-    let bodies: Vec<String> = text
-        .lines()
-        .map(|line| {
-            String::from_utf8(Capture::from_line(line.as_bytes()).unwrap().body.to_vec()).unwrap()
-        })
-        .collect();
-    let everything = everything_in(&bodies.join("\n"));
+/// Returns the recipients of all failed deliveries, as digits where a recipient is mostly digits.
+async fn recorded_recipients(app: &TestApp) -> Vec<String> {
     let recipients: Vec<String> = sqlx::query_scalar(
-        "select distinct recipient from failed_deliveries d, unnest(array[d.recipient_id, d.participant_id]) recipient
+        "select distinct recipient
+           from failed_deliveries d, unnest(array[d.recipient_id, d.participant_id]) recipient
           where recipient is not null",
     )
     .fetch_all(&app.db)
     .await
     .unwrap();
-    assert!(recipients.len() > 20);
+    let mut names = Vec::new();
     for recipient in recipients {
         let digits: String = recipient.chars().filter(char::is_ascii_digit).collect();
-        let name = if digits.len() * 2 > recipient.len() {
-            digits
-        } else {
-            recipient
-        };
-        assert!(!everything.contains(&name), "{name} is left");
+        let is_number = digits.len() * 2 > recipient.len();
+        names.push(if is_number { digits } else { recipient });
+    }
+    names
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redacted_export_names_no_recipient() {
+    let app = TestApp::start().await;
+    deliver_all_captures(&app).await;
+    let text = export(&app.database.url, &["--redact"]);
+    let again = export(&app.database.url, &["--redact"]);
+    assert_eq!(text, again, "the pseudonyms changed");
+    let mut bodies = String::new();
+    for line in text.lines() {
+        let capture = Capture::from_line(line.as_bytes()).unwrap();
+        bodies += std::str::from_utf8(&capture.body).unwrap();
+        bodies.push('\n');
+    }
+    let readable = with_decoded_base64(&bodies);
+    let recipients = recorded_recipients(&app).await;
+    assert!(recipients.len() > 20);
+    for recipient in recipients {
+        assert!(!readable.contains(&recipient), "{recipient} is left");
     }
     assert!(
-        !text.contains(HEADER),
-        "a signature that does not fit is left out"
+        !text.contains(SIGNATURE_HEADER),
+        "the signature no longer fits the body"
     );
+}
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redacted_export_replays_to_the_same_counts() {
+    let app = TestApp::start().await;
+    deliver_all_captures(&app).await;
+    let file = write_jsonl(export(&app.database.url, &["--redact"]));
     let other = TestApp::start().await;
-    let file = write(&text);
     for _ in 0..2 {
         let (code, summary, _) =
             replay(file.path(), &other.url("/webhook"), &["--concurrency", "4"]);
         assert_eq!(code, Some(0), "{summary}");
     }
-    let counts = "select string_agg(waba_id || ' ' || failure_count, ', ' order by waba_id, failure_count) from incidents";
+    let counts = "
+        select string_agg(waba_id || ' ' || failure_count, ', ' order by waba_id, failure_count)
+          from incidents";
     assert_eq!(other.text(counts).await, app.text(counts).await);
     let failures = "select count(*) from failed_deliveries";
     assert_eq!(other.count(failures).await, app.count(failures).await);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn exports_are_filtered_by_time_account_incident_and_quarantine() {
-    let app = TestApp::start().await;
+/// Noon (UTC) of the day before yesterday.
+fn noon() -> OffsetDateTime {
+    OffsetDateTime::now_utc().date().midnight().assume_utc() - time::Duration::hours(36)
+}
+
+/// Delivers three bodies: one with failures of two accounts, which was received at `noon`, one with
+/// a failure of one of them, and one that is quarantined. Returns the first.
+async fn deliver_three_bodies(app: &TestApp) -> Vec<u8> {
     let both = StatusCallback::new()
         .failed(WABA, NUMBER, "1")
         .failed("1033", "2077", "2")
         .into_body();
     app.deliver(&both).await;
-    app.deliver(
-        &StatusCallback::new()
-            .failed("1033", "2077", "3")
-            .into_body(),
-    )
-    .await;
+    let single = StatusCallback::new().failed("1033", "2077", "3");
+    app.deliver(&single.into_body()).await;
     app.deliver(br#"{"entry":[{"id":"77","changes":[131031]}]}"#)
         .await;
-    // Retention is at work: nothing is older than it allows.
-    app.execute("update captures set received_at = date_trunc('day', now(), 'UTC') - interval '36 hours' where failure_count = 2").await;
-    let noon = OffsetDateTime::now_utc().date().midnight().assume_utc() - time::Duration::hours(36);
-    let time = |after: i64| {
-        (noon + time::Duration::seconds(after))
-            .format(&Rfc3339)
-            .unwrap()
+    // The retention job runs: the capture must not be older than it allows.
+    app.execute(
+        "update captures
+            set received_at = date_trunc('day', now(), 'UTC') - interval '36 hours'
+          where failure_count = 2",
+    )
+    .await;
+    both
+}
+
+/// Runs `captures list` with these flags.
+fn list_captures(app: &TestApp, flags: &[&str]) -> (Option<i32>, String, String) {
+    let arguments = [&["captures", "list"], flags].concat();
+    run(lockwatch(&arguments).env("DATABASE_URL", &app.database.url))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_export_is_filtered_by_time_account_and_incident() {
+    let app = TestApp::start().await;
+    deliver_three_bodies(&app).await;
+    let time = |seconds: i64| {
+        let time = noon() + time::Duration::seconds(seconds);
+        time.format(&Rfc3339).unwrap()
     };
-    let day = |after: i64| (noon.date() + time::Duration::days(after)).to_string();
-    let incident = app
-        .incidents()
-        .await
-        .into_iter()
+    let next_day = (noon().date() + time::Duration::DAY).to_string();
+    let incidents = app.incidents().await;
+    let incident = incidents
+        .iter()
         .find(|incident| incident.waba_id == WABA)
         .unwrap()
         .id
         .to_string();
-    let count = |flags: &[&str]| export(&app.database.url, flags).lines().count();
     for (flags, expected) in [
         (&[][..], 3),
-        (&["--since", &day(1)], 2),
+        (&["--since", &next_day], 2),
         (&["--until", &time(1)], 1),
-        (&["--since", &time(0), "--until", &day(1)], 1),
+        (&["--since", &time(0), "--until", &next_day], 1),
         (&["--until", &time(0)], 0),
         (&["--waba-id", "1033"], 2),
         (&["--waba-id", WABA], 1),
@@ -371,15 +435,19 @@ async fn exports_are_filtered_by_time_account_incident_and_quarantine() {
         (&["--quarantined"], 1),
         (&["--quarantined", "--waba-id", WABA], 0),
     ] {
-        assert_eq!(count(flags), expected, "{flags:?}");
+        let exported = export(&app.database.url, flags);
+        assert_eq!(exported.lines().count(), expected, "{flags:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_export_into_a_folder_can_be_replayed() {
+    let app = TestApp::start().await;
+    deliver_three_bodies(&app).await;
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("a/b");
-    let (code, stdout, stderr) =
-        run(
-            lockwatch(&["captures", "export", "--out", out.to_str().unwrap()])
-                .env("DATABASE_URL", &app.database.url),
-        );
+    let mut command = lockwatch(&["captures", "export", "--out", out.to_str().unwrap()]);
+    let (code, stdout, stderr) = run(command.env("DATABASE_URL", &app.database.url));
     assert_eq!(
         (code, stdout.as_str(), stderr.as_str()),
         (Some(0), "", "3 captures exported.\n")
@@ -390,30 +458,33 @@ async fn exports_are_filtered_by_time_account_incident_and_quarantine() {
         code == Some(0) && summary.contains("  200         3"),
         "{summary}"
     );
+}
 
-    let list = |flags: &[&str]| {
-        run(lockwatch(&[&["captures", "list"], flags].concat())
-            .env("DATABASE_URL", &app.database.url))
-        .1
-    };
-    let listed: serde_json::Value = serde_json::from_str(&list(&["--json"])).unwrap();
+#[tokio::test(flavor = "multi_thread")]
+async fn captures_are_listed_newest_first() {
+    let app = TestApp::start().await;
+    let first = deliver_three_bodies(&app).await;
+    app.deliver(&first).await;
+    let (_, json, _) = list_captures(&app, &["--json"]);
+    let listed: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!(listed.as_array().unwrap().len(), 3);
+    let oldest = &listed[2];
     assert_eq!(
         (
-            &listed[2]["waba_id"],
-            &listed[2]["failure_count"],
-            &listed[2]["times_received"]
+            &oldest["waba_id"],
+            &oldest["failure_count"],
+            &oldest["times_received"]
         ),
         (&WABA.into(), &2.into(), &2.into())
     );
-    assert!(
-        list(&["--quarantined"])
-            .lines()
-            .nth(1)
-            .unwrap()
-            .contains("yes")
-    );
-    for (flags, code, says) in [
+    let (_, table, _) = list_captures(&app, &["--quarantined"]);
+    assert!(table.lines().nth(1).unwrap().contains("yes"), "{table}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bad_filter_of_captures_is_refused() {
+    let app = TestApp::start().await;
+    for (flags, code, message) in [
         (&["--since", "soon"][..], 2, "not a time"),
         (&["--since", "2026-11-31"], 2, "not a time"),
         (&["--since", "4294967295d"], 2, "not a time"),
@@ -424,169 +495,180 @@ async fn exports_are_filtered_by_time_account_incident_and_quarantine() {
         ),
         (&["--incident", "999999"], 1, "there is no incident 999999"),
     ] {
-        let arguments = [&["captures", "list"], flags].concat();
-        let (exit, _, stderr) = run(lockwatch(&arguments).env("DATABASE_URL", &app.database.url));
+        let (exit, _, stderr) = list_captures(&app, flags);
         assert!(
-            exit == Some(code) && stderr.contains(says),
+            exit == Some(code) && stderr.contains(message),
             "{flags:?}: {stderr}"
         );
     }
-    app.execute("update captures set received_at = date_trunc('second', received_at) where failure_count < 2").await;
-    let shown = list(&["--limit", "1"]).lines().nth(1).unwrap().to_owned();
-    let at = shown
-        .split_whitespace()
-        .skip(1)
-        .take(3)
-        .collect::<Vec<_>>()
-        .join(" ");
-    assert!(
-        count(&["--since", &at]) >= 1,
-        "times are taken as they are shown: {at}"
-    );
-    assert!(
-        !list(&["--until", &at]).contains(&at),
-        "the time itself is not before it: {at}"
-    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_bad_file_or_line_is_named_and_the_others_go_on() {
+async fn a_time_can_be_copied_from_the_list_into_a_filter() {
+    let app = TestApp::start().await;
+    deliver_three_bodies(&app).await;
+    app.execute(
+        "update captures set received_at = date_trunc('second', received_at)
+          where failure_count < 2",
+    )
+    .await;
+    let (_, table, _) = list_captures(&app, &["--limit", "1"]);
+    let words: Vec<&str> = table.lines().nth(1).unwrap().split_whitespace().collect();
+    let time = words[1..4].join(" ");
+    let since = export(&app.database.url, &["--since", &time]);
+    assert!(since.lines().count() >= 1, "--since {time}");
+    let (_, until, _) = list_captures(&app, &["--until", &time]);
+    assert!(!until.contains(&time), "--until {time} lists that time");
+}
+
+fn failure_body(id: &str) -> Vec<u8> {
+    StatusCallback::new().failed(WABA, NUMBER, id).into_body()
+}
+
+fn indented_body(id: &str) -> String {
+    let body: serde_json::Value = serde_json::from_slice(&failure_body(id)).unwrap();
+    format!("{body:#}\n")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bad_file_or_line_is_named_and_skipped() {
     let app = TestApp::start().await;
     let folder = tempfile::tempdir().unwrap();
-    let body = |id: &str| StatusCallback::new().failed(WABA, NUMBER, id).into_body();
-    let line = |id: &str| Capture::from_body(body(id)).to_line();
+    let capture = |id: &str| Capture::from_body(failure_body(id)).to_line();
     let put = |name: &str, text: &[u8]| fs::write(folder.path().join(name), text).unwrap();
-    put(
-        "a.jsonl",
-        format!(
-            "{}\nnot a capture\n\n{}\r\n{{\"v\":1}}\n{}",
-            line("1"),
-            line("2"),
-            line("3")
-        )
-        .as_bytes(),
+    let lines = format!(
+        "{}\nnot a capture\n\n{}\r\n{{\"v\":1}}\n{}",
+        capture("1"),
+        capture("2"),
+        capture("3")
     );
-    let pretty: serde_json::Value = serde_json::from_slice(&body("4")).unwrap();
-    put("b.json", format!("{pretty:#}\n").as_bytes());
+    put("a.jsonl", lines.as_bytes());
+    put("b.json", indented_body("4").as_bytes());
     put("c.json", b"{\n  \"entry\": [\n}\n");
     put("d.json", b"");
     put("e.json", b"{\"hello\": 1}");
-    put("f.log", b"not looked at");
+    put("f.log", b"no capture file");
     fs::create_dir(folder.path().join("g")).unwrap();
-    put("g/h.json", &[body("5"), b"\n".to_vec(), body("6")].concat());
+    let two_bodies = [failure_body("5"), b"\n".to_vec(), failure_body("6")].concat();
+    put("g/h.json", &two_bodies);
     let (code, summary, stderr) = replay(folder.path(), &app.url("/webhook"), &[]);
     assert_eq!(code, Some(1));
-    let at = |name: &str| folder.path().join(name).display().to_string();
-    let expected = [
-        format!(
-            "lockwatch: {}:2: not JSON: expected ident (column 2)",
-            at("a.jsonl")
+    let mut expected = Vec::new();
+    for (place, error) in [
+        ("a.jsonl:2", "not JSON: expected ident (column 2)"),
+        (
+            "a.jsonl:5",
+            "a capture that cannot be read: it needs either `body` or `body_base64`",
         ),
-        format!(
-            "lockwatch: {}:5: a capture that cannot be read: it needs either `body` or `body_base64`",
-            at("a.jsonl")
+        ("c.json:3", "not JSON: expected value (column 1)"),
+        ("d.json", "empty"),
+        (
+            "e.json:1",
+            "neither a capture (an object with `v`) nor a callback (an object with `entry`)",
         ),
-        format!(
-            "lockwatch: {}:3: not JSON: expected value (column 1)",
-            at("c.json")
-        ),
-        format!("lockwatch: {}: empty", at("d.json")),
-        format!(
-            "lockwatch: {}:1: neither a capture (an object with `v`) nor a callback (an object with `entry`)",
-            at("e.json")
-        ),
-        "lockwatch: 5 could not be read, see above".to_owned(),
-    ];
+    ] {
+        let path = folder.path().join(place).display().to_string();
+        expected.push(format!("lockwatch: {path}: {error}"));
+    }
+    expected.push("lockwatch: 5 could not be read, see above".to_owned());
     assert_eq!(stderr.lines().collect::<Vec<_>>(), expected);
     assert!(summary.contains("  200         6\n"), "{summary}");
     assert_eq!(app.count("select count(*) from failed_deliveries").await, 6);
-    let pasted: Vec<u8> = sqlx::query_scalar(
-        "select c.body from captures c join failed_deliveries d on d.capture_id = c.id where message_id = '4'",
-    )
-    .fetch_one(&app.db)
-    .await
-    .unwrap();
-    assert_eq!(
-        pasted,
-        fs::read(folder.path().join("b.json")).unwrap(),
-        "a bare body is every byte of its file"
-    );
-
-    let (code, summary, stderr) = replay(&folder.path().join("absent"), &app.url("/webhook"), &[]);
-    assert_eq!(code, Some(1));
-    assert!(stderr.contains("absent: No such file"), "{stderr}{summary}");
-    let empty = folder.path().join("empty");
-    fs::create_dir(&empty).unwrap();
-    assert!(
-        replay(&empty, &app.url("/webhook"), &[])
-            .2
-            .contains("holds no .json or .jsonl file")
-    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn stdin_is_read_and_a_dry_run_sends_nothing() {
+async fn a_bare_body_is_replayed_with_every_byte_of_its_file() {
     let app = TestApp::start().await;
-    let lines = format!(
-        "{}\n{}\n",
-        Capture::from_body(ODD_BODY).to_line(),
-        r#"{"entry":[]}"#
-    );
-    let pipe = |text: &[u8], flags: &[&str]| {
-        let mut child = lockwatch(&[&["replay", "-"], flags].concat())
-            .env("META_APP_SECRET", APP_SECRET)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        child.stdin.take().unwrap().write_all(text).unwrap();
-        let output = child.wait_with_output().unwrap();
-        (
-            output.status.code(),
-            String::from_utf8(output.stdout).unwrap(),
-        )
-    };
-    let (code, summary) = pipe(lines.as_bytes(), &["--dry-run"]);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("b.json");
+    let indented = indented_body("4");
+    fs::write(&path, &indented).unwrap();
+    assert_eq!(replay(&path, &app.url("/webhook"), &[]).0, Some(0));
+    let body: Vec<u8> = sqlx::query_scalar("select body from captures")
+        .fetch_one(&app.db)
+        .await
+        .unwrap();
+    assert_eq!(body, indented.as_bytes());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_missing_path_and_an_empty_folder_are_errors() {
+    let app = TestApp::start().await;
+    let webhook = app.url("/webhook");
+    let folder = tempfile::tempdir().unwrap();
+    let (code, summary, stderr) = replay(&folder.path().join("absent"), &webhook, &[]);
+    assert_eq!(code, Some(1));
+    assert!(stderr.contains("absent: No such file"), "{stderr}{summary}");
+    let (_, _, stderr) = replay(folder.path(), &webhook, &[]);
+    assert!(stderr.contains("holds no .json or .jsonl file"), "{stderr}");
+}
+
+/// Runs `replay -` with this text as its standard input. Returns its exit code and its output.
+fn replay_from_stdin(text: &[u8], flags: &[&str]) -> (Option<i32>, String) {
+    let mut child = lockwatch(&[&["replay", "-"], flags].concat())
+        .env("META_APP_SECRET", APP_SECRET)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(text).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let stdout = String::from_utf8(output.stdout).unwrap();
+    (output.status.code(), stdout)
+}
+
+/// Two lines: `ODD_BODY` as a capture, and a bare callback without failures.
+fn two_lines() -> String {
+    let capture = Capture::from_body(ODD_BODY).to_line();
+    format!("{capture}\n{{\"entry\":[]}}\n")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dry_run_counts_callbacks_and_sends_nothing() {
+    let app = TestApp::start().await;
+    let (code, summary) = replay_from_stdin(two_lines().as_bytes(), &["--dry-run"]);
     assert_eq!(code, Some(0));
     assert_eq!(
         summary,
-        "2 callbacks read, nothing sent\n  lockouts                        1\n  nothing about a lockout         1\n"
+        concat!(
+            "2 callbacks read, nothing sent\n",
+            "  lockouts                        1\n",
+            "  nothing about a lockout         1\n"
+        )
     );
     assert_eq!(app.count("select count(*) from captures").await, 0);
-    let webhook = app.url("/webhook");
-    assert_eq!(pipe(lines.as_bytes(), &["--to", &webhook]).0, Some(0));
-    assert_eq!(
-        pipe(ODD_BODY, &["--to", &webhook]).0,
-        Some(0),
-        "a bare body, too"
-    );
-    let seen = app.count("select times_received from captures").await;
-    assert_eq!(
-        (
-            seen,
-            app.count("select count(*) from failed_deliveries").await
-        ),
-        (2, 1)
-    );
 }
 
-/// What the receiver takes to answer.
-const LATENCY: Duration = Duration::from_millis(30);
+#[tokio::test(flavor = "multi_thread")]
+async fn captures_and_bare_bodies_are_replayed_from_stdin() {
+    let app = TestApp::start().await;
+    let webhook = app.url("/webhook");
+    for text in [two_lines().as_bytes(), ODD_BODY] {
+        let (code, summary) = replay_from_stdin(text, &["--to", &webhook]);
+        assert_eq!(code, Some(0), "{summary}");
+    }
+    let times_received = app.count("select times_received from captures").await;
+    let failures = app.count("select count(*) from failed_deliveries").await;
+    assert_eq!((times_received, failures), (2, 1));
+}
 
-/// A receiver that answers with these, the last one for ever, and counts.
-async fn receiver(answers: &'static [(u16, &'static str)]) -> (String, Arc<AtomicUsize>) {
+/// The time that the receiver takes to answer.
+const RECEIVER_LATENCY: Duration = Duration::from_millis(30);
+
+/// Starts a receiver that answers with these statuses and `retry-after` headers, and repeats the
+/// last one. Returns its URL and its count of requests.
+async fn start_receiver(answers: &'static [(u16, &'static str)]) -> (String, Arc<AtomicUsize>) {
     let count = Arc::new(AtomicUsize::new(0));
-    let counting = Arc::clone(&count);
+    let requests = Arc::clone(&count);
     let answer = move || {
-        let (status, retry_after) = answers[counting
-            .fetch_add(1, Ordering::SeqCst)
-            .min(answers.len() - 1)];
+        let index = requests.fetch_add(1, Ordering::SeqCst);
+        let (status, retry_after) = answers[index.min(answers.len() - 1)];
         let headers = [
             ("retry-after", retry_after),
             ("location", "http://127.0.0.1:9/"),
         ];
         async move {
-            tokio::time::sleep(LATENCY).await;
+            tokio::time::sleep(RECEIVER_LATENCY).await;
             (StatusCode::from_u16(status).unwrap(), headers, "because")
         }
     };
@@ -597,126 +679,117 @@ async fn receiver(answers: &'static [(u16, &'static str)]) -> (String, Arc<Atomi
     (url, count)
 }
 
+/// A file with the same capture so many times.
+fn write_captures(count: usize) -> tempfile::NamedTempFile {
+    let line = Capture::from_body(ODD_BODY).to_line() + "\n";
+    write_jsonl(line.repeat(count))
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn a_receiver_that_asks_for_patience_gets_it_and_any_other_refusal_is_told() {
-    let captures = write(format!("{}\n", Capture::from_body(ODD_BODY).to_line()).repeat(3));
-    let (url, count) = receiver(&[(503, "1"), (503, "0"), (200, "")]).await;
+async fn a_503_is_retried_after_the_time_that_the_receiver_asks() {
+    let captures = write_captures(3);
+    let (url, count) = start_receiver(&[(503, "1"), (503, "0"), (200, "")]).await;
     let started = Instant::now();
     let (code, summary, _) = replay(captures.path(), &url, &["--concurrency", "1"]);
     assert!(
         code == Some(0) && summary.contains("  200         3\n"),
         "{summary}"
     );
-    assert!(started.elapsed() >= Duration::from_secs(1) && count.load(Ordering::SeqCst) == 5);
+    assert!(started.elapsed() >= Duration::from_secs(1));
+    assert_eq!(count.load(Ordering::SeqCst), 5);
+}
 
+#[tokio::test(flavor = "multi_thread")]
+async fn any_other_refusal_is_reported_and_not_retried() {
+    let captures = write_captures(3);
     for (answers, status) in [
         (&[(200, ""), (401, ""), (200, "")][..], "401"),
         (&[(200, ""), (301, ""), (204, "")], "204"),
     ] {
-        let (url, _) = receiver(answers).await;
+        let (url, _) = start_receiver(answers).await;
         let (code, summary, _) = replay(captures.path(), &url, &["--concurrency", "1"]);
         assert_eq!(code, Some(1), "{summary}");
-        assert!(
-            summary.contains(&format!(
-                "  {status}         1  first {}:",
-                captures.path().display()
-            )),
-            "{summary}"
-        );
+        let line = format!("  {status}         1  first {}:", captures.path().display());
+        assert!(summary.contains(&line), "{summary}");
     }
-    let (url, _) = receiver(&[(401, "")]).await;
-    assert!(replay(captures.path(), &url, &[]).1.contains(":1: because"));
+    let (url, _) = start_receiver(&[(401, "")]).await;
+    let (_, summary, _) = replay(captures.path(), &url, &[]);
+    assert!(summary.contains(":1: because"), "{summary}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_receiver_that_is_not_there_is_given_up() {
-    let captures = write(format!("{}\n", Capture::from_body(ODD_BODY).to_line()).repeat(1000));
-    let free = std::net::TcpListener::bind("127.0.0.1:0")
+async fn a_replay_gives_up_when_its_receiver_is_unreachable() {
+    let captures = write_captures(1000);
+    let free_address = std::net::TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()
         .unwrap();
-    let (code, summary, stderr) = replay(captures.path(), &format!("http://{free}"), &[]);
+    let (code, summary, stderr) = replay(captures.path(), &format!("http://{free_address}"), &[]);
     assert_eq!(code, Some(1));
     assert!(summary.contains("Connection refused"), "{summary}{stderr}");
     assert!(
-        stderr.contains("no answer, trying again")
-            && stderr.contains("given up: what comes after "),
+        stderr.contains("no answer, trying again") && stderr.contains("given up: nothing after "),
         "{stderr}"
     );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_replay_that_waits_for_its_receiver_can_be_interrupted() {
-    let captures = write(format!("{}\n", Capture::from_body(ODD_BODY).to_line()).repeat(3));
+async fn a_replay_that_waits_can_be_interrupted() {
+    let captures = write_captures(3);
     for (answers, flags) in [
         (&[(503, "60")][..], ["--concurrency", "1"]),
         (&[(200, "")], ["--rate", "0.01"]),
     ] {
-        let (url, count) = receiver(answers).await;
-        let mut child = lockwatch(
-            &[
-                &["replay", captures.path().to_str().unwrap(), "--to", &url],
-                &flags[..],
-            ]
-            .concat(),
-        )
-        .env("META_APP_SECRET", APP_SECRET)
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-        eventually("a first callback", async || {
+        let (url, count) = start_receiver(answers).await;
+        let arguments = ["replay", captures.path().to_str().unwrap(), "--to", &url];
+        let child = lockwatch(&[&arguments[..], &flags].concat())
+            .env("META_APP_SECRET", APP_SECRET)
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        eventually("a first callback is sent", async || {
             count.load(Ordering::SeqCst) > 0
         })
         .await;
-        rustix::process::kill_process(rustix::process::Pid::from_child(&child), Signal::INT)
-            .unwrap();
-        let told = Instant::now();
-        let mut stderr = String::new();
-        std::io::Read::read_to_string(&mut child.stderr.take().unwrap(), &mut stderr).unwrap();
-        assert_eq!(child.wait().unwrap().code(), Some(1));
+        kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+        let signalled = Instant::now();
+        let output = child.wait_with_output().unwrap();
+        let elapsed = signalled.elapsed();
+        assert_eq!(output.status.code(), Some(1));
+        assert!(elapsed < Duration::from_secs(10), "{flags:?}: {elapsed:?}");
+        let stderr = String::from_utf8(output.stderr).unwrap();
         assert!(
-            told.elapsed() < Duration::from_secs(10),
-            "{flags:?}: {:?}",
-            told.elapsed()
-        );
-        assert!(
-            stderr.contains("interrupted: what comes after ") && stderr.contains(":1 was not sent"),
+            stderr.contains("interrupted: nothing after ") && stderr.contains(":1 was sent"),
             "{stderr}"
         );
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_rate_is_kept() {
-    let captures = write(format!("{}\n", Capture::from_body(ODD_BODY).to_line()).repeat(11));
-    let (url, count) = receiver(&[(200, "")]).await;
+async fn a_replay_keeps_to_its_rate() {
+    let captures = write_captures(11);
+    let (url, count) = start_receiver(&[(200, "")]).await;
     let started = Instant::now();
     let (code, summary, _) = replay(captures.path(), &url, &["--rate", "10/s"]);
+    let elapsed = started.elapsed();
     assert_eq!(code, Some(0));
-    let median: f64 = summary
-        .split("p50 ")
-        .nth(1)
-        .unwrap()
-        .split(" ms")
-        .next()
-        .unwrap()
-        .parse()
-        .unwrap();
-    assert!(median >= LATENCY.as_secs_f64() * 1000.0, "{summary}");
-    assert!(
-        started.elapsed() >= Duration::from_secs(1),
-        "{:?}",
-        started.elapsed()
-    );
+    assert!(elapsed >= Duration::from_secs(1), "{elapsed:?}");
     assert_eq!(count.load(Ordering::SeqCst), 11);
+    let (_, after) = summary.split_once("p50 ").unwrap();
+    let (median, _) = after.split_once(" ms").unwrap();
+    let median_ms: f64 = median.parse().unwrap();
+    assert!(
+        median_ms >= RECEIVER_LATENCY.as_secs_f64() * 1000.0,
+        "{summary}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sign_prints_the_header_for_the_bytes_of_a_file() {
     let app = TestApp::start().await;
-    let file = write(ODD_BODY);
-    let secret = write(format!("{APP_SECRET}\n"));
+    let file = write_jsonl(ODD_BODY);
+    let secret = write_jsonl(format!("{APP_SECRET}\n"));
     let path = file.path().to_str().unwrap();
     let expected = format!("X-Hub-Signature-256: {}\n", sign(APP_SECRET, ODD_BODY));
     let signed = run(lockwatch(&["sign", path]).env(
@@ -724,13 +797,13 @@ async fn sign_prints_the_header_for_the_bytes_of_a_file() {
         format!("{APP_SECRET},another-secret-of-tests"),
     ));
     assert_eq!(signed, (Some(0), expected.clone(), String::new()));
-    let given = run(&mut lockwatch(&[
+    let (_, from_file, _) = run(&mut lockwatch(&[
         "sign",
         path,
         "--app-secret-file",
         secret.path().to_str().unwrap(),
     ]));
-    assert_eq!(given.1, expected);
+    assert_eq!(from_file, expected);
     assert_eq!(run(&mut lockwatch(&["sign", path])).0, Some(2), "no secret");
     assert_eq!(
         run(lockwatch(&["sign", "/nowhere"]).env("META_APP_SECRET", APP_SECRET)).0,
@@ -738,7 +811,7 @@ async fn sign_prints_the_header_for_the_bytes_of_a_file() {
     );
     let (name, value) = expected.trim_end().split_once(": ").unwrap();
     let answer = app
-        .unsigned(ODD_BODY)
+        .unsigned_request(ODD_BODY)
         .header(name, value)
         .send()
         .await
@@ -747,13 +820,13 @@ async fn sign_prints_the_header_for_the_bytes_of_a_file() {
 }
 
 #[test]
-fn what_replay_needs_is_asked_for_first() {
-    let file = write(ODD_BODY);
+fn a_replay_without_a_needed_option_is_refused() {
+    let file = write_jsonl(ODD_BODY);
     let path = file.path().to_str().unwrap();
-    for (arguments, says) in [
+    for (arguments, message) in [
         (
             vec!["replay", path],
-            "say where to: --to URL, --into-database, or --dry-run",
+            "no target is given: use --to URL, --into-database, or --dry-run",
         ),
         (vec!["replay", "--to", "http://127.0.0.1:9"], "PATH"),
         (
@@ -788,7 +861,7 @@ fn what_replay_needs_is_asked_for_first() {
         ),
         (
             vec!["replay", path, "--to", "http://127.0.0.1:9"],
-            "META_APP_SECRET is not set: to sign with, give it, or --app-secret-file",
+            "META_APP_SECRET is not set: set it to sign callbacks, or use --app-secret-file",
         ),
     ] {
         let (code, stdout, stderr) = run(&mut lockwatch(&arguments));
@@ -797,12 +870,12 @@ fn what_replay_needs_is_asked_for_first() {
             (Some(2), ""),
             "{arguments:?}: {stderr}"
         );
-        assert!(stderr.contains(says), "{arguments:?}: {stderr}");
+        assert!(stderr.contains(message), "{arguments:?}: {stderr}");
     }
 }
 
-/// The most memory a process has had until its end, in KiB.
-fn peak_memory_of(mut child: std::process::Child) -> i64 {
+/// Waits for a process to end. Returns its peak memory in KiB.
+fn wait_for_peak_memory(mut child: Child) -> i64 {
     let mut peak = 0;
     while child.try_wait().unwrap().is_none() {
         let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
@@ -816,48 +889,45 @@ fn peak_memory_of(mut child: std::process::Child) -> i64 {
     peak
 }
 
+/// A file of captures without failures.
+fn write_quiet_captures(count: usize) -> tempfile::NamedTempFile {
+    let mut builder = tempfile::Builder::new();
+    let file = builder.suffix(".jsonl").tempfile().unwrap();
+    let mut writer = BufWriter::new(file);
+    for n in 0..count {
+        let body = StatusCallback::new()
+            .sent(WABA, NUMBER, &format!("wamid.{n}"))
+            .into_body();
+        writeln!(writer, "{}", Capture::from_body(body).to_line()).unwrap();
+    }
+    writer.into_inner().unwrap()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "a minute of posting 110,000 callbacks; .ci/run does it"]
-async fn a_hundred_thousand_captures_take_no_more_memory_than_ten_thousand() {
+async fn memory_does_not_grow_with_the_number_of_captures() {
     let database = TestDatabase::create().await;
     let serve = Serve::on_database(&database.url, &[]);
-    serve.logged("the database is ready");
-    let peak = |captures: usize| {
-        let mut file = std::io::BufWriter::new(
-            tempfile::Builder::new()
-                .suffix(".jsonl")
-                .tempfile()
-                .unwrap(),
-        );
-        for n in 0..captures {
-            let body = StatusCallback::new()
-                .sent(WABA, NUMBER, &format!("wamid.{n}"))
-                .into_body();
-            writeln!(file, "{}", Capture::from_body(body).to_line()).unwrap();
-        }
-        let file = file.into_inner().unwrap();
-        let arguments = [
-            "replay",
-            file.path().to_str().unwrap(),
-            "--to",
-            &serve.webhook,
-        ];
-        let child = lockwatch(&arguments)
+    serve.wait_for_log("the database is ready");
+    let peak_memory_kib = |captures: usize| {
+        let file = write_quiet_captures(captures);
+        let path = file.path().to_str().unwrap();
+        let child = lockwatch(&["replay", path, "--to", &serve.webhook])
             .env("META_APP_SECRET", APP_SECRET)
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
-        peak_memory_of(child)
+        wait_for_peak_memory(child)
     };
-    let (few, many) = (peak(10_000), peak(100_000));
+    let (few, many) = (peak_memory_kib(10_000), peak_memory_kib(100_000));
     assert!(
         many < few + 4096,
-        "{few} KiB for ten thousand, {many} KiB for a hundred thousand"
+        "{few} KiB for ten thousand captures, {many} KiB for a hundred thousand"
     );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_rebuild_waits_for_a_database_that_is_busy_and_loses_nothing() {
+async fn a_rebuild_waits_for_a_busy_database_and_loses_nothing() {
     let app = TestApp::start().await;
     let mut accounts = BTreeMap::new();
     let mut lines = String::new();
@@ -869,7 +939,7 @@ async fn a_rebuild_waits_for_a_database_that_is_busy_and_loses_nothing() {
             .into_body();
         lines += &(Capture::from_body(body).to_line() + "\n");
     }
-    let file = write(lines);
+    let file = write_jsonl(lines);
     let mut lock = PgConnection::connect(&app.database.url).await.unwrap();
     sqlx::raw_sql("begin; lock table failed_deliveries in access exclusive mode")
         .execute(&mut lock)
@@ -880,11 +950,11 @@ async fn a_rebuild_waits_for_a_database_that_is_busy_and_loses_nothing() {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    app.eventually("the recorder waits", async || {
+    app.eventually("the recorder waits for the table", async || {
         app.waiting_recorders().await > 0
     })
     .await;
-    app.eventually("and tries again", async || {
+    app.eventually("the recorder gives up and retries", async || {
         app.waiting_recorders().await == 0
     })
     .await;

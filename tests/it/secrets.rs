@@ -1,4 +1,4 @@
-//! Secrets, tokens and recipients: whatever Lockwatch writes, they are not in it.
+//! Secrets, tokens and recipients: they are in nothing that Lockwatch writes.
 
 use std::collections::BTreeMap;
 
@@ -6,10 +6,11 @@ use base64::Engine;
 use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use lockwatch::meta::compose::{StatusCallback, message_id};
-use lockwatch::meta::signature::{HEADER, sign};
+use lockwatch::meta::signature::{SIGNATURE_HEADER, sign};
 use lockwatch::simulator::{Scenario, Simulator};
 use lockwatch::store::checks;
 use lockwatch::store::incidents::{self, IncidentFilter};
+use reqwest::Client;
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST};
 use rustix::process::Signal;
 use serde_json::json;
@@ -23,261 +24,338 @@ const SECOND_SECRET: &str = "canary-other-secret-4712";
 const VERIFY_TOKEN: &str = "canary-verify-token-4713";
 const ACCESS_TOKEN: &str = "EAAcanaryAccessToken4714";
 const ADMIN_TOKEN: &str = "canary-admin-token-4715";
-/// A phone number, somebody in a group, and a business-scoped user id.
-const PEOPLE: [&str; 3] = ["4915112345678", "447700900123", "13491208655302741918"];
+/// A phone number, a participant of a group, and a business-scoped user id.
+const RECIPIENTS: [&str; 3] = ["4915112345678", "447700900123", "13491208655302741918"];
 
-/// Everything that was written, by where.
+/// Every output of Lockwatch, by its source.
 #[derive(Default)]
-struct Written(BTreeMap<String, String>);
+struct Outputs(BTreeMap<String, String>);
 
-impl Written {
-    fn keep(&mut self, place: impl Into<String>, text: impl Into<String>) {
-        self.0.insert(place.into(), text.into());
+impl Outputs {
+    fn add(&mut self, source: impl Into<String>, text: impl Into<String>) {
+        self.0.insert(source.into(), text.into());
     }
 
-    /// Fails where one of these words stands, in base64 as well.
-    fn holds_none_of(&self, words: &[&str]) {
-        for (place, text) in &self.0 {
-            let decoded = decoded(text);
+    /// Fails if one of these words is in an output, in plain text or in base64.
+    fn assert_free_of(&self, words: &[&str]) {
+        for (source, text) in &self.0 {
+            let decoded = decode_base64(text);
             for word in words {
-                assert!(!text.contains(word), "{word} is in {place}: {text}");
+                assert!(!text.contains(word), "{word} is in {source}: {text}");
                 assert!(
                     !decoded.iter().any(|text| text.contains(word)),
-                    "{word} is in {place}, in base64: {text}"
+                    "{word} is in {source}, in base64: {text}"
                 );
             }
         }
     }
 }
 
-/// Whatever base64 there may be in a text, decoded from each of its places.
-fn decoded(text: &str) -> Vec<String> {
+/// Decodes everything in a text that may be base64, from each of the four offsets of its start.
+fn decode_base64(text: &str) -> Vec<String> {
     let config = GeneralPurposeConfig::new()
         .with_decode_padding_mode(DecodePaddingMode::Indifferent)
         .with_decode_allow_trailing_bits(true);
     let engine = GeneralPurpose::new(&alphabet::STANDARD, config);
-    let runs = text
-        .split(|c: char| !c.is_ascii_alphanumeric() && c != '+' && c != '/')
-        .filter(|run| run.len() >= 8);
-    let places = runs.flat_map(|run| (0..4).map(move |start| &run[start..]));
-    places
-        .filter_map(|run| {
-            engine
-                .decode(&run[..run.len() - usize::from(run.len() % 4 == 1)])
-                .ok()
-        })
-        .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
-        .collect()
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn no_page_log_metric_or_error_holds_a_secret_a_token_or_a_full_recipient() {
-    let simulator = Simulator::start(ACCESS_TOKEN, APP_SECRET).await.unwrap();
-    // The worst that Meta could answer: the token itself.
-    simulator.script(NUMBER, [Scenario::RepeatsToken]);
-    simulator.script(OTHER_NUMBER, [Scenario::Payment]);
-    let database = TestDatabase::create().await;
-    let secrets = format!("{APP_SECRET},{SECOND_SECRET}");
-    let mut serve = Serve::on_database(
-        &database.url,
-        &[
-            ("META_APP_SECRET", secrets.as_str()),
-            ("META_VERIFY_TOKEN", VERIFY_TOKEN),
-            ("META_ACCESS_TOKEN", ACCESS_TOKEN),
-            ("META_GRAPH_URL", &simulator.url()),
-            ("LOCKWATCH_ADMIN_TOKEN", ADMIN_TOKEN),
-            ("RUST_LOG", "trace"),
-        ],
-    );
-    let client = client();
-    let mut written = Written::default();
-
-    // Whom it is for stands in every place that Meta has, and in our own text.
-    let errors = |person: &str| {
-        json!([{"code": 131_031, "title": format!("for {person}"), "message": person,
-        "error_data": {"details": format!("+{person} cannot be reached")}}])
-    };
-    let mut callback = StatusCallback::new();
-    for (n, person) in PEOPLE.iter().enumerate() {
-        let scoped = format!("US.{person}");
-        let status = json!({"id": message_id(person, &format!("3EB0C431C26A1916E{n}")), "status": "failed",
-            "recipient_id": if n == 2 { scoped.as_str() } else { person }, "timestamp": "1764000000",
-            "biz_opaque_callback_data": format!("order for {person}"), "errors": errors(person)});
-        callback = callback.status(WABA, NUMBER, status);
-    }
-    let group = json!({"id": message_id(PEOPLE[0], "3EB0C431C26A1916EF"), "status": "failed", "recipient_type": "group",
-        "recipient_id": "120363001234567890@g.us", "recipient_participant_id": PEOPLE[1], "timestamp": "1764000001",
-        "errors": errors(PEOPLE[1])});
-    let body = callback.status(WABA, OTHER_NUMBER, group).into_body();
-    let post = async |body: &[u8], signature: &str| {
-        let request = client
-            .post(&serve.webhook)
-            .header(HEADER, signature)
-            .body(body.to_vec());
-        request.send().await.unwrap().text().await.unwrap()
-    };
-    assert_eq!(post(&body, &sign(SECOND_SECRET, &body)).await, "");
-    written.keep(
-        "a refused signature",
-        post(&body, &sign("not-the-app-secret", &body)).await,
-    );
-    for query in [
-        "hub.verify_token=wrong",
-        &format!("hub.verify_token={VERIFY_TOKEN}"),
-    ] {
-        let url = format!(
-            "{}?hub.mode=subscribe&hub.challenge=1&{query}",
-            serve.webhook
-        );
-        written.keep(
-            query,
-            client.get(url).send().await.unwrap().text().await.unwrap(),
-        );
-    }
-    written
-        .0
-        .remove(&format!("hub.verify_token={VERIFY_TOKEN}"));
-
-    let db = database.database().pool();
-    eventually("both numbers are looked up", async || {
-        let Some(incident) = incidents::list(&db, &IncidentFilter::default(), 1)
-            .await
-            .unwrap()
-            .pop()
-        else {
-            return false;
-        };
-        checks::list(&db, incident.id, None, 10)
-            .await
-            .unwrap()
-            .len()
-            >= 2
-    })
-    .await;
-    let id = incidents::list(&db, &IncidentFilter::default(), 1)
-        .await
-        .unwrap()[0]
-        .id;
-
-    let api = format!("/api/v1/incidents/{id}");
-    let pages = [
-        "/".to_owned(),
-        format!("/incidents/{id}"),
-        "/?q=4915112345678".to_owned(),
-        "/api/v1/incidents".to_owned(),
-        "/api/v1/incidents?format=csv".to_owned(),
-        api.clone(),
-        format!("{api}/deliveries"),
-        format!("{api}/deliveries?format=csv"),
-        format!("{api}/checks"),
-        format!("{api}/checks?format=csv"),
-        format!("{api}?access_token=x"),
-        format!("{api}/deliveries?limit=x"),
-        "/metrics".to_owned(),
-        "/readyz".to_owned(),
-        "/openapi.json".to_owned(),
-        "/nothing".to_owned(),
-    ];
-    for page in &pages {
-        for (who, authorization) in [
-            ("somebody", "Bearer wrong".to_owned()),
-            ("us", format!("Bearer {ADMIN_TOKEN}")),
-        ] {
-            for accept in ["text/html", "*/*"] {
-                let request = client
-                    .get(format!("{}{page}", serve.admin))
-                    .header(ACCEPT, accept);
-                let response = request
-                    .header(AUTHORIZATION, authorization.clone())
-                    .send()
-                    .await
-                    .unwrap();
-                let headers = format!("{:?}", response.headers());
-                written.keep(
-                    format!("{page} for {who}, {accept}"),
-                    headers + &response.text().await.unwrap(),
-                );
+    let mut decoded = Vec::new();
+    for run in text.split(|c: char| !c.is_ascii_alphanumeric() && c != '+' && c != '/') {
+        if run.len() < 8 {
+            continue;
+        }
+        for start in 0..4 {
+            let rest = &run[start..];
+            // A single last character holds no byte.
+            let rest = &rest[..rest.len() - usize::from(rest.len() % 4 == 1)];
+            if let Ok(bytes) = engine.decode(rest) {
+                decoded.push(String::from_utf8_lossy(&bytes).into_owned());
             }
         }
     }
-    // What was searched for is shown again, to whoever typed it.
-    let found = written
-        .0
-        .remove("/?q=4915112345678 for us, text/html")
-        .unwrap();
-    written.0.remove("/?q=4915112345678 for us, */*");
-    assert!(found.contains("None that fits."));
-    let shown = &written.0[&format!("{api}/deliveries for us, */*")];
-    assert!(
-        shown.contains("*********5678") && shown.contains("order for *************"),
-        "{shown}"
-    );
-    let resolve = client
-        .post(format!("{}{api}/resolve", serve.admin))
-        .header(CONTENT_TYPE, "text/plain")
-        .body("x");
-    let resolve = resolve
-        .header(AUTHORIZATION, format!("Bearer {ADMIN_TOKEN}"))
-        .header(HOST, "x")
-        .send()
-        .await
-        .unwrap();
-    written.keep("resolve", resolve.text().await.unwrap());
+    decoded
+}
 
-    for arguments in [
-        &["incidents", "list"][..],
-        &["incidents", "list", "--json"],
-        &["incidents", "list", "--csv"],
-        &["incidents", "show", &id.to_string()],
-        &["incidents", "show", &id.to_string(), "--json"],
-        &["captures", "list"],
-        &["captures", "list", "--json"],
-        &["captures", "export", "--redact"],
-        &["serve", "--listen", "nonsense"],
-        &["serve", "--help"],
-        &["check", NUMBER],
-        &["incidents", "show", "999"],
-    ] {
-        let output = lockwatch(arguments)
-            .env("DATABASE_URL", &database.url)
-            .env("META_APP_SECRET", &secrets)
-            .env("META_VERIFY_TOKEN", VERIFY_TOKEN)
-            .env("META_ACCESS_TOKEN", ACCESS_TOKEN)
-            .env("META_GRAPH_URL", simulator.url())
-            .env("LOCKWATCH_ADMIN_TOKEN", ADMIN_TOKEN)
-            .output()
-            .unwrap();
-        let text = [output.stdout, output.stderr]
-            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
-            .concat();
-        assert!(!text.is_empty(), "{arguments:?}");
-        written.keep(arguments.join(" "), text);
+/// A running `serve` with a canary for each secret.
+struct Lab {
+    simulator: Simulator,
+    database: TestDatabase,
+    serve: Serve,
+    client: Client,
+    outputs: Outputs,
+}
+
+/// The environment of each process, with every canary.
+fn settings(simulator: &Simulator) -> [(&'static str, String); 5] {
+    [
+        ("META_APP_SECRET", format!("{APP_SECRET},{SECOND_SECRET}")),
+        ("META_VERIFY_TOKEN", VERIFY_TOKEN.to_owned()),
+        ("META_ACCESS_TOKEN", ACCESS_TOKEN.to_owned()),
+        ("META_GRAPH_URL", simulator.url()),
+        ("LOCKWATCH_ADMIN_TOKEN", ADMIN_TOKEN.to_owned()),
+    ]
+}
+
+/// A callback with the recipients in every field of Meta's and in the business's own text.
+fn failures_of_recipients() -> Vec<u8> {
+    let errors = |recipient: &str| {
+        json!([{
+            "code": 131_031,
+            "title": format!("for {recipient}"),
+            "message": recipient,
+            "error_data": {"details": format!("+{recipient} cannot be reached")},
+        }])
+    };
+    let [phone, participant, user] = RECIPIENTS;
+    let mut callback = StatusCallback::new();
+    for (n, (recipient, id)) in [
+        (phone, phone.to_owned()),
+        (participant, participant.to_owned()),
+        (user, format!("US.{user}")),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let status = json!({
+            "id": message_id(recipient, &format!("3EB0C431C26A1916E{n}")),
+            "status": "failed",
+            "recipient_id": id,
+            "timestamp": "1764000000",
+            "biz_opaque_callback_data": format!("order for {recipient}"),
+            "errors": errors(recipient),
+        });
+        callback = callback.status(WABA, NUMBER, status);
+    }
+    let group = json!({
+        "id": message_id(phone, "3EB0C431C26A1916EF"),
+        "status": "failed",
+        "recipient_type": "group",
+        "recipient_id": "120363001234567890@g.us",
+        "recipient_participant_id": participant,
+        "timestamp": "1764000001",
+        "errors": errors(participant),
+    });
+    callback.status(WABA, OTHER_NUMBER, group).into_body()
+}
+
+impl Lab {
+    async fn start() -> Self {
+        let simulator = Simulator::start(ACCESS_TOKEN, APP_SECRET).await.unwrap();
+        // The worst possible answer of Meta: it repeats the token.
+        simulator.set_scenarios(NUMBER, [Scenario::TokenInError]);
+        simulator.set_scenarios(OTHER_NUMBER, [Scenario::Payment]);
+        let database = TestDatabase::create().await;
+        let settings = settings(&simulator);
+        let mut environment = vec![("RUST_LOG", "trace")];
+        for (name, value) in &settings {
+            environment.push((name, value.as_str()));
+        }
+        let serve = Serve::on_database(&database.url, &environment);
+        Self {
+            simulator,
+            database,
+            serve,
+            client: client(),
+            outputs: Outputs::default(),
+        }
     }
 
-    // The test can fail: asked for, they are shown, and that is in the log.
-    let request = client.get(format!("{}{api}/deliveries?reveal=recipients", serve.admin));
-    let revealed = request
-        .header(AUTHORIZATION, format!("Bearer {ADMIN_TOKEN}"))
-        .send()
-        .await
-        .unwrap();
-    let revealed = revealed.text().await.unwrap();
-    assert!(PEOPLE.iter().all(|person| revealed.contains(person) && decoded(&revealed).concat().contains(person)));
-    serve.logged(&format!(
-        "recipients of incident {id} were shown in full on request"
-    ));
+    async fn post(&self, body: &[u8], secret: &str) -> String {
+        let request = self
+            .client
+            .post(&self.serve.webhook)
+            .header(SIGNATURE_HEADER, sign(secret, body))
+            .body(body.to_vec());
+        request.send().await.unwrap().text().await.unwrap()
+    }
 
-    serve.signal(Signal::TERM);
-    assert!(serve.wait().success());
-    let log = serve.whole_log().join("\n");
-    assert!(log.contains("TRACE"), "the log is at its most talkative");
-    written.keep("the log", log);
-    written.holds_none_of(&[
+    /// Delivers the failures, and collects the answers to bad signatures and to handshakes.
+    async fn collect_webhook_answers(&mut self) {
+        let body = failures_of_recipients();
+        assert_eq!(self.post(&body, SECOND_SECRET).await, "");
+        let refusal = self.post(&body, "not-the-app-secret").await;
+        self.outputs.add("a refused signature", refusal);
+        for (source, token) in [
+            ("a refused handshake", "wrong"),
+            ("a handshake", VERIFY_TOKEN),
+        ] {
+            let url = format!(
+                "{}?hub.mode=subscribe&hub.challenge=1&hub.verify_token={token}",
+                self.serve.webhook
+            );
+            let answer = self.client.get(url).send().await.unwrap();
+            self.outputs.add(source, answer.text().await.unwrap());
+        }
+    }
+
+    /// Waits until both numbers are looked up. Returns the incident's id.
+    async fn wait_for_lookups(&self) -> i64 {
+        let db = self.database.database().pool();
+        let incidents = async || {
+            incidents::list(&db, &IncidentFilter::default(), 1)
+                .await
+                .unwrap()
+        };
+        eventually("both numbers are looked up", async || {
+            let Some(incident) = incidents().await.pop() else {
+                return false;
+            };
+            let checks = checks::list(&db, incident.id, None, 10).await.unwrap();
+            checks.len() >= 2
+        })
+        .await;
+        incidents().await[0].id
+    }
+
+    /// Collects every kind of page, as a stranger and as an admin.
+    async fn collect_admin_pages(&mut self, id: i64) {
+        let api = format!("/api/v1/incidents/{id}");
+        for path in [
+            "/".to_owned(),
+            format!("/incidents/{id}"),
+            "/?q=4915112345678".to_owned(),
+            "/api/v1/incidents".to_owned(),
+            "/api/v1/incidents?format=csv".to_owned(),
+            api.clone(),
+            format!("{api}/deliveries"),
+            format!("{api}/deliveries?format=csv"),
+            format!("{api}/checks"),
+            format!("{api}/checks?format=csv"),
+            format!("{api}?access_token=x"),
+            format!("{api}/deliveries?limit=x"),
+            "/metrics".to_owned(),
+            "/readyz".to_owned(),
+            "/openapi.json".to_owned(),
+            "/nothing".to_owned(),
+        ] {
+            for (reader, token) in [("a stranger", "wrong"), ("an admin", ADMIN_TOKEN)] {
+                for accept in ["text/html", "*/*"] {
+                    let response = self
+                        .client
+                        .get(format!("{}{path}", self.serve.admin))
+                        .header(ACCEPT, accept)
+                        .header(AUTHORIZATION, format!("Bearer {token}"))
+                        .send()
+                        .await
+                        .unwrap();
+                    let headers = format!("{:?}", response.headers());
+                    let text = headers + &response.text().await.unwrap();
+                    self.outputs
+                        .add(format!("{path} for {reader}, {accept}"), text);
+                }
+            }
+        }
+        let masked = &self.outputs.0[&format!("{api}/deliveries for an admin, */*")];
+        assert!(
+            masked.contains("*********5678") && masked.contains("order for *************"),
+            "{masked}"
+        );
+    }
+
+    /// Removes the pages on which the admin sees his own search again.
+    fn remove_own_search(&mut self) {
+        let outputs = &mut self.outputs.0;
+        let page = outputs.remove("/?q=4915112345678 for an admin, text/html");
+        assert!(page.unwrap().contains("No incident matches."));
+        outputs.remove("/?q=4915112345678 for an admin, */*");
+    }
+
+    async fn collect_refused_resolution(&mut self, id: i64) {
+        let url = format!("{}/api/v1/incidents/{id}/resolve", self.serve.admin);
+        let refusal = self
+            .client
+            .post(url)
+            .header(CONTENT_TYPE, "text/plain")
+            .body("x")
+            .header(AUTHORIZATION, format!("Bearer {ADMIN_TOKEN}"))
+            .header(HOST, "x")
+            .send()
+            .await
+            .unwrap();
+        self.outputs
+            .add("a refused resolution", refusal.text().await.unwrap());
+    }
+
+    fn collect_command_outputs(&mut self, id: i64) {
+        let id = id.to_string();
+        for arguments in [
+            &["incidents", "list"][..],
+            &["incidents", "list", "--json"],
+            &["incidents", "list", "--csv"],
+            &["incidents", "show", &id],
+            &["incidents", "show", &id, "--json"],
+            &["captures", "list"],
+            &["captures", "list", "--json"],
+            &["captures", "export", "--redact"],
+            &["serve", "--listen", "nonsense"],
+            &["serve", "--help"],
+            &["check", NUMBER],
+            &["incidents", "show", "999"],
+        ] {
+            let output = lockwatch(arguments)
+                .env("DATABASE_URL", &self.database.url)
+                .envs(settings(&self.simulator))
+                .output()
+                .unwrap();
+            let bytes = [output.stdout, output.stderr].concat();
+            let text = String::from_utf8_lossy(&bytes).into_owned();
+            assert!(!text.is_empty(), "{arguments:?}");
+            self.outputs.add(arguments.join(" "), text);
+        }
+    }
+
+    /// Proves that the test can fail: a reveal shows every recipient, and is logged.
+    async fn assert_reveal_shows_recipients(&self, id: i64) {
+        let path = format!("/api/v1/incidents/{id}/deliveries?reveal=recipients");
+        let response = self
+            .client
+            .get(format!("{}{path}", self.serve.admin))
+            .header(AUTHORIZATION, format!("Bearer {ADMIN_TOKEN}"))
+            .send()
+            .await
+            .unwrap();
+        let text = response.text().await.unwrap();
+        let decoded = decode_base64(&text).concat();
+        for recipient in RECIPIENTS {
+            assert!(text.contains(recipient), "{recipient}: {text}");
+            assert!(
+                decoded.contains(recipient),
+                "{recipient}, in base64: {text}"
+            );
+        }
+        self.serve.wait_for_log(&format!(
+            "recipients of incident {id} were shown in full on request"
+        ));
+    }
+
+    /// Stops `serve` and collects its log.
+    fn collect_log(&mut self) {
+        self.serve.signal(Signal::TERM);
+        assert!(self.serve.wait().success());
+        let log = self.serve.whole_log().join("\n");
+        assert!(
+            log.contains("TRACE"),
+            "the log is not at its most verbose level"
+        );
+        self.outputs.add("the log", log);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_output_holds_a_secret_a_token_or_a_full_recipient() {
+    let mut lab = Lab::start().await;
+    lab.collect_webhook_answers().await;
+    let id = lab.wait_for_lookups().await;
+    lab.collect_admin_pages(id).await;
+    lab.remove_own_search();
+    lab.collect_refused_resolution(id).await;
+    lab.collect_command_outputs(id);
+    lab.assert_reveal_shows_recipients(id).await;
+    lab.collect_log();
+    lab.outputs.assert_free_of(&[
         APP_SECRET,
         SECOND_SECRET,
         VERIFY_TOKEN,
         ACCESS_TOKEN,
         ADMIN_TOKEN,
     ]);
-    written.holds_none_of(&PEOPLE);
+    lab.outputs.assert_free_of(&RECIPIENTS);
 }

@@ -1,19 +1,21 @@
-//! The public listener: the handshake, the signature, and every answer of the contract.
+//! The public listener: the handshake, the signature, and each status code that a sender can get.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream;
-use lockwatch::meta::signature::{HEADER, sign};
+use lockwatch::meta::signature::{SIGNATURE_HEADER, sign};
 use lockwatch::simulator::Simulator;
 use lockwatch::store::Database;
+use reqwest::header::HeaderValue;
 use reqwest::{Body, StatusCode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
 use crate::support::{
-    ACCESS_TOKEN, APP_SECRET, TestApp, VERIFY_TOKEN, client, one_failure, service,
+    ACCESS_TOKEN, APP_SECRET, TestApp, VERIFY_TOKEN, client, one_failure, start_service,
 };
 
 #[tokio::test]
@@ -43,7 +45,7 @@ async fn the_handshake_echoes_the_challenge_as_plain_text() {
 }
 
 #[tokio::test]
-async fn a_handshake_with_a_wrong_token_is_forbidden_and_a_malformed_one_is_bad() {
+async fn a_bad_handshake_is_refused_with_403_or_400() {
     let app = TestApp::start().await;
     let token = format!("hub.verify_token={VERIFY_TOKEN}");
     for (query, expected) in [
@@ -85,19 +87,24 @@ async fn a_handshake_with_a_wrong_token_is_forbidden_and_a_malformed_one_is_bad(
     }
 }
 
+/// Posts a body with this signature header.
+async fn post_signed(app: &TestApp, body: &[u8], signature: impl AsRef<[u8]>) -> StatusCode {
+    let signature = HeaderValue::from_bytes(signature.as_ref()).unwrap();
+    let request = app
+        .unsigned_request(body)
+        .header(SIGNATURE_HEADER, signature);
+    request.send().await.unwrap().status()
+}
+
 #[tokio::test]
-async fn only_a_valid_signature_over_these_very_bytes_gets_in() {
+async fn any_other_signature_than_that_of_the_body_is_refused() {
     let app = TestApp::start().await;
     let body = one_failure("wamid.1");
     let valid = sign(APP_SECRET, &body);
-    let mut with_newline = body.clone();
-    with_newline.push(b'\n');
-    let written_again = String::from_utf8(body.clone())
-        .unwrap()
-        .replace('/', "\\/")
-        .into_bytes();
-    assert_ne!(written_again, body);
-    for (what, signature) in [
+    let with_newline = [&body[..], b"\n"].concat();
+    let escaped = String::from_utf8(body.clone()).unwrap().replace('/', "\\/");
+    assert_ne!(escaped.as_bytes(), body);
+    for (case, signature) in [
         ("another secret", sign("another-app-secret-here", &body)),
         ("another body", sign(APP_SECRET, &with_newline)),
         ("an empty key", sign("", &body)),
@@ -105,8 +112,8 @@ async fn only_a_valid_signature_over_these_very_bytes_gets_in() {
         ("the access token as key", sign(ACCESS_TOKEN, &body)),
         ("no body", sign(APP_SECRET, b"")),
         (
-            "the same JSON, written again",
-            sign(APP_SECRET, &written_again),
+            "the same JSON, escaped",
+            sign(APP_SECRET, escaped.as_bytes()),
         ),
         ("sha1", valid.replace("sha256=", "sha1=")),
         ("no prefix", valid.replace("sha256=", "")),
@@ -121,78 +128,73 @@ async fn only_a_valid_signature_over_these_very_bytes_gets_in() {
         ("not hex", valid.replace(['0', '1', '2', '3'], "x")),
         ("empty", String::new()),
     ] {
-        let response = app
-            .unsigned(&body)
-            .header(HEADER, signature)
-            .send()
-            .await
-            .unwrap();
-        assert_eq!(response.status(), StatusCode::UNAUTHORIZED, "{what}");
+        let status = post_signed(&app, &body, signature).await;
+        assert_eq!(status, StatusCode::UNAUTHORIZED, "{case}");
     }
-    let none = app.unsigned(&body).send().await.unwrap();
-    assert_eq!(none.status(), StatusCode::UNAUTHORIZED, "no signature");
-    let twice = app
-        .unsigned(&body)
-        .header(HEADER, &valid)
-        .header(HEADER, &valid)
-        .send()
-        .await
-        .unwrap();
-    assert_eq!(twice.status(), StatusCode::UNAUTHORIZED, "two signatures");
-    let bytes = reqwest::header::HeaderValue::from_bytes(b"sha256=\xff\xfe").unwrap();
-    let odd = app
-        .unsigned(&body)
-        .header(HEADER, bytes)
-        .send()
-        .await
-        .unwrap();
-    assert_eq!(odd.status(), StatusCode::UNAUTHORIZED, "not even text");
-    let old = app
-        .unsigned(&body)
-        .header("x-hub-signature", &valid)
-        .send()
-        .await
-        .unwrap();
-    assert_eq!(old.status(), StatusCode::UNAUTHORIZED, "in the old header");
-    let query = app
-        .client
-        .post(app.url(&format!("/webhook?{HEADER}={valid}")))
-        .body(body.clone());
-    assert_eq!(
-        query.send().await.unwrap().status(),
-        StatusCode::UNAUTHORIZED,
-        "in the URL"
-    );
+    let status = post_signed(&app, &body, b"sha256=\xff\xfe").await;
+    assert_eq!(status, StatusCode::UNAUTHORIZED, "not even text");
     assert_eq!(
         app.count("select count(*) from accounts").await,
         0,
         "nothing was recorded"
     );
-
-    for (what, signature) in [
-        ("as Meta writes it", valid.clone()),
-        ("in capitals", capitals(&valid)),
-        ("spaces around", format!("  {valid} ")),
-    ] {
-        let response = app
-            .unsigned(&body)
-            .header(HEADER, signature)
-            .send()
-            .await
-            .unwrap();
-        assert_eq!(response.status(), StatusCode::OK, "{what}");
-    }
-    assert_eq!(app.count("select count(*) from failed_deliveries").await, 1);
 }
 
-fn capitals(signature: &str) -> String {
-    signature.to_uppercase().replace("SHA256=", "sha256=")
+#[tokio::test]
+async fn exactly_one_signature_header_is_required() {
+    let app = TestApp::start().await;
+    let body = one_failure("wamid.1");
+    let valid = sign(APP_SECRET, &body);
+    let request = || app.unsigned_request(&body);
+    let in_the_url = app
+        .client
+        .post(app.url(&format!("/webhook?{SIGNATURE_HEADER}={valid}")))
+        .body(body.clone());
+    for (case, request) in [
+        ("no signature", request()),
+        (
+            "two signatures",
+            request()
+                .header(SIGNATURE_HEADER, &valid)
+                .header(SIGNATURE_HEADER, &valid),
+        ),
+        (
+            "in the old header",
+            request().header("x-hub-signature", &valid),
+        ),
+        ("in the URL", in_the_url),
+    ] {
+        let response = request.send().await.unwrap();
+        assert_eq!(response.status(), StatusCode::UNAUTHORIZED, "{case}");
+    }
+    assert_eq!(
+        app.count("select count(*) from accounts").await,
+        0,
+        "nothing was recorded"
+    );
+}
+
+#[tokio::test]
+async fn a_valid_signature_may_have_capitals_and_spaces_around_it() {
+    let app = TestApp::start().await;
+    let body = one_failure("wamid.1");
+    let valid = sign(APP_SECRET, &body);
+    let capitals = valid.to_uppercase().replace("SHA256=", "sha256=");
+    for (case, signature) in [
+        ("as Meta writes it", valid.clone()),
+        ("in capitals", capitals),
+        ("spaces around", format!("  {valid} ")),
+    ] {
+        let status = post_signed(&app, &body, signature).await;
+        assert_eq!(status, StatusCode::OK, "{case}");
+    }
+    assert_eq!(app.count("select count(*) from failed_deliveries").await, 1);
 }
 
 #[tokio::test]
 async fn any_of_several_app_secrets_may_have_signed() {
     let app = TestApp::start().await;
-    let both = service(
+    let service = start_service(
         app.database.database(),
         &app.simulator,
         &["the-new-app-secret", APP_SECRET],
@@ -202,8 +204,8 @@ async fn any_of_several_app_secrets_may_have_signed() {
         let body = one_failure(&format!("wamid.{n}"));
         let request = app
             .client
-            .post(format!("http://{}/webhook", both.address))
-            .header(HEADER, sign(secret, &body));
+            .post(format!("http://{}/webhook", service.address))
+            .header(SIGNATURE_HEADER, sign(secret, &body));
         assert_eq!(
             request.body(body).send().await.unwrap().status(),
             StatusCode::OK
@@ -213,27 +215,25 @@ async fn any_of_several_app_secrets_may_have_signed() {
 }
 
 #[tokio::test]
-async fn bodies_over_4_mib_are_too_large_whether_declared_or_not() {
+async fn a_body_over_4_mib_is_refused_with_or_without_a_length() {
     let app = TestApp::start().await;
     let limit = 4 * 1024 * 1024;
-    let just = vec![b' '; limit];
-    app.deliver(&just).await;
+    app.deliver(&vec![b' '; limit]).await;
     let over = vec![b' '; limit + 1];
     assert_eq!(
         app.post(&over).await.status(),
         StatusCode::PAYLOAD_TOO_LARGE
     );
 
-    let chunks = stream::iter(
-        over.chunks(65536)
-            .map(|c| Ok::<_, std::io::Error>(Bytes::copy_from_slice(c)))
-            .collect::<Vec<_>>(),
-    );
+    let chunks: Vec<std::io::Result<Bytes>> = over
+        .chunks(65536)
+        .map(|chunk| Ok(Bytes::copy_from_slice(chunk)))
+        .collect();
     let chunked = app
         .client
         .post(app.url("/webhook"))
-        .header(HEADER, sign(APP_SECRET, &over))
-        .body(Body::wrap_stream(chunks));
+        .header(SIGNATURE_HEADER, sign(APP_SECRET, &over))
+        .body(Body::wrap_stream(stream::iter(chunks)));
     assert_eq!(
         chunked.send().await.unwrap().status(),
         StatusCode::PAYLOAD_TOO_LARGE
@@ -241,12 +241,12 @@ async fn bodies_over_4_mib_are_too_large_whether_declared_or_not() {
 }
 
 #[tokio::test]
-async fn an_encoded_body_is_not_taken() {
+async fn an_encoded_body_is_refused() {
     let app = TestApp::start().await;
     let body = one_failure("wamid.1");
     let request = app
-        .unsigned(&body)
-        .header(HEADER, sign(APP_SECRET, &body))
+        .unsigned_request(&body)
+        .header(SIGNATURE_HEADER, sign(APP_SECRET, &body))
         .header("content-encoding", "gzip");
     assert_eq!(
         request.send().await.unwrap().status(),
@@ -255,7 +255,7 @@ async fn an_encoded_body_is_not_taken() {
 }
 
 #[tokio::test]
-async fn the_public_listener_has_the_webhook_and_a_sign_of_life_and_nothing_else() {
+async fn the_public_listener_serves_only_webhook_and_healthz() {
     let app = TestApp::start().await;
     let get = async |path: &str| app.client.get(app.url(path)).send().await.unwrap().status();
     assert_eq!(get("/healthz").await, StatusCode::OK);
@@ -269,30 +269,29 @@ async fn the_public_listener_has_the_webhook_and_a_sign_of_life_and_nothing_else
     ] {
         assert_eq!(get(path).await, StatusCode::NOT_FOUND, "{path}");
     }
-    let admin = async |path: &str| {
-        app.client
-            .get(format!("http://{}{path}", app.service.admin_address))
-            .send()
-            .await
-            .unwrap()
-            .status()
-    };
-    app.eventually("readiness", async || {
-        admin("/readyz").await == StatusCode::OK
-    })
-    .await;
-    assert_eq!(admin("/webhook").await, StatusCode::NOT_FOUND);
 }
 
 #[tokio::test]
-async fn without_a_database_only_lockouts_are_turned_away() {
+async fn the_admin_listener_serves_readyz_and_no_webhook() {
+    let app = TestApp::start().await;
+    let get = async |path: &str| {
+        let url = format!("http://{}{path}", app.service.admin_address);
+        app.client.get(url).send().await.unwrap().status()
+    };
+    app.eventually("readiness", async || get("/readyz").await == StatusCode::OK)
+        .await;
+    assert_eq!(get("/webhook").await, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn without_a_database_only_lockouts_are_refused() {
     let simulator = Simulator::start(ACCESS_TOKEN, APP_SECRET).await.unwrap();
-    let nowhere = Database::parse("postgresql://nobody@127.0.0.1:1/nothing").unwrap();
-    let service = service(nowhere, &simulator, &[APP_SECRET]).await;
+    let unreachable = Database::parse("postgresql://nobody@127.0.0.1:1/nothing").unwrap();
+    let service = start_service(unreachable, &simulator, &[APP_SECRET]).await;
     let post = async |body: &[u8]| {
         let request = client()
             .post(format!("http://{}/webhook", service.address))
-            .header(HEADER, sign(APP_SECRET, body));
+            .header(SIGNATURE_HEADER, sign(APP_SECRET, body));
         request.body(body.to_vec()).send().await.unwrap()
     };
     assert_eq!(post(b"{\"entry\":[]}").await.status(), StatusCode::OK);
@@ -312,7 +311,10 @@ async fn without_a_database_only_lockouts_are_turned_away() {
 async fn a_bad_signature_is_refused_before_the_body_is_sent() {
     let app = TestApp::start().await;
     let mut stream = TcpStream::connect(app.service.address).await.unwrap();
-    let head = "POST /webhook HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\nx-hub-signature-256: sha256=00\r\n\r\n";
+    let head = concat!(
+        "POST /webhook HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n",
+        "x-hub-signature-256: sha256=00\r\n\r\n"
+    );
     stream.write_all(head.as_bytes()).await.unwrap();
     let mut answer = vec![0; 12];
     stream.read_exact(&mut answer).await.unwrap();
@@ -320,9 +322,9 @@ async fn a_bad_signature_is_refused_before_the_body_is_sent() {
 }
 
 #[tokio::test]
-async fn promised_bodies_take_no_memory_from_those_that_come() {
+async fn announced_bodies_take_no_memory_from_a_real_one() {
     let app = TestApp::start().await;
-    let mut promises = Vec::new();
+    let mut open_streams = Vec::new();
     for n in 0..100 {
         let mut stream = TcpStream::connect(app.service.address).await.unwrap();
         let length = if n % 2 == 0 {
@@ -331,85 +333,90 @@ async fn promised_bodies_take_no_memory_from_those_that_come() {
             "transfer-encoding: chunked"
         };
         let head = format!(
-            "POST /webhook HTTP/1.1\r\nhost: x\r\n{length}\r\n{HEADER}: {}\r\n\r\n",
+            "POST /webhook HTTP/1.1\r\nhost: x\r\n{length}\r\n{SIGNATURE_HEADER}: {}\r\n\r\n",
             sign("a guess", b"")
         );
         stream.write_all(head.as_bytes()).await.unwrap();
-        promises.push(stream);
+        open_streams.push(stream);
     }
     app.fail("wamid.1").await;
     assert_eq!(app.incident().await.failure_count, 1);
 }
 
-/// Whether the other side closes the connection within this time.
+/// Returns whether the server closes the connection within this time.
 async fn is_closed_within(stream: &mut TcpStream, seconds: u64) -> bool {
     let read = async { while !matches!(stream.read(&mut [0; 512]).await, Ok(0) | Err(_)) {} };
     timeout(Duration::from_secs(seconds), read).await.is_ok()
+}
+
+async fn assert_closed_when_silent(address: SocketAddr) {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    assert!(is_closed_within(&mut stream, 12).await, "no byte");
+}
+
+async fn assert_closed_within_the_headers(address: SocketAddr) {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream
+        .write_all(b"POST /webhook HTTP/1.1\r\nhost")
+        .await
+        .unwrap();
+    assert!(is_closed_within(&mut stream, 12).await, "half a header");
+}
+
+async fn assert_closed_when_headers_trickle(address: SocketAddr) {
+    let stream = TcpStream::connect(address).await.unwrap();
+    let (mut read, mut write) = stream.into_split();
+    let trickle = async {
+        while write.write_all(b"a").await.is_ok() {
+            sleep(Duration::from_millis(500)).await;
+        }
+    };
+    let closed = async { while !matches!(read.read(&mut [0; 64]).await, Ok(0) | Err(_)) {} };
+    tokio::select! {
+        closed = timeout(Duration::from_secs(12), closed) => {
+            assert!(closed.is_ok(), "a header byte by byte");
+        }
+        () = trickle => {}
+    }
+}
+
+async fn assert_503_when_the_body_stops(address: SocketAddr) {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let head = format!(
+        "POST /webhook HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n{SIGNATURE_HEADER}: {}\r\n\r\n{{",
+        sign(APP_SECRET, b"x")
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = [0; 12];
+    timeout(Duration::from_secs(12), stream.read_exact(&mut answer))
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 503", "a body that stops");
+}
+
+async fn assert_closed_when_idle_too_long(address: SocketAddr) {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let request = b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n";
+    stream.write_all(request).await.unwrap();
+    assert!(
+        !is_closed_within(&mut stream, 20).await,
+        "closed before the next request"
+    );
+    stream.write_all(request).await.unwrap();
+    assert!(is_closed_within(&mut stream, 35).await, "idle for too long");
 }
 
 #[tokio::test]
 #[ignore = "takes half a minute; .ci/run runs it"]
 async fn slow_and_silent_connections_are_closed_in_time() {
     let app = TestApp::start().await;
-    let connect = async || TcpStream::connect(app.service.address).await.unwrap();
-
-    let silent = async {
-        assert!(
-            is_closed_within(&mut connect().await, 12).await,
-            "says nothing"
-        )
-    };
-    let partial = async {
-        let mut stream = connect().await;
-        stream
-            .write_all(b"POST /webhook HTTP/1.1\r\nhost")
-            .await
-            .unwrap();
-        assert!(is_closed_within(&mut stream, 12).await, "half a header");
-    };
-    let trickled = async {
-        let (mut read, mut write) = connect().await.into_split();
-        let trickle = async {
-            while write.write_all(b"a").await.is_ok() {
-                sleep(Duration::from_millis(500)).await;
-            }
-        };
-        let closed = async { while !matches!(read.read(&mut [0; 64]).await, Ok(0) | Err(_)) {} };
-        let closed = timeout(Duration::from_secs(12), closed);
-        tokio::select! {
-            closed = closed => assert!(closed.is_ok(), "a header byte by byte"),
-            () = trickle => {}
-        }
-    };
-    let stalled = async {
-        let mut stream = connect().await;
-        let head = format!(
-            "POST /webhook HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n{HEADER}: {}\r\n\r\n{{",
-            sign(APP_SECRET, b"x")
-        );
-        stream.write_all(head.as_bytes()).await.unwrap();
-        let mut answer = [0; 12];
-        timeout(Duration::from_secs(12), stream.read_exact(&mut answer))
-            .await
-            .unwrap()
-            .unwrap();
-        assert_eq!(&answer, b"HTTP/1.1 503", "a body that stops");
-    };
-    let idle = async {
-        let mut stream = connect().await;
-        stream
-            .write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
-            .await
-            .unwrap();
-        assert!(
-            !is_closed_within(&mut stream, 20).await,
-            "kept open for the next request"
-        );
-        stream
-            .write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
-            .await
-            .unwrap();
-        assert!(is_closed_within(&mut stream, 35).await, "idle for too long");
-    };
-    tokio::join!(silent, partial, trickled, stalled, idle);
+    let address = app.service.address;
+    tokio::join!(
+        assert_closed_when_silent(address),
+        assert_closed_within_the_headers(address),
+        assert_closed_when_headers_trickle(address),
+        assert_503_when_the_body_stops(address),
+        assert_closed_when_idle_too_long(address),
+    );
 }

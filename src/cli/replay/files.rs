@@ -1,5 +1,6 @@
-//! Reading capture files: `.jsonl` line by line, bare `.json` bodies, folders of either, stdin. Nothing is
-//! held in memory but the callback that is being read, and a bad line costs no other.
+//! Reads capture files: `.jsonl` line by line, bare `.json` bodies, folders of both, and stdin.
+//! Memory holds only a bounded number of captures, and a line that cannot be read does not affect
+//! the others.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -7,314 +8,346 @@ use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread;
 
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::meta::capture::{Capture, CaptureError, is_capture};
+use crate::meta::capture::{Capture, CaptureError, has_capture_fields};
 
-/// A body has up to 4 MiB; every byte of it may be escaped.
-const LONGEST_LINE: usize = 32 * 1024 * 1024;
-/// Captures that are read ahead, and what they and those under way may take in memory, in KiB.
-const AHEAD: usize = 64;
-const MEMORY_KIB: usize = 64 * 1024;
-/// Blank lines at the start of a file that may be one bare callback.
-const BLANK_LINES: usize = 1000;
+/// The longest line. A body has up to 4 MiB, and every byte of it may be escaped.
+const LINE_LIMIT_BYTES: usize = 32 * 1024 * 1024;
+/// Captures that are read ahead.
+const READ_AHEAD_LIMIT: usize = 64;
+/// Memory for captures that are read ahead or in flight, in KiB.
+const MEMORY_LIMIT_KIB: usize = 64 * 1024;
+/// Blank lines at the start of a file that can be one bare callback.
+const BLANK_LINES_LIMIT: usize = 1000;
 
-/// A capture and where it stands.
+/// A capture, and its place in the files.
 #[derive(Debug)]
-pub(super) struct Located {
-    pub(super) place: Place,
+pub(super) struct LocatedCapture {
+    pub(super) location: Location,
     pub(super) capture: Capture,
-    /// The bytes it took in the file.
+    /// The bytes that it takes in the file.
     pub(super) size: u64,
     /// Its share of the memory.
-    pub(super) held: OwnedSemaphorePermit,
+    pub(super) memory: OwnedSemaphorePermit,
 }
 
 /// A line of a file.
 #[derive(Debug, Clone)]
-pub(super) struct Place {
+pub(super) struct Location {
     file: Arc<str>,
     line: usize,
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.file, self.line)
     }
 }
 
-/// What cannot be replayed, and where it is.
+/// A file, or a part of it, that cannot be replayed.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Bad {
+pub(super) enum ReadError {
     #[error("{0}: {1}")]
-    Line(Place, CaptureError),
-    #[error("{0}: a line of more than 32 MiB")]
-    TooLong(Place),
+    NotACapture(Location, CaptureError),
+    #[error("{0}: longer than 32 MiB")]
+    TooLong(Location),
     #[error("{path}: {1}", path = .0.display())]
-    File(PathBuf, io::Error),
+    UnreadableFile(PathBuf, io::Error),
     #[error("{path}: holds no .json or .jsonl file", path = .0.display())]
     EmptyFolder(PathBuf),
     #[error("{0}: empty")]
     EmptyFile(Arc<str>),
 }
 
-/// What to read: files, folders, and `-` for stdin.
-pub(super) struct Files(Vec<PathBuf>);
+/// The captures of some files and folders; `-` is stdin.
+pub(super) struct CaptureFiles(Vec<PathBuf>);
 
-impl Files {
+impl CaptureFiles {
     pub(super) fn new(paths: Vec<PathBuf>) -> Self {
         Self(paths)
     }
 
-    /// How many bytes there are to read, where that can be known.
+    /// Returns the size of all files in bytes, if it is known before they are read.
     pub(super) fn total_size(&self) -> Option<u64> {
         let mut total = 0;
         for path in &self.0 {
             if path.as_os_str() == "-" {
                 return None;
             }
-            total += files(path)
-                .ok()?
-                .iter()
-                .filter_map(|file| Some(fs::metadata(file).ok()?.len()))
-                .sum::<u64>();
+            for file in list_files(path).ok()? {
+                total += fs::metadata(file).map_or(0, |metadata| metadata.len());
+            }
         }
         (total > 0).then_some(total)
     }
 
-    /// Reads all captures, in the order of the arguments and of the names in a folder, on a thread of its own.
-    pub(super) fn read(self) -> Receiver<Result<Located, Bad>> {
-        let (sender, receiver) = channel(AHEAD);
-        let out = Out {
-            sender,
-            memory: Arc::new(Semaphore::new(MEMORY_KIB)),
+    /// Starts a thread that reads all captures, in the order of the arguments, and in a folder in
+    /// the order of the names.
+    pub(super) fn spawn_reader(self) -> Receiver<Result<LocatedCapture, ReadError>> {
+        let (queue, receiver) = channel(READ_AHEAD_LIMIT);
+        let sender = CaptureSender {
+            queue,
+            memory: Arc::new(Semaphore::new(MEMORY_LIMIT_KIB)),
             runtime: Handle::current(),
         };
-        std::thread::spawn(move || {
-            self.0
-                .iter()
-                .try_for_each(|path| read_path(path, &out))
-                .is_ok()
+        thread::spawn(move || {
+            // An error only means that the replay has ended, and needs no more captures.
+            let _ = self.0.iter().try_for_each(|path| read_path(path, &sender));
         });
         receiver
     }
 }
 
-/// Nobody listens any more.
-struct Gone;
-type Sent = Result<(), Gone>;
+/// The receiver has ended: there is no need to read on.
+struct Disconnected;
+type SendResult = Result<(), Disconnected>;
 
-/// Where captures go, as fast as they are taken.
-struct Out {
-    sender: Sender<Result<Located, Bad>>,
+/// Hands captures to the replay. Waits while the memory is used up.
+struct CaptureSender {
+    queue: Sender<Result<LocatedCapture, ReadError>>,
     memory: Arc<Semaphore>,
     runtime: Handle,
 }
 
-impl Out {
-    fn bad(&self, bad: Bad) -> Sent {
-        self.sender.blocking_send(Err(bad)).map_err(|_| Gone)
+impl CaptureSender {
+    fn send_error(&self, error: ReadError) -> SendResult {
+        self.queue
+            .blocking_send(Err(error))
+            .map_err(|_| Disconnected)
     }
 
-    fn capture(&self, place: Place, size: usize, capture: Capture) -> Sent {
-        let kib = u32::try_from(size.div_ceil(1024))
-            .unwrap_or(u32::MAX)
-            .min(MEMORY_KIB as u32);
-        let held = self
-            .runtime
-            .block_on(Arc::clone(&self.memory).acquire_many_owned(kib))
-            .map_err(|_| Gone)?;
-        self.sender
-            .blocking_send(Ok(Located {
-                place,
-                capture,
-                size: size as u64,
-                held,
-            }))
-            .map_err(|_| Gone)
+    fn send_capture(&self, location: Location, size: usize, capture: Capture) -> SendResult {
+        // The semaphore never grants more permits than it has.
+        let kib = size.div_ceil(1024).min(MEMORY_LIMIT_KIB) as u32;
+        let permit = Arc::clone(&self.memory).acquire_many_owned(kib);
+        let memory = self.runtime.block_on(permit).map_err(|_| Disconnected)?;
+        let located = LocatedCapture {
+            location,
+            capture,
+            size: size as u64,
+            memory,
+        };
+        self.queue
+            .blocking_send(Ok(located))
+            .map_err(|_| Disconnected)
     }
 }
 
-fn read_path(path: &Path, to: &Out) -> Sent {
+fn read_path(path: &Path, sender: &CaptureSender) -> SendResult {
     if path.as_os_str() == "-" {
-        return Lines::new("stdin", io::stdin().lock()).send_all(false, to);
+        return FileReader::new("stdin", io::stdin().lock()).send_all(false, sender);
     }
-    match files(path) {
-        Ok(files) if files.is_empty() => to.bad(Bad::EmptyFolder(path.to_owned())),
-        Ok(files) => files.iter().try_for_each(|file| match File::open(file) {
-            Ok(open) => Lines::new(&file.display().to_string(), BufReader::new(open))
-                .send_all(has_lines(file), to),
-            Err(error) => to.bad(Bad::File(file.clone(), error)),
-        }),
-        Err(error) => to.bad(Bad::File(path.to_owned(), error)),
+    match list_files(path) {
+        Ok(files) if files.is_empty() => sender.send_error(ReadError::EmptyFolder(path.to_owned())),
+        Ok(files) => files.iter().try_for_each(|file| read_file(file, sender)),
+        Err(error) => sender.send_error(ReadError::UnreadableFile(path.to_owned(), error)),
     }
 }
 
-fn has_lines(file: &Path) -> bool {
-    file.extension()
-        .is_some_and(|extension| extension == "jsonl")
+fn read_file(file: &Path, sender: &CaptureSender) -> SendResult {
+    match File::open(file) {
+        Ok(open) => FileReader::new(&file.display().to_string(), BufReader::new(open))
+            .send_all(has_extension(file, "jsonl"), sender),
+        Err(error) => sender.send_error(ReadError::UnreadableFile(file.to_owned(), error)),
+    }
 }
 
-/// The files behind an argument: itself, or those below a folder, by name.
-fn files(path: &Path) -> io::Result<Vec<PathBuf>> {
+/// Lists the files behind an argument: the file itself, or the files in a folder, sorted by name.
+fn list_files(path: &Path) -> io::Result<Vec<PathBuf>> {
     if !fs::metadata(path)?.is_dir() {
         return Ok(vec![path.to_owned()]);
     }
     let mut entries: Vec<PathBuf> = fs::read_dir(path)?
-        .map(|entry| entry.map(|entry| entry.path()))
+        .map(|entry| Ok(entry?.path()))
         .collect::<io::Result<_>>()?;
     entries.sort();
-    let mut found = Vec::new();
+    let mut files = Vec::new();
     for entry in entries {
-        // What a link leads to is not below this folder, and may lead back to it.
+        // A link to a folder is not followed: its target is elsewhere, or may contain this folder.
         if fs::symlink_metadata(&entry)?.is_dir() {
-            found.extend(files(&entry)?);
-        } else if has_lines(&entry)
-            || entry
-                .extension()
-                .is_some_and(|extension| extension == "json")
-        {
-            found.push(entry);
+            files.extend(list_files(&entry)?);
+        } else if has_extension(&entry, "jsonl") || has_extension(&entry, "json") {
+            files.push(entry);
         }
     }
-    Ok(found)
+    Ok(files)
 }
 
-/// A file's lines, ends included.
-struct Lines<R> {
+fn has_extension(file: &Path, extension: &str) -> bool {
+    file.extension().is_some_and(|found| found == extension)
+}
+
+/// Reads one file. Lines include their ends.
+struct FileReader<R> {
     file: Arc<str>,
     reader: R,
-    /// Read, and not handed out yet.
-    ahead: VecDeque<Line>,
-    /// The line that was handed out last.
-    number: usize,
+    /// Lines that were read to detect the format, in advance.
+    buffered: VecDeque<Line>,
+    /// The number of the line that was returned last.
+    line_number: usize,
 }
 
-/// A line, its end included, unless it is longer than it may be.
+/// A line with its end, unless it is too long.
 type Line = Result<Vec<u8>, TooLong>;
 struct TooLong;
 
-impl<R: BufRead> Lines<R> {
+/// The format of a file.
+enum Format {
+    /// One capture or callback per line.
+    Lines,
+    /// The whole file is one bare callback.
+    SingleCallback,
+}
+
+impl<R: BufRead> FileReader<R> {
     fn new(file: &str, reader: R) -> Self {
         Self {
             file: file.into(),
             reader,
-            ahead: VecDeque::new(),
-            number: 0,
+            buffered: VecDeque::new(),
+            line_number: 0,
         }
     }
 
-    fn place(&self, line: usize) -> Place {
-        Place {
-            file: Arc::clone(&self.file),
-            line,
+    fn send_all(mut self, is_jsonl: bool, sender: &CaptureSender) -> SendResult {
+        match self.try_send_all(is_jsonl, sender) {
+            Ok(sent) => sent,
+            Err(error) => {
+                let file = PathBuf::from(&*self.file);
+                sender.send_error(ReadError::UnreadableFile(file, error))
+            }
         }
     }
 
-    fn next(&mut self) -> io::Result<Option<Line>> {
-        self.number += 1;
-        if let Some(line) = self.ahead.pop_front() {
-            return Ok(Some(line));
+    fn try_send_all(&mut self, is_jsonl: bool, sender: &CaptureSender) -> io::Result<SendResult> {
+        let format = if is_jsonl {
+            Format::Lines
+        } else {
+            self.detect_format()?
+        };
+        match format {
+            Format::Lines => self.send_lines(sender),
+            Format::SingleCallback => self.send_single_callback(sender),
         }
-        self.read_line()
+    }
+
+    fn send_single_callback(&mut self, sender: &CaptureSender) -> io::Result<SendResult> {
+        let mut text: Vec<u8> = self.buffered.drain(..).flatten().flatten().collect();
+        let rest = LINE_LIMIT_BYTES.saturating_sub(text.len()) as u64;
+        self.reader.by_ref().take(rest + 1).read_to_end(&mut text)?;
+        Ok(if text.len() > LINE_LIMIT_BYTES {
+            sender.send_error(ReadError::TooLong(self.location(1)))
+        } else if text.trim_ascii().is_empty() {
+            sender.send_error(ReadError::EmptyFile(Arc::clone(&self.file)))
+        } else {
+            self.send_capture(sender, 1, text.len(), &text)
+        })
+    }
+
+    fn send_lines(&mut self, sender: &CaptureSender) -> io::Result<SendResult> {
+        let mut is_empty = true;
+        while let Some(line) = self.next_line()? {
+            let sent = match line {
+                Ok(line) if line.trim_ascii().is_empty() => continue,
+                Ok(line) => {
+                    let text = line.strip_suffix(b"\n").unwrap_or(&line);
+                    let text = text.strip_suffix(b"\r").unwrap_or(text);
+                    self.send_capture(sender, self.line_number, line.len(), text)
+                }
+                Err(TooLong) => {
+                    sender.send_error(ReadError::TooLong(self.location(self.line_number)))
+                }
+            };
+            if sent.is_err() {
+                return Ok(sent);
+            }
+            is_empty = false;
+        }
+        Ok(if is_empty {
+            sender.send_error(ReadError::EmptyFile(Arc::clone(&self.file)))
+        } else {
+            Ok(())
+        })
+    }
+
+    /// Sends the capture in `text`, which starts at `line` and takes `size` bytes in the file.
+    fn send_capture(
+        &self,
+        sender: &CaptureSender,
+        line: usize,
+        size: usize,
+        text: &[u8],
+    ) -> SendResult {
+        match Capture::from_line(text) {
+            Ok(capture) => sender.send_capture(self.location(line), size, capture),
+            Err(error) => {
+                let location = self.location(line + error.line() - 1);
+                sender.send_error(ReadError::NotACapture(location, error))
+            }
+        }
+    }
+
+    /// Detects the format by the first lines that are not blank: a first line that is a capture, or
+    /// two lines of which the first is a whole callback, start a file of lines.
+    fn detect_format(&mut self) -> io::Result<Format> {
+        let mut first_is_callback = false;
+        while let Some(line) = self.read_line()? {
+            let (is_blank, is_capture, is_callback) = match &line {
+                Ok(text) => (
+                    text.trim_ascii().is_empty(),
+                    has_capture_fields(text),
+                    Capture::from_bare(text).is_ok(),
+                ),
+                // No single callback has a line of this length.
+                Err(TooLong) => (false, true, false),
+            };
+            self.buffered.push_back(line);
+            if is_blank {
+                if self.buffered.len() > BLANK_LINES_LIMIT {
+                    return Ok(Format::Lines);
+                }
+            } else if first_is_callback || (is_capture && !is_callback) {
+                return Ok(Format::Lines);
+            } else if !is_callback {
+                return Ok(Format::SingleCallback);
+            } else {
+                first_is_callback = true;
+            }
+        }
+        Ok(Format::SingleCallback)
+    }
+
+    fn next_line(&mut self) -> io::Result<Option<Line>> {
+        self.line_number += 1;
+        match self.buffered.pop_front() {
+            Some(line) => Ok(Some(line)),
+            None => self.read_line(),
+        }
     }
 
     fn read_line(&mut self) -> io::Result<Option<Line>> {
         let mut line = Vec::new();
-        let limit = LONGEST_LINE as u64 + 1;
+        let limit = LINE_LIMIT_BYTES as u64 + 1;
         self.reader
             .by_ref()
             .take(limit)
             .read_until(b'\n', &mut line)?;
-        if line.len() > LONGEST_LINE {
+        if line.len() > LINE_LIMIT_BYTES {
             self.reader.skip_until(b'\n')?;
             return Ok(Some(Err(TooLong)));
         }
         Ok((!line.is_empty()).then_some(Ok(line)))
     }
 
-    fn send_all(mut self, has_lines: bool, to: &Out) -> Sent {
-        let file = PathBuf::from(&*self.file);
-        match self.try_send_all(has_lines, to) {
-            Ok(sent) => sent,
-            Err(error) => to.bad(Bad::File(file, error)),
+    fn location(&self, line: usize) -> Location {
+        Location {
+            file: Arc::clone(&self.file),
+            line,
         }
-    }
-
-    fn try_send_all(&mut self, has_lines: bool, to: &Out) -> io::Result<Sent> {
-        if !has_lines && !self.starts_with_lines()? {
-            let mut whole: Vec<u8> = self.ahead.drain(..).flatten().flatten().collect();
-            let limit = (LONGEST_LINE - whole.len().min(LONGEST_LINE)) as u64;
-            self.reader
-                .by_ref()
-                .take(limit + 1)
-                .read_to_end(&mut whole)?;
-            return Ok(match whole.trim_ascii() {
-                _ if whole.len() > LONGEST_LINE => to.bad(Bad::TooLong(self.place(1))),
-                b"" => to.bad(Bad::EmptyFile(Arc::clone(&self.file))),
-                _ => self.send(to, 1, whole.len(), Capture::from_line(&whole)),
-            });
-        }
-        let mut empty = true;
-        while let Some(line) = self.next()? {
-            let sent = match line {
-                Ok(line) if line.trim_ascii().is_empty() => continue,
-                Ok(line) => {
-                    let text = line.strip_suffix(b"\n").unwrap_or(&line);
-                    let text = text.strip_suffix(b"\r").unwrap_or(text);
-                    self.send(to, self.number, line.len(), Capture::from_line(text))
-                }
-                Err(TooLong) => to.bad(Bad::TooLong(self.place(self.number))),
-            };
-            if sent.is_err() {
-                return Ok(sent);
-            }
-            empty = false;
-        }
-        Ok(if empty {
-            to.bad(Bad::EmptyFile(Arc::clone(&self.file)))
-        } else {
-            Ok(())
-        })
-    }
-
-    fn send(
-        &self,
-        to: &Out,
-        line: usize,
-        size: usize,
-        capture: Result<Capture, CaptureError>,
-    ) -> Sent {
-        match capture {
-            Ok(capture) => to.capture(self.place(line), size, capture),
-            Err(error) => to.bad(Bad::Line(self.place(line + error.line() - 1), error)),
-        }
-    }
-
-    /// Whether the first line that says something is a capture, or one callback of several.
-    fn starts_with_lines(&mut self) -> io::Result<bool> {
-        let mut first_is_callback = false;
-        while let Some(line) = self.read_line()? {
-            let (is_capture, is_callback, is_blank) = match &line {
-                Ok(text) => (
-                    is_capture(text),
-                    Capture::from_bare(text).is_ok(),
-                    text.trim_ascii().is_empty(),
-                ),
-                Err(TooLong) => (true, false, false),
-            };
-            self.ahead.push_back(line);
-            match (is_blank, first_is_callback) {
-                (true, _) if self.ahead.len() > BLANK_LINES => return Ok(true),
-                (true, _) => {}
-                (false, true) => return Ok(true),
-                (false, false) if is_callback => first_is_callback = true,
-                (false, false) => return Ok(is_capture),
-            }
-        }
-        Ok(false)
     }
 }

@@ -1,4 +1,4 @@
-//! Where replayed callbacks go: to a webhook, into the database, or nowhere.
+//! The targets of a replay: a webhook, the database, or a dry run.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use indicatif::ProgressBar;
-use reqwest::{Client, Response, Url, header, redirect};
+use reqwest::{Client, RequestBuilder, Response, Url, header, redirect};
 use secrecy::{ExposeSecret, SecretString};
 use time::OffsetDateTime;
 use tokio::sync::Semaphore;
@@ -16,105 +16,116 @@ use tokio::time::{Instant, sleep};
 use crate::cli::Failure;
 use crate::error_chain::error_chain;
 use crate::meta::capture::Capture;
-use crate::meta::signature::{HEADER, Signature, Verifier, sign};
+use crate::meta::signature::{SIGNATURE_HEADER, Signature, Verifier, sign};
 use crate::recorder::{Callback, Capturing, Found, NotRecorded, Recorder, Submitted};
 
-/// What receivers answer: 200 is success, to Meta no other is, and 503 asks to come again.
-const RECORDED: u16 = 200;
-const LATER: u16 = 503;
-/// How often a callback is tried that the receiver puts off, or that gets no answer.
-const ATTEMPTS: u32 = 10;
-/// How long a receiver may take, and how long it may not answer at all.
-const PATIENCE: Duration = Duration::from_secs(10);
-const SILENCE: Duration = Duration::from_secs(25);
-/// What to wait where a receiver does not say, and the most that is waited where it does.
-const PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// The most that is repeated of an answer.
-const ANSWER_CHARACTERS: usize = 120;
+/// The only status that counts as success, for Meta and here.
+const STATUS_OK: u16 = 200;
+/// The status of a receiver that asks for a retry.
+const STATUS_UNAVAILABLE: u16 = 503;
+/// Attempts per callback, if the receiver is not available.
+const ATTEMPTS_LIMIT: u32 = 10;
+/// The longest wait for one answer.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// A callback without any answer is given up after this time.
+const NO_ANSWER_TIMEOUT: Duration = Duration::from_secs(25);
+/// The wait before a retry, unless there is a `Retry-After`.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+/// The longest `Retry-After` that is respected.
+const RETRY_INTERVAL_LIMIT: Duration = Duration::from_secs(60);
+/// The part of an answer that is repeated to the user.
+const QUOTE_LIMIT_CHARACTERS: usize = 120;
 
-/// Where callbacks go.
+/// The place to which callbacks are replayed.
 pub(super) enum Target {
-    Webhook(Webhook),
-    Intake(Intake),
-    Nowhere,
-}
-
-/// What became of one callback.
-pub(super) struct Outcome {
-    /// The answer's status, or a word.
-    pub(super) answer: String,
-    /// Where it is not well: what was said, with a colon before it, or nothing.
-    pub(super) trouble: Option<String>,
-    /// How long the last attempt took, if it was answered.
-    pub(super) latency: Option<Duration>,
-    /// Nothing is recorded at all: the rest need not be tried.
-    pub(super) hopeless: bool,
-}
-
-impl Outcome {
-    fn well(answer: impl ToString, latency: Option<Duration>) -> Self {
-        Self {
-            answer: answer.to_string(),
-            trouble: None,
-            latency,
-            hopeless: false,
-        }
-    }
-
-    fn bad(answer: impl ToString, said: &str, latency: Option<Duration>) -> Self {
-        let line = said.trim().lines().next().unwrap_or_default();
-        let cut: String = line.chars().take(ANSWER_CHARACTERS).collect();
-        let trouble = if cut.is_empty() {
-            String::new()
-        } else {
-            format!(": {cut}")
-        };
-        Self {
-            trouble: Some(trouble),
-            ..Self::well(answer, latency)
-        }
-    }
-
-    fn hopeless(answer: &str, said: &str) -> Self {
-        Self {
-            hopeless: true,
-            ..Self::bad(answer, said, None)
-        }
-    }
+    Webhook(WebhookTarget),
+    Database(DatabaseTarget),
+    /// Nothing is sent: the callbacks are only counted.
+    DryRun,
 }
 
 impl Target {
-    /// Sets out at once, so that the order of the captures is that of the rows; how it went is known later.
-    pub(super) fn deliver(
+    /// Starts to replay a capture, and returns the future of its outcome. A capture for the
+    /// database is submitted before this returns, so that the rows get the order of the captures.
+    pub(super) fn start(
         self: Arc<Self>,
         capture: Capture,
     ) -> Pin<Box<dyn Future<Output = Outcome> + Send>> {
-        let submitted = match &*self {
-            Self::Intake(intake) => intake.submit(&capture),
-            Self::Webhook(_) | Self::Nowhere => None,
+        let submission = match &*self {
+            Self::Database(database) => database.submit(&capture),
+            Self::Webhook(_) | Self::DryRun => None,
         };
         Box::pin(async move {
             match &*self {
-                Self::Webhook(webhook) => webhook.deliver(capture).await,
-                Self::Intake(intake) => intake.deliver(capture, submitted).await,
-                Self::Nowhere => look_at(capture),
+                Self::Webhook(webhook) => webhook.post(capture).await,
+                Self::Database(database) => database.record(capture, submission).await,
+                Self::DryRun => classify(capture),
             }
         })
     }
 }
 
-/// A webhook somewhere.
-pub(super) struct Webhook {
-    url: Url,
-    client: Client,
-    /// To sign with; none to send the original signatures.
-    app_secret: Option<SecretString>,
-    bar: ProgressBar,
-    told_to_wait: AtomicBool,
+/// The outcome of one callback.
+pub(super) struct Outcome {
+    /// The status of the answer, or a word for it.
+    pub(super) answer: String,
+    /// The reason of a failure: empty, or a text that starts with a colon. `None` is a success.
+    pub(super) failure: Option<String>,
+    /// The time of the last attempt, if it was answered.
+    pub(super) latency: Option<Duration>,
+    /// The target itself is not available, so that other callbacks need not be tried.
+    pub(super) is_fatal: bool,
 }
 
-impl Webhook {
+impl Outcome {
+    fn success(answer: impl ToString, latency: Option<Duration>) -> Self {
+        Self {
+            answer: answer.to_string(),
+            failure: None,
+            latency,
+            is_fatal: false,
+        }
+    }
+
+    fn failure(answer: impl ToString, reason: &str, latency: Option<Duration>) -> Self {
+        let line = reason.trim().lines().next().unwrap_or_default();
+        let quote: String = line.chars().take(QUOTE_LIMIT_CHARACTERS).collect();
+        let reason = if quote.is_empty() {
+            String::new()
+        } else {
+            format!(": {quote}")
+        };
+        Self {
+            failure: Some(reason),
+            ..Self::success(answer, latency)
+        }
+    }
+
+    fn fatal_failure(answer: &str, reason: &str) -> Self {
+        Self {
+            is_fatal: true,
+            ..Self::failure(answer, reason, None)
+        }
+    }
+}
+
+/// A webhook to which callbacks are posted.
+pub(super) struct WebhookTarget {
+    url: Url,
+    client: Client,
+    /// Signs the callbacks. `None` sends the original signatures.
+    app_secret: Option<SecretString>,
+    bar: ProgressBar,
+    has_printed_retry: AtomicBool,
+}
+
+/// The result of one attempt to post a callback.
+enum Attempt {
+    Finished(Outcome),
+    Retry { delay: Duration, reason: String },
+}
+
+impl WebhookTarget {
     pub(super) fn new(
         url: Url,
         app_secret: Option<SecretString>,
@@ -123,7 +134,7 @@ impl Webhook {
         let client = Client::builder()
             .no_proxy()
             .redirect(redirect::Policy::none())
-            .timeout(PATIENCE)
+            .timeout(REQUEST_TIMEOUT)
             .user_agent(concat!("lockwatch-replay/", env!("CARGO_PKG_VERSION")))
             .build()
             .context("cannot make requests")?;
@@ -132,125 +143,161 @@ impl Webhook {
             client,
             app_secret,
             bar,
-            told_to_wait: AtomicBool::new(false),
+            has_printed_retry: AtomicBool::new(false),
         })
     }
 
-    async fn deliver(&self, capture: Capture) -> Outcome {
-        let signature = match (&self.app_secret, original_signature(&capture)) {
-            (Some(secret), _) => sign(secret.expose_secret(), &capture.body),
-            (None, Ok(original)) => original.to_string(),
-            (None, Err(why)) => return Outcome::bad("not sent", why, None),
+    async fn post(&self, capture: Capture) -> Outcome {
+        let signature = match &self.app_secret {
+            Some(secret) => sign(secret.expose_secret(), &capture.body),
+            None => match parse_original_signature(&capture) {
+                Ok(original) => original.to_string(),
+                Err(reason) => return Outcome::failure("not sent", reason, None),
+            },
         };
         let mut url = self.url.clone();
         if url.path() == "/" {
             url.set_path(&capture.path);
         }
-        let first_sent = Instant::now();
-        let mut attempt = 1;
+        let started = Instant::now();
+        let mut attempt = 0;
         loop {
-            let request = self.client.post(url.clone()).header(HEADER, &signature);
-            let request = request
+            attempt += 1;
+            let request = self
+                .client
+                .post(url.clone())
+                .header(SIGNATURE_HEADER, &signature)
                 .header(header::CONTENT_TYPE, "application/json")
                 .body(capture.body.clone());
-            let sent = Instant::now();
-            let pause = match Answer::of(request.send()).await {
-                Ok(Answer {
-                    status: RECORDED, ..
-                }) => return Outcome::well(RECORDED, Some(sent.elapsed())),
-                Ok(Answer {
-                    status: LATER,
-                    pause,
-                    ..
-                }) if attempt < ATTEMPTS => {
-                    self.say_once(&format!(
-                        "the receiver answers {LATER}, trying again after {} s",
-                        pause.as_secs()
-                    ));
-                    pause
+            match post_once(request, started, attempt).await {
+                Attempt::Finished(outcome) => return outcome,
+                Attempt::Retry { delay, reason } => {
+                    self.print_first_retry(&reason);
+                    sleep(delay).await;
                 }
-                Ok(answer) => {
-                    return Outcome::bad(answer.status, &answer.said, Some(sent.elapsed()));
-                }
-                Err(error)
-                    if attempt < ATTEMPTS
-                        && first_sent.elapsed() < SILENCE
-                        && !error.is_builder() =>
-                {
-                    // A receiver that is being restarted is back in a moment.
-                    self.say_once(&format!(
-                        "no answer, trying again: {}",
-                        error_chain(&error.without_url())
-                    ));
-                    PAUSE
-                }
-                // Where there is no receiver at all. One that breaks off may do so for this callback only.
-                Err(error) if error.is_connect() => {
-                    return Outcome::hopeless("no answer", &error_chain(&error.without_url()));
-                }
-                Err(error) => {
-                    return Outcome::bad("no answer", &error_chain(&error.without_url()), None);
-                }
-            };
-            sleep(pause).await;
-            attempt += 1;
+            }
         }
     }
 
-    /// Why nothing seems to happen.
-    fn say_once(&self, what: &str) {
-        if !self.told_to_wait.swap(true, Ordering::Relaxed) {
+    /// Explains, once, why a replay seems to stand still.
+    fn print_first_retry(&self, reason: &str) {
+        if !self.has_printed_retry.swap(true, Ordering::Relaxed) {
             self.bar
-                .suspend(|| anstream::eprintln!("lockwatch: {what}"));
+                .suspend(|| anstream::eprintln!("lockwatch: {reason}"));
         }
     }
 }
 
-/// What a receiver answered.
-struct Answer {
-    status: u16,
-    pause: Duration,
-    said: String,
+/// Posts a callback once. Attempt number 1 started at `started`; this is number `attempt`.
+async fn post_once(request: RequestBuilder, started: Instant, attempt: u32) -> Attempt {
+    let sent = Instant::now();
+    let answer = match WebhookAnswer::receive(request).await {
+        Ok(answer) => answer,
+        Err(error) => return handle_no_answer(error, started, attempt),
+    };
+    let latency = Some(sent.elapsed());
+    match answer.status {
+        STATUS_OK => Attempt::Finished(Outcome::success(STATUS_OK, latency)),
+        STATUS_UNAVAILABLE if attempt < ATTEMPTS_LIMIT => Attempt::Retry {
+            delay: answer.retry_after,
+            reason: format!(
+                "the receiver answers {STATUS_UNAVAILABLE}, trying again after {} s",
+                answer.retry_after.as_secs()
+            ),
+        },
+        status => Attempt::Finished(Outcome::failure(status, &answer.text, latency)),
+    }
 }
 
-impl Answer {
-    async fn of(request: impl Future<Output = reqwest::Result<Response>>) -> reqwest::Result<Self> {
-        let mut response = request.await?;
-        let header = |name| Some(response.headers().get(name)?.to_str().ok()?.to_owned());
-        let seconds = header(header::RETRY_AFTER).and_then(|value| value.parse().ok());
-        let location = header(header::LOCATION).filter(|_| response.status().is_redirection());
-        let moved = location.map(|to| format!("moved to {to}"));
-        let status = response.status().as_u16();
-        let only_200 = (status != RECORDED && response.status().is_success())
-            .then(|| "only 200 counts".to_owned());
-        let mut body = Vec::new();
-        // Read to its end, so that the connection can be used again; kept only as far as it is told.
-        while let Some(chunk) = response.chunk().await? {
-            let room = (4 * ANSWER_CHARACTERS).saturating_sub(body.len());
-            body.extend_from_slice(&chunk[..chunk.len().min(room)]);
+fn handle_no_answer(error: reqwest::Error, started: Instant, attempt: u32) -> Attempt {
+    let is_in_time = attempt < ATTEMPTS_LIMIT && started.elapsed() < NO_ANSWER_TIMEOUT;
+    let may_retry = is_in_time && !error.is_builder();
+    let is_connect = error.is_connect();
+    let reason = error_chain(&error.without_url());
+    if may_retry {
+        // A receiver that is restarting is back in a moment.
+        Attempt::Retry {
+            delay: RETRY_INTERVAL,
+            reason: format!("no answer, trying again: {reason}"),
         }
-        let said = moved
-            .or(only_200)
-            .unwrap_or_else(|| String::from_utf8_lossy(&body).into_owned());
+    } else if is_connect {
+        // There is no receiver at all.
+        Attempt::Finished(Outcome::fatal_failure("no answer", &reason))
+    } else {
+        // A receiver that breaks off may do so for this callback only.
+        Attempt::Finished(Outcome::failure("no answer", &reason, None))
+    }
+}
+
+/// The answer of a webhook.
+struct WebhookAnswer {
+    status: u16,
+    /// The wait before a retry.
+    retry_after: Duration,
+    /// The reason, if the status is not a success.
+    text: String,
+}
+
+impl WebhookAnswer {
+    async fn receive(request: RequestBuilder) -> reqwest::Result<Self> {
+        let mut response = request.send().await?;
+        let retry_after = header_text(&response, header::RETRY_AFTER)
+            .and_then(|seconds| seconds.parse().ok())
+            .map_or(RETRY_INTERVAL, Duration::from_secs)
+            .min(RETRY_INTERVAL_LIMIT);
+        let status = response.status();
+        let location = header_text(&response, header::LOCATION);
+        let explanation = match location {
+            Some(location) if status.is_redirection() => Some(format!("moved to {location}")),
+            _ if status.is_success() && status.as_u16() != STATUS_OK => {
+                Some("only 200 counts as success".to_owned())
+            }
+            _ => None,
+        };
+        let body = read_body_start(&mut response).await?;
         Ok(Self {
-            status,
-            pause: seconds
-                .map_or(PAUSE, Duration::from_secs)
-                .min(LONGEST_PAUSE),
-            said,
+            status: status.as_u16(),
+            retry_after,
+            text: explanation.unwrap_or_else(|| String::from_utf8_lossy(&body).into_owned()),
         })
     }
 }
 
-/// The same way into the database that callbacks take, without HTTP.
-pub(super) struct Intake {
+fn header_text(response: &Response, name: header::HeaderName) -> Option<String> {
+    let value = response.headers().get(name)?;
+    Some(value.to_str().ok()?.to_owned())
+}
+
+/// Reads a body to its end, so that the connection can be used again. Returns only as much of it as
+/// can be repeated to the user.
+async fn read_body_start(response: &mut Response) -> reqwest::Result<Vec<u8>> {
+    let mut start = Vec::new();
+    while let Some(chunk) = response.chunk().await? {
+        // A character takes up to four bytes.
+        let room = (4 * QUOTE_LIMIT_CHARACTERS).saturating_sub(start.len());
+        start.extend_from_slice(&chunk[..chunk.len().min(room)]);
+    }
+    Ok(start)
+}
+
+/// The database, in which callbacks are recorded as `serve` would, but without HTTP.
+pub(super) struct DatabaseTarget {
     recorder: Recorder,
     capturing: Capturing,
-    /// To verify the original signatures with, where that is asked for.
+    /// Verifies the original signatures, if that is wanted.
     verifier: Option<Verifier>,
 }
 
-impl Intake {
+/// The first step of recording: `None` if there is nothing to record.
+type Submission = Option<Result<Submitted, SubmitError>>;
+
+/// The reason why a callback did not reach the recorder.
+enum SubmitError {
+    BadSignature(&'static str),
+    NotRecorded(NotRecorded),
+}
+
+impl DatabaseTarget {
     pub(super) fn new(
         recorder: Recorder,
         capturing: Capturing,
@@ -263,16 +310,16 @@ impl Intake {
         }
     }
 
-    /// Hands a callback to the recorder; `None` where there is nothing to record.
-    fn submit(&self, capture: &Capture) -> Option<Result<Submitted, NotSubmitted>> {
-        let signature = original_signature(capture);
+    /// Hands a callback to the recorder.
+    fn submit(&self, capture: &Capture) -> Submission {
+        let signature = parse_original_signature(capture);
         let app_secret = match (&self.verifier, &signature) {
             (None, _) => None,
             (Some(verifier), Ok(signature)) => match verifier.verify(&capture.body, signature) {
                 Some(position) => i32::try_from(position + 1).ok(),
-                None => return Some(Err(NotSubmitted::Refused("bad signature"))),
+                None => return Some(Err(SubmitError::BadSignature("bad signature"))),
             },
-            (Some(_), Err(why)) => return Some(Err(NotSubmitted::Refused(why))),
+            (Some(_), Err(reason)) => return Some(Err(SubmitError::BadSignature(reason))),
         };
         let callback = Callback {
             body: capture.body.clone(),
@@ -281,61 +328,51 @@ impl Intake {
             app_secret,
         };
         let found = callback.find(self.capturing)?;
-        let held = Arc::new(Semaphore::new(1))
+        // The reader of the files limits the memory; the recorder's own permit is only a formality.
+        let permit = Arc::new(Semaphore::new(1))
             .try_acquire_owned()
-            .expect("a permit of its own");
-        Some(
-            self.recorder
-                .submit(found, Instant::now(), held)
-                .map_err(NotSubmitted::Later),
-        )
+            .expect("a new semaphore has its permit");
+        let submitted = self.recorder.submit(found, Instant::now(), permit);
+        Some(submitted.map_err(SubmitError::NotRecorded))
     }
 
-    async fn deliver(
-        &self,
-        capture: Capture,
-        first: Option<Result<Submitted, NotSubmitted>>,
-    ) -> Outcome {
-        let mut submitted = first;
+    /// Waits until a callback is recorded. Retries if that fails.
+    async fn record(&self, capture: Capture, first: Submission) -> Outcome {
+        let mut submission = first;
         let mut attempt = 1;
         loop {
-            let sent = Instant::now();
-            let recorded = match submitted {
-                None => return Outcome::well("nothing to record", None),
-                Some(Err(NotSubmitted::Refused(why))) => return Outcome::bad("refused", why, None),
-                Some(Err(NotSubmitted::Later(error))) => Err(error),
+            let started = Instant::now();
+            let recorded = match submission {
+                None => return Outcome::success("nothing to record", None),
+                Some(Err(SubmitError::BadSignature(reason))) => {
+                    return Outcome::failure("refused", reason, None);
+                }
+                Some(Err(SubmitError::NotRecorded(error))) => Err(error),
                 Some(Ok(submitted)) => submitted.committed().await,
             };
             match recorded {
-                Ok(()) => return Outcome::well("recorded", Some(sent.elapsed())),
-                Err(_) if attempt < ATTEMPTS => sleep(PAUSE).await,
-                Err(error) => return Outcome::hopeless("not recorded", &error.to_string()),
+                Ok(()) => return Outcome::success("recorded", Some(started.elapsed())),
+                Err(_) if attempt < ATTEMPTS_LIMIT => sleep(RETRY_INTERVAL).await,
+                Err(error) => return Outcome::fatal_failure("not recorded", &error.to_string()),
             }
             attempt += 1;
-            submitted = self.submit(&capture);
+            submission = self.submit(&capture);
         }
     }
 }
 
-/// Why a callback did not get to the recorder.
-enum NotSubmitted {
-    Refused(&'static str),
-    Later(NotRecorded),
-}
-
-fn original_signature(capture: &Capture) -> Result<Signature, &'static str> {
+fn parse_original_signature(capture: &Capture) -> Result<Signature, &'static str> {
     let text = capture
         .signature()
         .ok_or("it has no signature of its own")?;
     Signature::parse(text.as_bytes()).map_err(|_| "its own signature is malformed")
 }
 
-/// Reads everything and sends nothing.
-fn look_at(capture: Capture) -> Outcome {
-    let received_at = OffsetDateTime::UNIX_EPOCH;
+/// Reads a callback without sending it, and names its kind.
+fn classify(capture: Capture) -> Outcome {
     let callback = Callback {
         body: capture.body,
-        received_at,
+        received_at: OffsetDateTime::UNIX_EPOCH,
         signature: None,
         app_secret: None,
     };
@@ -345,5 +382,5 @@ fn look_at(capture: Capture) -> Outcome {
         Some(findings) if findings.unreadable.is_empty() => "lockouts",
         Some(_) => "something that cannot be read",
     };
-    Outcome::well(kind, None)
+    Outcome::success(kind, None)
 }

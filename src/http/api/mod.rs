@@ -1,5 +1,5 @@
-//! The admin API: incidents, their deliveries and checks, as JSON or CSV, and resolving. What the attributes of
-//! the handlers say about them becomes the description in [`openapi`].
+//! The admin API: incidents, their deliveries and checks, as JSON or CSV, and resolving an
+//! incident. The attributes and comments of the handlers become its description in [`openapi`].
 
 mod openapi;
 mod paging;
@@ -20,8 +20,8 @@ pub use self::openapi::openapi;
 use self::openapi::{BadParameter, Moment, NoIncident, OtherProblem, PageParameters, Reveal};
 use self::paging::ListRequest;
 use super::error::Problem;
-use super::query::{IncidentId, Query, filter, recipients};
-use super::resolve::{resolve_by_hand, whole_body};
+use super::query::{IncidentId, List, Query, parse_filter, parse_reveal};
+use super::resolve::{complete_body, resolve_by_hand};
 use crate::lockout::cause::LockoutCause;
 use crate::report::{self, IncidentReport};
 use crate::store::Pool;
@@ -31,12 +31,12 @@ use crate::store::incidents::{IncidentFilter, IncidentState};
 
 pub(super) fn router(db: Pool) -> Router {
     Router::new()
-        .route("/openapi.json", get(openapi_json))
-        .route("/api/v1/incidents", get(list))
-        .route("/api/v1/incidents/{id}", get(show))
-        .route("/api/v1/incidents/{id}/deliveries", get(deliveries))
-        .route("/api/v1/incidents/{id}/checks", get(checks))
-        .route("/api/v1/incidents/{id}/resolve", post(resolve))
+        .route("/openapi.json", get(get_openapi))
+        .route("/api/v1/incidents", get(list_incidents))
+        .route("/api/v1/incidents/{id}", get(get_incident))
+        .route("/api/v1/incidents/{id}/deliveries", get(list_deliveries))
+        .route("/api/v1/incidents/{id}/checks", get(list_checks))
+        .route("/api/v1/incidents/{id}/resolve", post(resolve_incident))
         .with_state(db)
 }
 
@@ -45,7 +45,7 @@ pub(super) fn router(db: Pool) -> Router {
 struct IncidentList {
     /// The newest first.
     data: Vec<IncidentReport>,
-    /// Where the next page starts: give it as `cursor`. Null on the last page.
+    /// The start of the next page: give it as `cursor`. Null on the last page.
     next_cursor: Option<String>,
 }
 
@@ -54,7 +54,7 @@ struct IncidentList {
 struct DeliveryList {
     /// The latest first.
     data: Vec<Delivery>,
-    /// Where the next page starts: give it as `cursor`. Null on the last page.
+    /// The start of the next page: give it as `cursor`. Null on the last page.
     next_cursor: Option<String>,
 }
 
@@ -63,15 +63,15 @@ struct DeliveryList {
 struct HealthCheckList {
     /// The latest first.
     data: Vec<HealthCheck>,
-    /// Where the next page starts: give it as `cursor`. Null on the last page.
+    /// The start of the next page: give it as `cursor`. Null on the last page.
     next_cursor: Option<String>,
 }
 
-/// Why an incident is resolved by hand.
+/// The reason for which an incident is resolved by hand.
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct Resolution {
-    /// For those who read it later.
+    /// A text for later readers.
     #[serde(default)]
     #[schema(max_length = 2000, example = "Meta granted the review")]
     note: Option<String>,
@@ -81,16 +81,22 @@ struct Resolution {
 ///
 /// The newest first.
 #[utoipa::path(
-    get, path = "/api/v1/incidents", operation_id = "list_incidents", tag = "incidents",
+    get,
+    path = "/api/v1/incidents",
+    tag = "incidents",
     params(
-        ("state" = Option<IncidentState>, Query, description = "Only these"),
-        ("waba_id" = Option<String>, Query, description = "Only of this account", pattern = "^[!-~]{1,64}$"),
-        ("cause" = Option<LockoutCause>, Query, description = "Only with this cause"),
+        ("state" = Option<IncidentState>, Query, description = "Only incidents in this state"),
+        ("waba_id" = Option<String>, Query, description = "Only incidents of this account",
+         pattern = "^[!-~]{1,64}$"),
+        ("cause" = Option<LockoutCause>, Query, description = "Only incidents with this cause"),
         ("since" = Option<Moment>, Query, example = "2026-11-22T18:00:00Z",
-         description = "Opened at this time or later: RFC 3339, a day (`2026-11-22`), or so long ago (`3d`, `36h`, `10m`)"),
-        ("until" = Option<Moment>, Query, example = "2026-11-23", description = "Opened before this time"),
+         description = "Only incidents opened at this time or later: RFC 3339, a day \
+                        (`2026-11-22`), or a time ago (`3d`, `36h`, `10m`)"),
+        ("until" = Option<Moment>, Query, example = "2026-11-23",
+         description = "Only incidents opened before this time"),
         PageParameters,
-        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before", pattern = "^i[0-7][0-9a-f]{15}$"),
+        ("cursor" = Option<String>, Query, description = "`next_cursor` of the previous page",
+         pattern = "^i[0-7][0-9a-f]{15}$"),
     ),
     responses(
         (status = 200, description = "A page", content(
@@ -101,13 +107,19 @@ struct Resolution {
         (status = "default", response = OtherProblem),
     )
 )]
-async fn list(State(db): State<Pool>, mut request: ListRequest) -> Result<Response, Problem> {
-    let filter = filter(&mut request.query)?;
-    let page = request.parse('i')?;
+async fn list_incidents(
+    State(db): State<Pool>,
+    mut request: ListRequest,
+) -> Result<Response, Problem> {
+    let filter = parse_filter(&mut request.query)?;
+    let page = request.parse(List::Incidents)?;
     let fetch = move |before, limit| {
         let (db, filter) = (db.clone(), filter.clone());
         let filter = IncidentFilter { before, ..filter };
-        async move { report::incidents(&db, &filter, limit).await.map(Some) }
+        async move {
+            let page = report::list_incidents(&db, &filter, limit).await?;
+            Ok(Some(page))
+        }
     };
     let body = |data, next_cursor| IncidentList { data, next_cursor };
     let response = page.respond(fetch, body).await?;
@@ -118,7 +130,9 @@ async fn list(State(db): State<Pool>, mut request: ListRequest) -> Result<Respon
 ///
 /// With its cause, the evidence for it, the next steps, and the latest check of each number.
 #[utoipa::path(
-    get, path = "/api/v1/incidents/{id}", operation_id = "get_incident", tag = "incidents",
+    get,
+    path = "/api/v1/incidents/{id}",
+    tag = "incidents",
     params(("id" = i64, Path, description = "The incident's number", minimum = 1)),
     responses(
         (status = 200, description = "The incident", body = IncidentReport),
@@ -126,29 +140,30 @@ async fn list(State(db): State<Pool>, mut request: ListRequest) -> Result<Respon
         (status = "default", response = OtherProblem),
     )
 )]
-async fn show(
+async fn get_incident(
     State(db): State<Pool>,
     IncidentId(id): IncidentId,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Problem> {
-    Query::parse(query.as_deref()).finish()?;
-    let report = report::incident(&db, id)
-        .await?
-        .ok_or_else(|| Problem::no_incident(id))?;
-    Ok(json(&report))
+    Query::parse(query.as_deref()).reject_unknown()?;
+    respond_with_incident(&db, id).await
 }
 
 /// List an incident's failed deliveries
 ///
-/// The latest first. Recipients are masked, inside message ids too, unless `reveal=recipients` is asked for,
-/// which is logged.
+/// The latest first. Recipients are masked, also inside message ids, unless `reveal=recipients` is
+/// given, which is logged.
 #[utoipa::path(
-    get, path = "/api/v1/incidents/{id}/deliveries", operation_id = "list_deliveries", tag = "incidents",
+    get,
+    path = "/api/v1/incidents/{id}/deliveries",
+    tag = "incidents",
     params(
         ("id" = i64, Path, description = "The incident's number", minimum = 1),
-        ("reveal" = Option<Reveal>, Query, description = "Show recipients in full; this is logged"),
+        ("reveal" = Option<Reveal>, Query,
+         description = "Show recipients in full; this is logged"),
         PageParameters,
-        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before", pattern = "^d[0-7][0-9a-f]{15}$"),
+        ("cursor" = Option<String>, Query, description = "`next_cursor` of the previous page",
+         pattern = "^d[0-7][0-9a-f]{15}$"),
     ),
     responses(
         (status = 200, description = "A page", content(
@@ -160,16 +175,16 @@ async fn show(
         (status = "default", response = OtherProblem),
     )
 )]
-async fn deliveries(
+async fn list_deliveries(
     State(db): State<Pool>,
     IncidentId(id): IncidentId,
     mut request: ListRequest,
 ) -> Result<Response, Problem> {
-    let recipients = recipients(&mut request.query)?;
-    let page = request.parse('d')?;
+    let recipients = parse_reveal(&mut request.query)?;
+    let page = request.parse(List::Deliveries)?;
     let fetch = move |before, limit| {
         let db = db.clone();
-        async move { report::deliveries(&db, id, before, limit, recipients).await }
+        async move { report::list_deliveries(&db, id, before, limit, recipients).await }
     };
     let body = |data, next_cursor| DeliveryList { data, next_cursor };
     let response = page.respond(fetch, body).await?;
@@ -180,13 +195,16 @@ async fn deliveries(
 
 /// List an incident's health checks
 ///
-/// The latest first, each with Meta's answer as it came.
+/// The latest first, each with Meta's raw answer.
 #[utoipa::path(
-    get, path = "/api/v1/incidents/{id}/checks", operation_id = "list_checks", tag = "incidents",
+    get,
+    path = "/api/v1/incidents/{id}/checks",
+    tag = "incidents",
     params(
         ("id" = i64, Path, description = "The incident's number", minimum = 1),
         PageParameters,
-        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before", pattern = "^c[0-7][0-9a-f]{15}$"),
+        ("cursor" = Option<String>, Query, description = "`next_cursor` of the previous page",
+         pattern = "^c[0-7][0-9a-f]{15}$"),
     ),
     responses(
         (status = 200, description = "A page", content(
@@ -198,15 +216,15 @@ async fn deliveries(
         (status = "default", response = OtherProblem),
     )
 )]
-async fn checks(
+async fn list_checks(
     State(db): State<Pool>,
     IncidentId(id): IncidentId,
     request: ListRequest,
 ) -> Result<Response, Problem> {
-    let page = request.parse('c')?;
+    let page = request.parse(List::Checks)?;
     let fetch = move |before, limit| {
         let db = db.clone();
-        async move { report::checks(&db, id, before, limit).await }
+        async move { report::list_checks(&db, id, before, limit).await }
     };
     let body = |data, next_cursor| HealthCheckList { data, next_cursor };
     let response = page.respond(fetch, body).await?;
@@ -215,78 +233,82 @@ async fn checks(
 
 /// Resolve an incident
 ///
-/// Says that it is over. Failures that come later open another.
+/// Marks it as over. Failures that come later open a new one.
 #[utoipa::path(
-    post, path = "/api/v1/incidents/{id}/resolve", operation_id = "resolve_incident", tag = "incidents",
+    post,
+    path = "/api/v1/incidents/{id}/resolve",
+    tag = "incidents",
     params(("id" = i64, Path, description = "The incident's number", minimum = 1)),
-    request_body(content = Option<Resolution>, description = "Why; may be left out"),
+    request_body(content = Option<Resolution>, description = "The reason; optional"),
     responses(
         (status = 200, description = "It is resolved", body = IncidentReport),
-        (status = 400, description = "The body cannot be used", body = Problem, content_type = "application/problem+json"),
-        (status = 403, description = "Another site's page asked for it", body = Problem, content_type = "application/problem+json"),
+        (status = 400, description = "The body cannot be used",
+         body = Problem, content_type = "application/problem+json"),
+        (status = 403, description = "Another site's page sent the request",
+         body = Problem, content_type = "application/problem+json"),
         (status = 404, response = NoIncident),
-        (status = 409, description = "It was resolved before", body = Problem, content_type = "application/problem+json"),
-        (status = 415, description = "The body is not JSON", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "It was resolved before",
+         body = Problem, content_type = "application/problem+json"),
+        (status = 415, description = "The body is not JSON",
+         body = Problem, content_type = "application/problem+json"),
         (status = "default", response = OtherProblem),
     )
 )]
-async fn resolve(
+async fn resolve_incident(
     State(db): State<Pool>,
     IncidentId(id): IncidentId,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Problem> {
-    Query::parse(query.as_deref()).finish()?;
-    let body = whole_body(body)?;
+    Query::parse(query.as_deref()).reject_unknown()?;
+    let body = complete_body(body)?;
     let resolution = if body.is_empty() {
         Resolution::default()
     } else {
         parse_resolution(&headers, &body)?
     };
     resolve_by_hand(&db, id, resolution.note).await?;
-    let report = report::incident(&db, id)
-        .await?
-        .ok_or_else(|| Problem::no_incident(id))?;
-    Ok(json(&report))
+    respond_with_incident(&db, id).await
 }
 
 fn parse_resolution(headers: &HeaderMap, body: &[u8]) -> Result<Resolution, Problem> {
-    let kind = headers
+    let content_type = headers
         .get(header::CONTENT_TYPE)
         .and_then(|value| value.to_str().ok())
         .unwrap_or_default();
-    let kind = kind.split(';').next().unwrap_or_default().trim();
-    if !kind.eq_ignore_ascii_case("application/json") {
-        let detail = "the body is to be application/json: {\"note\": \"…\"}, or empty";
+    let media_type = content_type.split(';').next().unwrap_or_default().trim();
+    if !media_type.eq_ignore_ascii_case("application/json") {
+        let detail = "the body must be application/json: {\"note\": \"…\"}, or empty";
         return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail));
     }
-    // A struct could be read from an array, and `null` stands for nothing.
-    match body.trim_ascii() {
+    // serde would also read the struct from an array. `null` stands for no reason.
+    let resolution = match body.trim_ascii() {
         b"null" => Ok(Resolution::default()),
         object if object.starts_with(b"{") => {
             serde_json::from_slice(object).map_err(|error| error.to_string())
         }
         _ => Err("not an object".to_owned()),
-    }
-    .map_err(|why| {
-        Problem::new(
-            StatusCode::BAD_REQUEST,
-            format!("the body is not {{\"note\": \"…\"}}: {why}"),
-        )
+    };
+    resolution.map_err(|reason| {
+        let detail = format!("the body is not {{\"note\": \"…\"}}: {reason}");
+        Problem::new(StatusCode::BAD_REQUEST, detail)
     })
 }
 
+async fn respond_with_incident(db: &Pool, id: i64) -> Result<Response, Problem> {
+    let report = report::find_incident(db, id).await?;
+    let report = report.ok_or_else(|| Problem::no_incident(id))?;
+    Ok(json(&report))
+}
+
 fn json(value: &impl Serialize) -> Response {
-    let body = serde_json::to_vec(value).expect("our objects have text for keys");
+    let body = serde_json::to_vec(value).expect("every key of our objects is a text");
     ([(header::CONTENT_TYPE, "application/json")], body).into_response()
 }
 
-async fn openapi_json() -> Response {
+async fn get_openapi() -> Response {
     static DOCUMENT: LazyLock<String> = LazyLock::new(openapi);
-    (
-        [(header::CONTENT_TYPE, "application/json")],
-        DOCUMENT.as_str(),
-    )
-        .into_response()
+    let headers = [(header::CONTENT_TYPE, "application/json")];
+    (headers, DOCUMENT.as_str()).into_response()
 }

@@ -1,5 +1,5 @@
-//! The API's description, made from the handlers' own attributes. What stands here is only described: what is
-//! taken and answered is in the handlers.
+//! The API's description, generated from the attributes of the handlers and types. Nothing here
+//! affects an answer.
 
 use utoipa::openapi::schema::{
     AnyOfBuilder, KnownFormat, ObjectBuilder, Schema, SchemaFormat, Type,
@@ -13,7 +13,7 @@ use crate::http::error::Problem;
 use crate::lockout::cause::LockoutCause;
 use crate::store::incidents::IncidentState;
 
-/// The API's description as OpenAPI 3.1, in JSON.
+/// Returns the API's description: OpenAPI 3.1 in JSON.
 #[must_use]
 pub fn openapi() -> String {
     Description::openapi()
@@ -26,12 +26,18 @@ pub fn openapi() -> String {
 #[openapi(
     info(
         title = "Lockwatch",
-        description = "WhatsApp lockouts (error 131031): incidents, their causes and what to do next.\n\n\
-            Served on the admin listener. Where LOCKWATCH_ADMIN_TOKEN is set, give it as a bearer token or as the \
-            password of HTTP Basic; where it is not, ask as localhost. Problems are told as \
+        description = "WhatsApp lockouts (error 131031): incidents, causes and next steps.\n\n\
+            Served on the admin listener. If LOCKWATCH_ADMIN_TOKEN is set, send it as a bearer \
+            token or as the password of HTTP Basic; if not, use the host localhost. Errors are \
             application/problem+json."
     ),
-    paths(super::list, super::show, super::deliveries, super::checks, super::resolve),
+    paths(
+        super::list_incidents,
+        super::get_incident,
+        super::list_deliveries,
+        super::list_checks,
+        super::resolve_incident
+    ),
     components(
         schemas(IncidentState, LockoutCause, Moment, Format, Reveal),
         responses(BadParameter, NoIncident, OtherProblem)
@@ -60,18 +66,19 @@ impl Modify for Security {
     }
 }
 
-/// As [`parse_moment`](crate::report::text::parse_moment) reads it.
+/// A time as [`parse_time`](crate::report::text::parse_time) accepts it.
 pub(super) struct Moment;
 
 impl PartialSchema for Moment {
     fn schema() -> RefOr<Schema> {
         let text = || ObjectBuilder::new().schema_type(Type::String);
-        let format = |known| text().format(Some(SchemaFormat::KnownFormat(known)));
-        let moment = AnyOfBuilder::new()
-            .item(format(KnownFormat::DateTime))
-            .item(format(KnownFormat::Date))
-            .item(text().pattern(Some("^[0-9]{1,5}[dhm]$")));
-        moment.into()
+        let date_time = SchemaFormat::KnownFormat(KnownFormat::DateTime);
+        let date = SchemaFormat::KnownFormat(KnownFormat::Date);
+        AnyOfBuilder::new()
+            .item(text().format(Some(date_time)))
+            .item(text().format(Some(date)))
+            .item(text().pattern(Some("^[0-9]{1,5}[dhm]$")))
+            .into()
     }
 }
 
@@ -95,19 +102,19 @@ pub(super) struct NoIncident(Problem);
 #[allow(dead_code, reason = "the description is made from it")]
 pub(super) struct OtherProblem(Problem);
 
-/// What every list takes.
+/// The parameters that every list takes.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Query)]
 #[allow(dead_code, reason = "the description is made from it")]
 pub(super) struct PageParameters {
-    /// How many at the most; 50 if not given, but everything in a CSV from its start.
+    /// The largest number of rows: 50 if not given; a CSV from the start of a list has all of them.
     #[param(minimum = 1, maximum = 200)]
     limit: Option<i64>,
-    /// Instead of the header Accept.
+    /// The format; overrides the header Accept.
     format: Option<Format>,
 }
 
-/// The one word that shows recipients.
+/// The word that shows recipients in full.
 #[derive(ToSchema)]
 #[schema(rename_all = "lowercase")]
 #[allow(dead_code, reason = "the description is made from it")]

@@ -1,5 +1,5 @@
-//! The four steps that every list of the API shares: parse the request, fetch a page, and answer with
-//! the page or, for a CSV without a limit, with the whole list.
+//! Paging, shared by every list of the API: parses the request, fetches a page, and answers with
+//! that page or, for a CSV without a limit, with the whole list.
 
 use axum::body::Body;
 use axum::extract::FromRequestParts;
@@ -14,7 +14,7 @@ use utoipa::ToSchema;
 
 use super::json;
 use crate::http::error::Problem;
-use crate::http::query::{Query, cursor, parse_cursor};
+use crate::http::query::{List, Query};
 use crate::report::Page;
 use crate::report::csv::{self, Row};
 use crate::store::StoreError;
@@ -32,8 +32,8 @@ pub(super) enum Format {
     Csv,
 }
 
-/// A request for a list: first its own filters are taken out of `query`, then [`parse`](Self::parse)
-/// takes the rest.
+/// A request for a list. The handler takes the list's own filters out of `query`; then
+/// [`parse`](Self::parse) takes the rest.
 pub(super) struct ListRequest {
     pub(super) query: Query,
     uri: Uri,
@@ -53,24 +53,23 @@ impl<S: Send + Sync> FromRequestParts<S> for ListRequest {
 }
 
 impl ListRequest {
-    /// Parses what every list takes. A cursor fits only the list that it came from.
-    pub(super) fn parse(self, list: char) -> Result<PageRequest, Problem> {
+    /// Parses the parameters that every list takes. A cursor is valid only for the list it came
+    /// from.
+    pub(super) fn parse(self, list: List) -> Result<PageRequest, Problem> {
         let Self {
             mut query,
             uri,
             headers,
         } = self;
-        let before = query.take("cursor", |text| {
-            parse_cursor(list, text).ok_or("not a cursor of this list")
-        })?;
+        let before = query.take_cursor("cursor", list)?;
         let limit = query.take("limit", |text| {
             let limit = text.parse().ok();
             limit
                 .filter(|rows| (1..=PAGE_LIMIT_ROWS).contains(rows))
                 .ok_or("not a number from 1 to 200")
         })?;
-        let format = query.word("format", &[("json", Format::Json), ("csv", Format::Csv)])?;
-        query.finish()?;
+        let format = query.take_word("format", &[("json", Format::Json), ("csv", Format::Csv)])?;
+        query.reject_unknown()?;
         Ok(PageRequest {
             list,
             before,
@@ -83,7 +82,7 @@ impl ListRequest {
 
 /// A request for a page of a list.
 pub(super) struct PageRequest {
-    list: char,
+    list: List,
     before: Option<i64>,
     limit: Option<i64>,
     format: Format,
@@ -91,8 +90,8 @@ pub(super) struct PageRequest {
 }
 
 impl PageRequest {
-    /// Answers with what `fetch` returns for the id before which the page starts, and its limit. `None`
-    /// where the incident that the list belongs to does not exist. `body` makes the JSON object.
+    /// Answers with the page that `fetch` returns for a start (the id before which the page starts)
+    /// and a limit. `None` if the list's incident does not exist. `body` makes the JSON object.
     pub(super) async fn respond<T, L, F>(
         self,
         fetch: impl Fn(Option<i64>, i64) -> F + Send + 'static,
@@ -104,7 +103,7 @@ impl PageRequest {
         F: Future<Output = Result<Option<Page<T>>, StoreError>> + Send + 'static,
     {
         let is_csv = self.format == Format::Csv;
-        // Without a limit a CSV has everything: nobody who downloads one looks for a next page.
+        // Without a limit a CSV is complete: people who download one do not look for a next page.
         let is_whole = is_csv && self.limit.is_none() && self.before.is_none();
         if is_whole {
             let first = fetch(None, PAGE_LIMIT_ROWS).await?;
@@ -120,10 +119,13 @@ impl PageRequest {
         page: Page<T>,
         body: impl FnOnce(Vec<T>, Option<String>) -> L,
     ) -> Response {
-        let next = page.next.map(|id| cursor(self.list, id));
+        let next = page.next.map(|id| self.list.format_cursor(id));
         let link = next.as_deref().map(|next| next_link(&self.uri, next));
         let mut response = match self.format {
-            Format::Csv => ([(header::CONTENT_TYPE, CSV)], csv::table(&page.data)).into_response(),
+            Format::Csv => {
+                let table = csv::format_table(&page.data);
+                ([(header::CONTENT_TYPE, CSV)], table).into_response()
+            }
             Format::Json => json(&body(page.data, next)),
         };
         let headers = response.headers_mut();
@@ -160,8 +162,9 @@ fn preferred_format(headers: &HeaderMap) -> Format {
     best.1
 }
 
-/// Answers with a whole list as CSV, read page by page while it is sent: little of it is ever in
-/// memory. Where the database goes away meanwhile the answer breaks off, which its reader notices.
+/// Answers with a whole list as CSV. It is read page by page while it is sent, so only one page is
+/// in memory. If the database fails meanwhile, the answer ends without its last chunk, which
+/// clients notice.
 fn whole_table<T, F>(
     first: Page<T>,
     fetch: impl Fn(Option<i64>, i64) -> F + Send + 'static,
@@ -170,21 +173,21 @@ where
     T: Row + Send + 'static,
     F: Future<Output = Result<Option<Page<T>>, StoreError>> + Send + 'static,
 {
-    let start = csv::header::<T>() + &csv::lines(&first.data);
+    let start = csv::format_header::<T>() + &csv::format_rows(&first.data);
     let rest = stream::try_unfold((first.next, fetch), async |(before, fetch)| {
         if before.is_none() {
             return Ok(None);
         }
         let page = fetch(before, PAGE_LIMIT_ROWS).await?;
-        Ok(page.map(|page| (csv::lines(&page.data), (page.next, fetch))))
+        Ok(page.map(|page| (csv::format_rows(&page.data), (page.next, fetch))))
     });
     let body = stream::once(ready(Ok::<_, StoreError>(start))).chain(rest);
     let headers = [(header::CONTENT_TYPE, CSV), (header::VARY, "accept")];
     (headers, Body::from_stream(body)).into_response()
 }
 
-/// Returns the link to the next page: the same request with another cursor
-/// ([RFC 8288](https://www.rfc-editor.org/rfc/rfc8288)).
+/// Returns the link to the next page: the same request with another cursor ([RFC
+/// 8288](https://www.rfc-editor.org/rfc/rfc8288)).
 fn next_link(uri: &Uri, cursor: &str) -> String {
     let mut query = form_urlencoded::Serializer::new(String::new());
     let given = form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes());

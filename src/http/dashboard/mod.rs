@@ -1,18 +1,21 @@
-//! The dashboard: what is locked, since when, why, and what to do now.
+//! The dashboard: which accounts are locked, since when, why, and the next steps.
 //!
-//! Pages are rendered here, whole; they work without script. A small script refreshes them quietly and
-//! copies the text for the appeal. Received text is hostile: maud escapes it, and what would turn a line
-//! around or run away with the page is taken out ([`received`]).
+//! Every page is rendered completely here and works without script. A small script refreshes it and
+//! copies the text for the appeal. Received text is hostile: [`untrusted`] escapes it, limits its
+//! length, and removes characters that would change the direction of a line.
 
+mod chart;
+mod checks;
+mod deliveries;
 mod incident;
+mod incident_query;
 mod list;
-mod picture;
 
 use std::sync::LazyLock;
 
 use axum::Router;
 use axum::extract::Request;
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -22,49 +25,42 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::error::Problem;
-use crate::report::text::{duration, moment, printable};
+use crate::report::text::{format_duration, format_time, printable};
 use crate::store::Pool;
 
 const STYLE: &str = include_str!("style.css");
 const SCRIPT: &str = include_str!("page.js");
 const ICON: &str = include_str!("icon.svg");
 
-/// Where people appeal.
+/// The page of Meta where people appeal.
 const SUPPORT_HOME: &str = "https://business.facebook.com/business-support-home";
 
 pub(super) fn router(db: Pool) -> Router {
+    let style = || async { asset_response("text/css; charset=utf-8", STYLE) };
+    let script = || async { asset_response("text/javascript; charset=utf-8", SCRIPT) };
+    let icon = || async { asset_response("image/svg+xml", ICON) };
     Router::new()
-        .route("/", get(list::page))
-        .route("/incidents/{id}", get(incident::page))
+        .route("/", get(list::show))
+        .route("/incidents/{id}", get(incident::show))
         .route("/incidents/{id}/resolve", post(incident::resolve))
-        .route(
-            "/assets/style.css",
-            get(|| async { asset("text/css; charset=utf-8", STYLE) }),
-        )
-        .route(
-            "/assets/page.js",
-            get(|| async { asset("text/javascript; charset=utf-8", SCRIPT) }),
-        )
-        .route(
-            "/assets/icon.svg",
-            get(|| async { asset("image/svg+xml", ICON) }),
-        )
+        .route("/assets/style.css", get(style))
+        .route("/assets/page.js", get(script))
+        .route("/assets/icon.svg", get(icon))
         .with_state(db)
 }
 
-/// An asset's address changes with what is in it.
-fn asset(kind: &'static str, text: &'static str) -> Response {
+/// Returns an asset. Browsers may cache it for ever: its address has the [version](ASSET_VERSION).
+fn asset_response(content_type: &'static str, text: &'static str) -> Response {
+    const CACHE_CONTROL: &str = "private, max-age=31536000, immutable";
     let headers = [
-        (header::CONTENT_TYPE, kind),
-        (
-            header::CACHE_CONTROL,
-            "private, max-age=31536000, immutable",
-        ),
+        (header::CONTENT_TYPE, content_type),
+        (header::CACHE_CONTROL, CACHE_CONTROL),
     ];
     (headers, text).into_response()
 }
 
-static VERSION: LazyLock<String> = LazyLock::new(|| {
+/// A digest of all assets: their addresses change with their content.
+static ASSET_VERSION: LazyLock<String> = LazyLock::new(|| {
     let digest = Sha256::new()
         .chain_update(STYLE)
         .chain_update(SCRIPT)
@@ -73,20 +69,21 @@ static VERSION: LazyLock<String> = LazyLock::new(|| {
     hex::encode(&digest[..6])
 });
 
-/// How a page stays up to date.
+/// The way in which a page stays up to date.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Refresh {
-    /// By the script; without it by loading the page again.
+    /// The script refreshes it. Without script, the browser reloads it.
     Always,
-    /// By the script alone: loading it again would take away what somebody types.
+    /// Only the script refreshes it: a reload would delete what somebody types.
     WithScript,
-    /// Not at all.
+    /// It stays as it is.
     Never,
 }
 
-/// A whole page. Each part of `main` has an id, so that it can come and go; those with `data-live` change.
+/// Lays out a page. The script adds, replaces and removes the parts of `main` by their id; it
+/// replaces only those with `data-live`.
 fn layout(title: &str, refresh: Refresh, now: OffsetDateTime, main: &Markup) -> Markup {
-    let version = VERSION.as_str();
+    let version = ASSET_VERSION.as_str();
     html! {
         (DOCTYPE)
         html lang="en" {
@@ -94,8 +91,8 @@ fn layout(title: &str, refresh: Refresh, now: OffsetDateTime, main: &Markup) -> 
                 meta charset="utf-8";
                 meta name="viewport" content="width=device-width, initial-scale=1";
                 meta name="color-scheme" content="light dark";
-                // Other sites learn nothing from us. Our own forms must say where they come from, or a browser
-                // that reached us over plain HTTP could not change anything.
+                // Other sites learn nothing. Our own forms must send their origin: without it, a
+                // browser that uses plain HTTP could not change anything.
                 meta name="referrer" content="same-origin";
                 title { (printable(title)) " · Lockwatch" }
                 link rel="icon" href={ "/assets/icon.svg?" (version) } type="image/svg+xml";
@@ -110,8 +107,10 @@ fn layout(title: &str, refresh: Refresh, now: OffsetDateTime, main: &Markup) -> 
                 header .bar {
                     a .brand href="/" { "Lockwatch" }
                     p .asof #asof {
-                        "As of " (full_time(now))
-                        @if refresh == Refresh::Never { ", not refreshed" }
+                        "As of " (timestamp(now))
+                        @if refresh == Refresh::Never {
+                            ", not refreshed"
+                        }
                     }
                 }
                 main #main tabindex="-1" { (main) }
@@ -121,7 +120,8 @@ fn layout(title: &str, refresh: Refresh, now: OffsetDateTime, main: &Markup) -> 
                         a href="/api/v1/incidents" { "API" } " · "
                         a href="/openapi.json" { "OpenAPI" } " · "
                         a href="/metrics" { "Metrics" } " · "
-                        a href="/readyz" { "Readiness" } " · Lockwatch " (env!("CARGO_PKG_VERSION"))
+                        a href="/readyz" { "Readiness" }
+                        " · Lockwatch " (env!("CARGO_PKG_VERSION"))
                     }
                 }
             }
@@ -129,20 +129,21 @@ fn layout(title: &str, refresh: Refresh, now: OffsetDateTime, main: &Markup) -> 
     }
 }
 
-fn page(title: &str, refresh: Refresh, now: OffsetDateTime, main: &Markup) -> Response {
+fn page_response(title: &str, refresh: Refresh, now: OffsetDateTime, main: &Markup) -> Response {
     let html = layout(title, refresh, now, main).into_string();
     ([(header::CONTENT_TYPE, "text/html; charset=utf-8")], html).into_response()
 }
 
-/// Text of somebody else's, cut, in its own direction.
-fn received(text: &str, at_most: usize) -> Markup {
-    html! { bdi { (printable(&cut(text, at_most))) } }
+/// Renders received text: escaped, truncated, and isolated from the direction of the text around
+/// it.
+fn untrusted(text: &str, limit: usize) -> Markup {
+    html! { bdi { (printable(&truncate(text, limit))) } }
 }
 
-/// The start of a text: so many characters, and at most twice as many bytes of HTML. A text of quotes would
-/// grow sixfold, and the page with it.
-fn cut(text: &str, at_most: usize) -> String {
-    let mut room = at_most * 2;
+/// Returns the start of a text: at most `limit` characters, and at most twice as many bytes of
+/// HTML. A text of quotes would grow sixfold, and the page with it.
+fn truncate(text: &str, limit: usize) -> String {
+    let mut bytes_left = limit * 2;
     let fits = |c: &char| {
         let size = match c {
             '"' => "&quot;".len(),
@@ -150,74 +151,81 @@ fn cut(text: &str, at_most: usize) -> String {
             '<' | '>' => "&lt;".len(),
             c => c.len_utf8(),
         };
-        room.checked_sub(size).map(|left| room = left).is_some()
+        bytes_left
+            .checked_sub(size)
+            .map(|left| bytes_left = left)
+            .is_some()
     };
-    let mut start: String = text.chars().take(at_most).take_while(fits).collect();
+    let mut start: String = text.chars().take(limit).take_while(fits).collect();
     if start.len() < text.len() {
         start.push('…');
     }
     start
 }
 
-/// A moment, to the second.
-fn full_time(at: OffsetDateTime) -> Markup {
-    html! { time datetime=(at.format(&Rfc3339).unwrap_or_default()) { (moment(at)) } }
+/// Renders a time, to the second.
+fn timestamp(at: OffsetDateTime) -> Markup {
+    let datetime = at.format(&Rfc3339).unwrap_or_default();
+    html! { time datetime=(datetime) { (format_time(at)) } }
 }
 
-/// How long ago a moment was, then the moment.
-fn time_ago(at: OffsetDateTime, now: OffsetDateTime) -> Markup {
-    html! { (full_time(at)) " " span .ago { "(" (duration(now - at)) " ago)" } }
+/// Renders a time, and how long ago that was.
+fn timestamp_with_age(at: OffsetDateTime, now: OffsetDateTime) -> Markup {
+    html! { (timestamp(at)) " " span .ago { "(" (format_duration(now - at)) " ago)" } }
 }
 
-/// A sentence of ours, or of Meta's, in which the addresses we know are links.
-fn linked(sentence: &str) -> Markup {
-    let sentence = printable(&cut(sentence, 400));
-    let Some(start) = sentence.find(SUPPORT_HOME) else {
-        return html! { bdi { (sentence) } };
-    };
-    let (before, rest) = sentence.split_at(start);
-    let after = &rest[SUPPORT_HOME.len()..];
-    // Ours stand in brackets after the name of the place: the name is enough.
-    match (
-        before.strip_suffix("Business Support Home ("),
-        after.strip_prefix(')'),
-    ) {
-        (Some(before), Some(after)) => {
-            html! { (before) (support_home("Business Support Home")) (after) }
+/// Renders a sentence of ours or of Meta's. The address of Business Support Home becomes a link, if
+/// it is written as our sentences do: in brackets after the name.
+fn sentence_with_link(sentence: &str) -> Markup {
+    let sentence = printable(&truncate(sentence, 400));
+    let parts = sentence
+        .split_once(SUPPORT_HOME)
+        .and_then(|(before, after)| {
+            let before = before.strip_suffix("Business Support Home (")?;
+            Some((before, after.strip_prefix(')')?))
+        });
+    html! {
+        @match parts {
+            Some((before, after)) => {
+                (before) (support_home_link("Business Support Home")) (after)
+            }
+            None => bdi { (sentence) }
         }
-        _ => html! { bdi { (sentence) } },
     }
 }
 
-fn support_home(text: &str) -> Markup {
-    html! { a href=(SUPPORT_HOME) rel="noopener noreferrer" target="_blank" { (text) span .out aria-hidden="true" { " ↗" } span .sr { " (opens a new tab)" } } }
+fn support_home_link(text: &str) -> Markup {
+    html! {
+        a href=(SUPPORT_HOME) rel="noopener noreferrer" target="_blank" {
+            (text)
+            span .out aria-hidden="true" { " ↗" }
+            span .sr { " (opens a new tab)" }
+        }
+    }
 }
 
-/// The badge of a state.
-fn badge(is_open: bool, word: &str) -> Markup {
-    html! { span .badge .open[is_open] { (word) } }
+/// Renders the state of an incident.
+fn badge(is_open: bool, state: &str) -> Markup {
+    html! { span .badge .open[is_open] { (state) } }
 }
 
-/// A browser that asked for a page gets its problem as a page.
-pub(super) async fn problems_as_pages(request: Request, next: Next) -> Response {
+/// Middleware: a browser that asked for a page gets a [`Problem`] as a page.
+pub(super) async fn render_problem_pages(request: Request, next: Next) -> Response {
     let is_page = !request.uri().path().starts_with("/api/") && accepts_html(request.headers());
     let response = next.run(request).await;
-    let Some(problem) = response.extensions().get::<Problem>().filter(|_| is_page) else {
+    let problem = response.extensions().get::<Problem>();
+    let Some(problem) = problem.filter(|_| is_page) else {
         return response;
     };
     let main = html! {
         section .problem {
             h1 { (problem.title) }
-            p { (received(&problem.detail, 600)) }
+            p { (untrusted(&problem.detail, 600)) }
             p { a href="/" { "All incidents" } }
         }
     };
-    let page = page(
-        problem.title,
-        Refresh::Never,
-        OffsetDateTime::now_utc(),
-        &main,
-    );
+    let now = OffsetDateTime::now_utc();
+    let page = page_response(problem.title, Refresh::Never, now, &main);
     let (mut parts, _) = response.into_parts();
     parts.headers.remove(header::CONTENT_LENGTH);
     let (page, body) = page.into_parts();
@@ -233,9 +241,4 @@ fn accepts_html(headers: &HeaderMap) -> bool {
     accepted
         .flat_map(|value| value.split(','))
         .any(|range| range.trim_start().starts_with("text/html"))
-}
-
-/// Sends a browser on after it changed something.
-fn see_other(location: &str) -> Response {
-    (StatusCode::SEE_OTHER, [(header::LOCATION, location)]).into_response()
 }

@@ -1,17 +1,17 @@
-// Keeps a page up to date, part by part, and copies texts. Pages work without it.
+// Refreshes a page part by part, and copies texts. Pages work without this script.
 (() => {
   "use strict";
-  const EVERY = 10_000;
-  const PATIENCE = 8_000;
-  const OLD = 25_000;
+  const REFRESH_INTERVAL_MS = 10_000;
+  const FETCH_TIMEOUT_MS = 8_000;
+  const STALE_TIMEOUT_MS = 25_000;
   const asOf = document.getElementById("asof");
-  let renewedAt = Date.now();
-  let underWay = false;
+  let refreshedAt = Date.now();
+  let isRefreshing = false;
 
   document.documentElement.classList.add("scripted");
 
-  // What somebody is at stays as it is: the focus, a selection, what was typed. A table that was merely
-  // scrolled is not in use.
+  // A part with the focus, a selection or typed text is in use and must not change. A table that
+  // was only scrolled is not in use.
   const isInUse = (part) => {
     const selection = document.getSelection();
     const focus = document.activeElement;
@@ -20,8 +20,8 @@
       || [...part.querySelectorAll("input")].some((field) => field.value !== field.defaultValue);
   };
 
-  // Puts a part in the place of an older one, as it was left: opened, scrolled, with the focus.
-  const replace = (part, next) => {
+  // Replaces a part, and keeps the scroll positions and the focus of its tables.
+  const replacePart = (part, next) => {
     const scrolled = [...part.querySelectorAll(".scroll")];
     const focused = scrolled.indexOf(document.activeElement);
     part.replaceWith(next);
@@ -32,7 +32,8 @@
     return next;
   };
 
-  const renew = (part, next) => {
+  // Replaces a part that has changed and is not in use. Details stay open.
+  const updatePart = (part, next) => {
     if (!part.hasAttribute("data-live")) return part;
     for (const opened of part.querySelectorAll("details[open]")) {
       next.querySelector(`#${CSS.escape(opened.id)}`)?.setAttribute("open", "");
@@ -40,17 +41,17 @@
     if (next.outerHTML === part.outerHTML) return part;
     const isHeld = isInUse(part);
     part.classList.toggle("held", isHeld);
-    return isHeld ? part : replace(part, next);
+    return isHeld ? part : replacePart(part, next);
   };
 
-  // Parts come and go: with the first incident, and with a resolution.
-  const take = (page) => {
+  // Updates, adds and removes parts: the first incident adds some, a resolution removes some.
+  const updatePage = (page) => {
     let last = null;
     for (const next of page.querySelectorAll("main > [id]")) {
       const part = document.getElementById(next.id);
       const own = document.importNode(next, true);
       if (part) {
-        last = renew(part, own);
+        last = updatePart(part, own);
       } else {
         last ? last.after(own) : document.getElementById("main").prepend(own);
         last = own;
@@ -62,10 +63,11 @@
       else part.remove();
     }
     document.title = page.title;
-    asOf.replaceChildren(...document.importNode(page.getElementById("asof"), true).childNodes);
+    const time = document.importNode(page.getElementById("asof"), true);
+    asOf.replaceChildren(...time.childNodes);
   };
 
-  const stale = () => {
+  const markStale = () => {
     if (asOf.classList.contains("stale")) return;
     asOf.classList.add("stale");
     asOf.setAttribute("role", "alert");
@@ -73,27 +75,29 @@
   };
 
   const refresh = async () => {
-    if (document.hidden || underWay) return;
-    underWay = true;
+    if (document.hidden || isRefreshing) return;
+    isRefreshing = true;
     try {
       const headers = { accept: "text/html" };
-      const signal = AbortSignal.timeout(PATIENCE);
+      const signal = AbortSignal.timeout(FETCH_TIMEOUT_MS);
       const answer = await fetch(location.href, { headers, signal, cache: "no-store" });
       if (!answer.ok) throw new Error(String(answer.status));
-      take(new DOMParser().parseFromString(await answer.text(), "text/html"));
+      updatePage(new DOMParser().parseFromString(await answer.text(), "text/html"));
       asOf.classList.remove("stale");
       asOf.removeAttribute("role");
-      renewedAt = Date.now();
+      refreshedAt = Date.now();
     } catch {
-      stale();
+      markStale();
     } finally {
-      underWay = false;
+      isRefreshing = false;
     }
   };
 
   if (document.body.hasAttribute("data-refresh")) {
-    setInterval(refresh, EVERY);
-    setInterval(() => { if (Date.now() - renewedAt > OLD) stale(); }, 1_000);
+    setInterval(refresh, REFRESH_INTERVAL_MS);
+    setInterval(() => {
+      if (Date.now() - refreshedAt > STALE_TIMEOUT_MS) markStale();
+    }, 1_000);
     document.addEventListener("visibilitychange", refresh);
   }
 
@@ -107,7 +111,7 @@
       await navigator.clipboard.writeText(text.value);
       status.textContent = "Copied.";
     } catch {
-      // Only pages on HTTPS or localhost may; the text is selected.
+      // Browsers allow the clipboard only on HTTPS or localhost. The text is selected.
       status.textContent = "Selected: copy it with Ctrl+C.";
     }
   });

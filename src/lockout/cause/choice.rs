@@ -1,81 +1,87 @@
-//! Chooses the cause from the evidence of every affected number.
+//! The choice of the cause, from the evidence of every affected number.
+
+use std::cmp::{Ordering, Reverse};
 
 use super::LockoutCause;
 use crate::meta::health::{CanSend, Entity, EntityError};
 
-/// What the latest answered check of one number showed.
+/// The evidence of one number: the finding of its latest answered check.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Evidence {
-    /// The check.
+    /// The id of the check.
     pub check_id: i64,
-    /// What it showed.
+    /// The finding of the check.
     pub finding: Finding,
 }
 
-/// What one answered check shows.
+/// The finding of one answered check.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Finding {
-    /// These entities.
+    /// Meta reported these entities.
     Health(Vec<Entity>),
-    /// No look, for this reason.
+    /// The look-up was denied, for this reason.
     Denied(String),
 }
 
-/// A cause with what it rests on.
+/// A cause with its evidence.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Cause {
-    /// Why.
+    /// The kind of reason.
     pub kind: LockoutCause,
-    /// How badly the entity is hit, as Meta words it. `None` where no entity is.
+    /// The severity of the restriction, in Meta's words; `None` if no entity is restricted.
     pub severity: Option<CanSend>,
-    /// One sentence for a person.
+    /// The cause in a sentence for a person.
     pub summary: String,
-    /// The entity that carries the reason.
+    /// The type and id of the entity with the reason.
     pub entity: Option<(String, String)>,
-    /// Meta's code.
+    /// Meta's code of the reason.
     pub error_code: Option<i64>,
     /// Meta's own advice.
     pub possible_solution: Option<String>,
-    /// The check that showed it.
+    /// The check that showed the cause.
     pub check_id: Option<i64>,
 }
 
-/// Calling, not messaging: SIP is not set up (138024 on the number, 138025 on the app).
-const CALLING_NOISE: [i64; 2] = [138_024, 138_025];
+/// Codes about calling, not messaging: SIP is not set up (138024 on the number, 138025 on the app).
+const CALLING_CODES: [i64; 2] = [138_024, 138_025];
 
-/// The cause that the evidence shows. `None` without evidence.
+/// Derives the cause from the evidence; `None` without evidence.
 #[must_use]
 pub fn derive(evidence: &[Evidence]) -> Option<Cause> {
     evidence
         .iter()
-        .map(|one| {
-            let restriction = match &one.finding {
-                Finding::Health(entities) => {
-                    worst_restriction(entities).map_or_else(unreported, Restriction::into_cause)
-                }
-                Finding::Denied(why) => denied(why),
-            };
-            Cause {
-                check_id: Some(one.check_id),
-                ..restriction
-            }
+        .map(|Evidence { check_id, finding }| Cause {
+            check_id: Some(*check_id),
+            ..cause_of(finding)
         })
-        .min_by(|a, b| {
-            let found = |cause: &Cause| !cause.kind.is_found();
-            (found(a), &b.severity, a.kind, entity_rank(a)).cmp(&(
-                found(b),
-                &a.severity,
-                b.kind,
-                entity_rank(b),
-            ))
-        })
+        .min_by(compare_causes)
 }
 
-/// Whether a newly derived cause takes the place of the recorded one. A found cause gives way only to
-/// another found one that is at least as severe: neither recovery, nor a token that expires, nor a
-/// limit that was there all along erases why an account was blocked.
+fn cause_of(finding: &Finding) -> Cause {
+    match finding {
+        Finding::Health(entities) => match worst_restriction(entities) {
+            Some(restriction) => restriction.into_cause(),
+            None => unreported_cause(),
+        },
+        Finding::Denied(reason) => denied_cause(reason),
+    }
+}
+
+/// Orders causes: found ones first, then by severity, by kind, and by the type of the entity.
+fn compare_causes(a: &Cause, b: &Cause) -> Ordering {
+    b.kind
+        .is_found()
+        .cmp(&a.kind.is_found())
+        .then_with(|| b.severity.cmp(&a.severity))
+        .then_with(|| a.kind.cmp(&b.kind))
+        .then_with(|| entity_rank(a).cmp(&entity_rank(b)))
+}
+
+/// Returns whether a newly derived cause replaces the recorded one. Only another found cause that
+/// is at least as severe replaces a found one. So the reason of a block survives the recovery, an
+/// expired token, and a limit that existed before.
 #[must_use]
-pub fn supersedes(
+pub(crate) fn supersedes(
     new: &Cause,
     recorded: LockoutCause,
     recorded_severity: Option<&CanSend>,
@@ -84,66 +90,76 @@ pub fn supersedes(
         (true, true) => new.severity.as_ref() >= recorded_severity,
         (false, true) => false,
         (true, false) => true,
-        // That Meta gives no reason was an answer; that it no longer lets us look is none.
+        // "Meta gives no reason" was an answer. A denied look-up is none, so it does not replace
+        // it.
         (false, false) => {
             !(recorded == LockoutCause::Unreported && new.kind == LockoutCause::LookupDenied)
         }
     }
 }
 
-/// Whether these entities no longer show the recorded cause, nor another as severe.
+/// Returns whether these entities show neither the recorded cause nor another one that is at least
+/// as severe.
 #[must_use]
 pub fn is_clear(
     entities: &[Entity],
     recorded: LockoutCause,
     recorded_severity: Option<&CanSend>,
 ) -> bool {
-    let mut restrictions = entities.iter().flat_map(restrictions);
-    !restrictions
-        .any(|r| r.kind == recorded || Some(&r.entity.can_send_message) >= recorded_severity)
+    entities.iter().flat_map(restrictions).all(|restriction| {
+        let severity = Some(&restriction.entity.can_send_message);
+        restriction.kind != recorded && severity < recorded_severity
+    })
 }
 
+/// One reason on one entity.
 struct Restriction<'e> {
     kind: LockoutCause,
     entity: &'e Entity,
     error: Option<&'e EntityError>,
 }
 
-/// By severity, then by cause, then by the entity's kind.
+/// Returns the worst restriction, by severity, then by cause, then by the type of the entity.
 fn worst_restriction(entities: &[Entity]) -> Option<Restriction<'_>> {
-    entities.iter().flat_map(restrictions).min_by_key(|r| {
-        (
-            std::cmp::Reverse(&r.entity.can_send_message),
-            r.kind,
-            type_rank(&r.entity.entity_type),
-        )
-    })
+    entities
+        .iter()
+        .flat_map(restrictions)
+        .min_by_key(|restriction| {
+            (
+                Reverse(&restriction.entity.can_send_message),
+                restriction.kind,
+                type_rank(&restriction.entity.entity_type),
+            )
+        })
 }
 
-/// Every reason on an entity. One that cannot send is restricted even without a reason; on one that can,
-/// only a code we know counts.
+/// Returns every restriction of an entity. An entity that cannot send is restricted even without a
+/// reason. If it can send, only known codes count.
 fn restrictions(entity: &Entity) -> Vec<Restriction<'_>> {
-    let available = entity.can_send_message == CanSend::Available;
-    let reasons = entity.errors.iter().filter(|e| {
-        e.error_code
-            .is_none_or(|code| !CALLING_NOISE.contains(&code))
-    });
-    let mut found: Vec<_> = reasons
+    let is_available = entity.can_send_message == CanSend::Available;
+    let mut restrictions: Vec<_> = entity
+        .errors
+        .iter()
+        .filter(|error| {
+            error
+                .error_code
+                .is_none_or(|code| !CALLING_CODES.contains(&code))
+        })
         .map(|error| Restriction {
             kind: LockoutCause::from_code(error.error_code),
             entity,
             error: Some(error),
         })
-        .filter(|r| !available || r.kind != LockoutCause::OtherRestriction)
+        .filter(|restriction| !is_available || restriction.kind != LockoutCause::OtherRestriction)
         .collect();
-    if found.is_empty() && !available {
-        found.push(Restriction {
+    if restrictions.is_empty() && !is_available {
+        restrictions.push(Restriction {
             kind: LockoutCause::OtherRestriction,
             entity,
             error: None,
         });
     }
-    found
+    restrictions
 }
 
 impl Restriction<'_> {
@@ -156,7 +172,7 @@ impl Restriction<'_> {
             ..
         } = self.entity;
         let code = self.error.and_then(|error| error.error_code);
-        let said = match self.error {
+        let reason = match self.error {
             Some(error) if !error.error_description.is_empty() => error.error_description.clone(),
             _ if additional_info.is_empty() => "Meta gives no further reason.".to_owned(),
             _ => additional_info.join(" "),
@@ -165,7 +181,7 @@ impl Restriction<'_> {
         Cause {
             kind: self.kind,
             severity: Some(can_send_message.clone()),
-            summary: format!("{entity_type} {id} is {can_send_message}{code_text}: {said}"),
+            summary: format!("{entity_type} {id} is {can_send_message}{code_text}: {reason}"),
             entity: Some((entity_type.clone(), id.clone())),
             error_code: code,
             possible_solution: self.error.and_then(|error| error.possible_solution.clone()),
@@ -174,21 +190,21 @@ impl Restriction<'_> {
     }
 }
 
-fn unreported() -> Cause {
-    without_entity(
+fn unreported_cause() -> Cause {
+    cause_without_entity(
         LockoutCause::Unreported,
         "Meta reports every entity AVAILABLE and gives no reason for the lockout.".to_owned(),
     )
 }
 
-fn denied(why: &str) -> Cause {
-    without_entity(
+fn denied_cause(reason: &str) -> Cause {
+    cause_without_entity(
         LockoutCause::LookupDenied,
-        format!("The reason could not be looked up: {why}"),
+        format!("The reason could not be looked up: {reason}"),
     )
 }
 
-fn without_entity(kind: LockoutCause, summary: String) -> Cause {
+fn cause_without_entity(kind: LockoutCause, summary: String) -> Cause {
     Cause {
         kind,
         severity: None,
@@ -236,7 +252,7 @@ mod tests {
         }
     }
 
-    fn seen(check_id: i64, entities: Vec<Entity>) -> Evidence {
+    fn evidence(check_id: i64, entities: Vec<Entity>) -> Evidence {
         Evidence {
             check_id,
             finding: Finding::Health(entities),
@@ -244,7 +260,7 @@ mod tests {
     }
 
     fn kind_of(entities: Vec<Entity>) -> LockoutCause {
-        derive(&[seen(1, entities)]).unwrap().kind
+        derive(&[evidence(1, entities)]).unwrap().kind
     }
 
     #[test]
@@ -281,7 +297,7 @@ mod tests {
             kind_of(vec![blocked_payment.clone(), blocked_policy]),
             LockoutCause::PolicyViolation
         );
-        let cause = derive(&[seen(
+        let cause = derive(&[evidence(
             1,
             vec![
                 blocked_payment,
@@ -297,15 +313,18 @@ mod tests {
     }
 
     #[test]
-    fn calling_noise_is_no_cause() {
-        let noise = vec![
+    fn codes_about_calling_are_no_cause() {
+        let calling = vec![
             entity("PHONE_NUMBER", "AVAILABLE", &[138_024]),
             entity("WABA", "AVAILABLE", &[]),
             entity("APP", "AVAILABLE", &[138_025]),
         ];
-        assert_eq!(kind_of(noise), LockoutCause::Unreported);
-        let blocked =
-            derive(&[seen(1, vec![entity("PHONE_NUMBER", "BLOCKED", &[138_024])])]).unwrap();
+        assert_eq!(kind_of(calling), LockoutCause::Unreported);
+        let blocked = derive(&[evidence(
+            1,
+            vec![entity("PHONE_NUMBER", "BLOCKED", &[138_024])],
+        )])
+        .unwrap();
         assert_eq!(
             (blocked.kind, blocked.error_code),
             (LockoutCause::OtherRestriction, None)
@@ -313,10 +332,10 @@ mod tests {
     }
 
     #[test]
-    fn limits_without_a_code_and_unknown_values_are_restrictions() {
+    fn limits_without_a_code_and_unknown_words_are_restrictions() {
         let mut limited = entity("PHONE_NUMBER", "LIMITED", &[]);
         limited.additional_info = vec!["Your display name has not been approved yet.".into()];
-        let cause = derive(&[seen(1, vec![limited])]).unwrap();
+        let cause = derive(&[evidence(1, vec![limited])]).unwrap();
         assert_eq!(cause.kind, LockoutCause::OtherRestriction);
         assert!(
             cause
@@ -342,15 +361,16 @@ mod tests {
     }
 
     #[test]
-    fn the_worst_of_all_numbers_is_the_cause_and_names_its_check() {
+    fn the_cause_is_the_worst_of_all_numbers_and_has_its_check() {
         let denied = Evidence {
             check_id: 1,
             finding: Finding::Denied("no token configured".into()),
         };
-        let available = seen(2, vec![entity("WABA", "AVAILABLE", &[])]);
-        let payment = seen(3, vec![entity("WABA", "BLOCKED", &[141_006])]);
+        let available = evidence(2, vec![entity("WABA", "AVAILABLE", &[])]);
+        let payment = evidence(3, vec![entity("WABA", "BLOCKED", &[141_006])]);
         let cause = |evidence: &[Evidence]| {
-            derive(evidence).map(|cause| (cause.kind, cause.check_id.unwrap()))
+            let cause = derive(evidence)?;
+            Some((cause.kind, cause.check_id.unwrap()))
         };
         assert_eq!(cause(&[]), None);
         assert_eq!(
@@ -368,19 +388,19 @@ mod tests {
     }
 
     #[test]
-    fn only_a_found_cause_as_severe_takes_a_found_ones_place() {
+    fn only_a_found_cause_as_severe_replaces_a_found_one() {
         let derived = |can_send, codes: &[i64]| {
-            derive(&[seen(1, vec![entity("WABA", can_send, codes)])]).unwrap()
+            derive(&[evidence(1, vec![entity("WABA", can_send, codes)])]).unwrap()
         };
         let blocked = Some(&CanSend::Blocked);
         let available = derived("AVAILABLE", &[]);
         assert!(supersedes(&available, LockoutCause::Pending, None));
         assert!(supersedes(&available, LockoutCause::LookupDenied, None));
-        let denied = denied("the token expired");
+        let denied = denied_cause("the token expired");
         assert!(supersedes(&denied, LockoutCause::Pending, None));
         assert!(
             !supersedes(&denied, LockoutCause::Unreported, None),
-            "Meta did answer once"
+            "Meta has answered before"
         );
         assert!(!supersedes(&available, LockoutCause::Payment, blocked));
         assert!(supersedes(
@@ -394,7 +414,7 @@ mod tests {
                 LockoutCause::Payment,
                 blocked
             ),
-            "was there all along"
+            "the limit existed before"
         );
         assert!(supersedes(
             &derived("LIMITED", &[141_010]),
@@ -404,7 +424,7 @@ mod tests {
     }
 
     #[test]
-    fn a_check_is_clear_once_neither_the_cause_nor_one_as_severe_shows() {
+    fn a_check_is_clear_without_the_cause_and_others_as_severe() {
         let limited = [entity("BUSINESS", "LIMITED", &[141_010])];
         let payment = |can_send, codes: &[i64], severity: CanSend| {
             is_clear(
@@ -415,23 +435,23 @@ mod tests {
         };
         assert!(
             is_clear(&limited, LockoutCause::Payment, Some(&CanSend::Blocked)),
-            "another, and it was there before"
+            "another cause, less severe"
         );
         assert!(
             !is_clear(&limited, LockoutCause::Payment, Some(&CanSend::Limited)),
-            "another, as severe"
+            "another cause, as severe"
         );
         assert!(
             payment("AVAILABLE", &[138_024], CanSend::Limited),
-            "calling is not messaging"
+            "codes about calling do not count"
         );
         assert!(
             !payment("LIMITED", &[141_006], CanSend::Blocked),
-            "the same, if less severe"
+            "the same cause, less severe"
         );
         assert!(
             !payment("AVAILABLE", &[141_006], CanSend::Blocked),
-            "the same, though it lets messages through"
+            "the same cause, although it can send"
         );
     }
 }

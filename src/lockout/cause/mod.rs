@@ -1,18 +1,19 @@
-//! Why an account is locked, and what a person does next.
+//! The cause of a lockout, and the next steps for a person.
 //!
-//! A [`LockoutCause`] is the kind of reason. [`choice`](derive) chooses it from what Meta's health answers
-//! show; [`next_steps`] are the sentences for the person who has to act.
+//! A [`LockoutCause`] is the kind of reason. [`derive()`] chooses it from the evidence in Meta's
+//! health answers. [`next_steps`] returns the sentences for the person who has to act.
 
 mod choice;
 mod steps;
 
 use std::fmt;
 
-pub use self::choice::{Cause, Evidence, Finding, derive, is_clear, supersedes};
+pub(crate) use self::choice::supersedes;
+pub use self::choice::{Cause, Evidence, Finding, derive, is_clear};
 pub use self::steps::next_steps;
 
-/// Why an account is locked. The order is that of the rules: among equally severe evidence the earlier
-/// cause is chosen.
+/// The reason why an account is locked. The order is that of the rules: of equally severe reasons,
+/// the earlier one is the cause.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, utoipa::ToSchema)]
 #[schema(as = Cause, rename_all = "snake_case")]
 pub enum LockoutCause {
@@ -22,17 +23,17 @@ pub enum LockoutCause {
     Payment,
     /// The business has not passed verification.
     BusinessVerification,
-    /// The number is not registered, or its certificate does not fit.
+    /// The number is not registered, or its certificate does not match.
     PhoneRegistration,
     /// The two-step verification PIN is missing or wrong.
     TwoStepVerification,
-    /// Meta restricts something, with a code we do not know or with none.
+    /// Meta restricts an entity, with an unknown code or with none.
     OtherRestriction,
-    /// Meta reports everything AVAILABLE: it gives no reason.
+    /// Meta reports everything as AVAILABLE and gives no reason.
     Unreported,
-    /// Meta does not let us look, or we have no token to look with.
+    /// Meta refuses the look-up, or there is no token for it.
     LookupDenied,
-    /// No answer yet.
+    /// Meta has not answered yet.
     Pending,
 }
 
@@ -50,7 +51,7 @@ impl LockoutCause {
         Self::Pending,
     ];
 
-    /// The word in the database.
+    /// The word for it in the database.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -66,7 +67,7 @@ impl LockoutCause {
         }
     }
 
-    /// The cause of a word in the database; `None` for a word of a later version.
+    /// Returns the cause for a word in the database; `None` for a word of a later version.
     #[must_use]
     pub fn parse(word: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|cause| cause.as_str() == word)
@@ -88,7 +89,8 @@ impl LockoutCause {
         }
     }
 
-    /// Whether Meta named it: a found cause stays until another found one takes its place.
+    /// Returns whether Meta named this cause. A found cause stays until another found one replaces
+    /// it.
     #[must_use]
     pub fn is_found(self) -> bool {
         match self {

@@ -1,25 +1,31 @@
-//! Every class of errors that Meta may answer, as rows with the time of the next look-up.
+//! The classes of errors that Meta may answer. Each has its own outcome and time of the next
+//! look-up.
 
 use serde_json::{Value, json};
 
-use super::{LookedUp, look_up_each};
-use crate::support::wire::answer;
+use super::{LookupRow, look_up_scripts};
+use crate::support::scripted_server::answer;
 
 const MINUTE: f64 = 60.0;
 
-/// Looks up a number for each answer: a status and a body.
-async fn answers(answers: &[(u16, Value)]) -> Vec<LookedUp> {
+/// Looks up one number for each answer, which is a status and a body.
+async fn look_up_answers(answers: &[(u16, Value)]) -> Vec<LookupRow> {
     let scripts = answers
         .iter()
         .map(|(status, body)| answer(&format!("{status} Status"), body.to_string()));
-    look_up_each(scripts.collect::<Vec<_>>()).await.looked_up
+    look_up_scripts(scripts.collect::<Vec<_>>()).await.rows
 }
 
 fn error(code: impl Into<Value>) -> Value {
-    json!({"error": {"message": "What Meta said", "type": "OAuthException", "code": code.into(), "fbtrace_id": "A"}})
+    json!({"error": {
+        "message": "What Meta said",
+        "type": "OAuthException",
+        "code": code.into(),
+        "fbtrace_id": "A",
+    }})
 }
 
-/// The same error with more in it.
+/// The same error with additional fields.
 fn error_with(code: i64, more: &[(&str, Value)]) -> Value {
     let mut body = error(code);
     for (field, value) in more {
@@ -29,7 +35,7 @@ fn error_with(code: i64, more: &[(&str, Value)]) -> Value {
 }
 
 #[tokio::test]
-async fn a_refusal_is_a_denied_look_up_and_asked_again_hourly() {
+async fn a_refused_look_up_is_denied_and_repeated_hourly() {
     let mut refusals: Vec<(u16, Value)> = [0, 3, 10, 100, 190, 200, 201, 250, 298, 299, 368]
         .map(|code| (400, error(code)))
         .to_vec();
@@ -81,15 +87,15 @@ async fn a_refusal_is_a_denied_look_up_and_asked_again_hourly() {
             ),
         ),
     ]);
-    for (row, (status, body)) in answers(&refusals).await.iter().zip(&refusals) {
-        row.is(
+    for (row, (status, body)) in look_up_answers(&refusals).await.iter().zip(&refusals) {
+        row.assert_result(
             "refused",
             "lookup_denied",
             53.9 * MINUTE..=66.0 * MINUTE,
             &body.to_string(),
         );
         assert_eq!(
-            (row.http_status, row.rest),
+            (row.http_status, row.pause_seconds),
             (Some(i32::from(*status)), None),
             "{body}"
         );
@@ -97,7 +103,7 @@ async fn a_refusal_is_a_denied_look_up_and_asked_again_hourly() {
 }
 
 #[tokio::test]
-async fn an_answer_without_health_is_a_denied_look_up_as_well() {
+async fn an_answer_without_health_is_a_denied_look_up() {
     let without = [
         json!({}),
         json!({"id": "1"}),
@@ -107,12 +113,12 @@ async fn an_answer_without_health_is_a_denied_look_up_as_well() {
         json!({"health_status": {"entities": []}}),
         json!({"health_status": {"entities": ["WABA", 7, null]}}),
     ];
-    for (row, body) in answers(&without.clone().map(|body| (200, body)))
+    for (row, body) in look_up_answers(&without.clone().map(|body| (200, body)))
         .await
         .iter()
         .zip(without)
     {
-        row.is(
+        row.assert_result(
             "no_health",
             "lookup_denied",
             53.9 * MINUTE..=66.0 * MINUTE,
@@ -122,7 +128,7 @@ async fn an_answer_without_health_is_a_denied_look_up_as_well() {
 }
 
 #[tokio::test]
-async fn too_many_calls_rest_the_account_for_a_quarter_of_an_hour_unless_meta_says_otherwise() {
+async fn a_throttled_account_is_paused_for_15_minutes() {
     let mut throttled: Vec<(u16, Value)> = [4, 17, 32, 613, 80007, 80008, 130_429]
         .map(|code| (400, error(code)))
         .to_vec();
@@ -141,52 +147,67 @@ async fn too_many_calls_rest_the_account_for_a_quarter_of_an_hour_unless_meta_sa
             ),
         ),
     ]);
-    for (row, (_, body)) in answers(&throttled).await.iter().zip(&throttled) {
-        row.is(
+    for (row, (_, body)) in look_up_answers(&throttled).await.iter().zip(&throttled) {
+        row.assert_result(
             "throttled",
             "pending",
             14.9 * MINUTE..=15.0 * MINUTE,
             &body.to_string(),
         );
         assert!(
-            row.rest
-                .is_some_and(|rest| (14.9 * MINUTE..=15.0 * MINUTE).contains(&rest)),
+            row.pause_seconds
+                .is_some_and(|pause| (14.9 * MINUTE..=15.0 * MINUTE).contains(&pause)),
             "{body}: {row:?}"
         );
-        assert_eq!(row.failures, 0, "throttled is not broken");
+        assert_eq!(row.failures, 0, "a throttled look-up is not a failure");
     }
 }
 
 #[tokio::test]
-async fn the_usage_header_says_for_how_many_minutes_the_account_rests() {
-    const UNSAID: f64 = 15.0;
-    const A_DAY: f64 = 24.0 * 60.0;
-    let usage = |minutes: Value| json!({"1022": [{"type": "whatsapp", "estimated_time_to_regain_access": minutes}]});
+async fn the_usage_header_sets_the_minutes_of_the_pause() {
+    const DEFAULT_MINUTES: f64 = 15.0;
+    const DAY_MINUTES: f64 = 24.0 * 60.0;
+    let usage = |minutes: Value| {
+        let budget = json!({"type": "whatsapp", "estimated_time_to_regain_access": minutes});
+        json!({"1022": [budget]})
+    };
     let headers = [
         (usage(json!(19)).to_string(), 19.0),
         (usage(json!(19.0)).to_string(), 19.0),
         (usage(json!("19")).to_string(), 19.0),
         (usage(json!(0.5)).to_string(), 1.0),
         (usage(json!(1)).to_string(), 1.0),
-        (usage(json!(1_000_000_000_000_u64)).to_string(), A_DAY),
-        (usage(json!(1e300)).to_string(), A_DAY),
-        (usage(json!(0)).to_string(), UNSAID),
-        (usage(json!(-5)).to_string(), UNSAID),
-        (usage(json!(null)).to_string(), UNSAID),
-        (usage(json!([19])).to_string(), UNSAID),
-        (usage(json!("NaN")).to_string(), UNSAID),
-        // Whose budget was spent is not said, so the longest counts.
+        (usage(json!(1_000_000_000_000_u64)).to_string(), DAY_MINUTES),
+        (usage(json!(1e300)).to_string(), DAY_MINUTES),
+        (usage(json!(0)).to_string(), DEFAULT_MINUTES),
+        (usage(json!(-5)).to_string(), DEFAULT_MINUTES),
+        (usage(json!(null)).to_string(), DEFAULT_MINUTES),
+        (usage(json!([19])).to_string(), DEFAULT_MINUTES),
+        (usage(json!("NaN")).to_string(), DEFAULT_MINUTES),
+        // The header does not say which budget was spent, so the longest time counts.
         (
-            r#"{"1":[{"estimated_time_to_regain_access":3}],"2":[{"estimated_time_to_regain_access":0},{"estimated_time_to_regain_access":25}],"3":"odd"}"#.to_owned(),
+            concat!(
+                r#"{"1":[{"estimated_time_to_regain_access":3}],"#,
+                r#""2":[{"estimated_time_to_regain_access":0},"#,
+                r#"{"estimated_time_to_regain_access":25}],"3":"odd"}"#
+            )
+            .to_owned(),
             25.0,
         ),
-        (r#"{"1":[{"call_count":1e999,"estimated_time_to_regain_access":7}],"2":[[]],"3":{}}"#.to_owned(), 7.0),
-        ("{}".to_owned(), UNSAID),
-        ("[19]".to_owned(), UNSAID),
-        ("{\"1\":[{\"estimated_time_to_regain_access\":".to_owned(), UNSAID),
-        ("19".to_owned(), UNSAID),
-        ("\u{e9}".to_owned(), UNSAID),
-        (String::new(), UNSAID),
+        (
+            r#"{"1":[{"call_count":1e999,"estimated_time_to_regain_access":7}],"2":[[]],"3":{}}"#
+                .to_owned(),
+            7.0,
+        ),
+        ("{}".to_owned(), DEFAULT_MINUTES),
+        ("[19]".to_owned(), DEFAULT_MINUTES),
+        (
+            r#"{"1":[{"estimated_time_to_regain_access":"#.to_owned(),
+            DEFAULT_MINUTES,
+        ),
+        ("19".to_owned(), DEFAULT_MINUTES),
+        ("\u{e9}".to_owned(), DEFAULT_MINUTES),
+        (String::new(), DEFAULT_MINUTES),
     ];
     let scripts = headers.iter().map(|(header, _)| {
         answer(
@@ -194,19 +215,20 @@ async fn the_usage_header_says_for_how_many_minutes_the_account_rests() {
             error(80008).to_string(),
         )
     });
-    let rows = look_up_each(scripts.collect::<Vec<_>>()).await.looked_up;
+    let rows = look_up_scripts(scripts.collect::<Vec<_>>()).await.rows;
     for (row, (header, minutes)) in rows.iter().zip(headers) {
         let seconds = minutes * MINUTE - 5.0..=minutes * MINUTE;
         assert!(
-            row.rest.is_some_and(|rest| seconds.contains(&rest)),
+            row.pause_seconds
+                .is_some_and(|pause| seconds.contains(&pause)),
             "{header}: {row:?}"
         );
-        row.is("throttled", "pending", seconds, &header);
+        row.assert_result("throttled", "pending", seconds, &header);
     }
 }
 
 #[tokio::test]
-async fn every_other_error_is_worth_another_try_within_seconds() {
+async fn every_other_error_is_retried_within_seconds() {
     let mut odd: Vec<(u16, Value)> = [
         1,
         2,
@@ -257,12 +279,21 @@ async fn every_other_error_is_worth_another_try_within_seconds() {
     odd.extend([
         (500, error_with(2, &[("is_transient", json!(true))])),
         (200, error(131_042)),
-        (200, json!({"error": {"code": 1}, "health_status": {"entities": [{"can_send_message": "AVAILABLE"}]}})),
-        (500, json!({"health_status": {"entities": [{"can_send_message": "BLOCKED"}]}})),
+        (
+            200,
+            json!({
+                "error": {"code": 1},
+                "health_status": {"entities": [{"can_send_message": "AVAILABLE"}]},
+            }),
+        ),
+        (
+            500,
+            json!({"health_status": {"entities": [{"can_send_message": "BLOCKED"}]}}),
+        ),
         (429, json!({})),
         (404, json!({"id": "1"})),
     ]);
-    for (row, (status, body)) in answers(&odd).await.iter().zip(&odd) {
-        row.is_unreachable(&format!("{status} {body}"));
+    for (row, (status, body)) in look_up_answers(&odd).await.iter().zip(&odd) {
+        row.assert_unreachable(&format!("{status} {body}"));
     }
 }

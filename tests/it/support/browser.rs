@@ -1,5 +1,6 @@
-//! A real browser: Debian's headless Chromium, told what to do by [WebDriver](https://www.w3.org/TR/webdriver2/)
-//! and, where that has no word for it, by Chromium's own DevTools protocol.
+//! A real browser: Debian's headless Chromium, driven by
+//! [WebDriver](https://www.w3.org/TR/webdriver2/) and, for the commands that WebDriver does not
+//! have, by Chromium's own DevTools protocol.
 
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
@@ -16,27 +17,27 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use super::process::is_gone;
+use super::process::has_exited;
 use super::{client, eventually};
 
 pub const TAB: &str = "\u{e004}";
 pub const ENTER: &str = "\u{e007}";
 
-/// Each takes a few hundred megabytes.
-const AT_ONCE: usize = 4;
-static SEATS: Semaphore = Semaphore::const_new(AT_ONCE);
+/// The number of browsers that may run at the same time: each takes a few hundred megabytes.
+const BROWSER_LIMIT: usize = 4;
+static BROWSER_SLOTS: Semaphore = Semaphore::const_new(BROWSER_LIMIT);
 
-/// How long a browser may take to go.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// The time within which a closed browser must end, with its files.
+const EXIT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A browser with a profile of its own. Dropped, it leaves neither a process nor a file.
+/// A browser with a profile of its own. When dropped, it leaves no process and no file behind.
 pub struct Browser {
     client: Client,
-    session: String,
+    session_url: String,
     process: Pid,
-    // In this order: the seat is free once the driver is gone.
+    // Fields drop in order: the slot is released after the driver has ended.
     _driver: Driver,
-    _seat: SemaphorePermit<'static>,
+    _slot: SemaphorePermit<'static>,
 }
 
 impl Browser {
@@ -44,83 +45,58 @@ impl Browser {
         Self::start_with(&[]).await
     }
 
-    /// With more arguments for Chromium.
+    /// Starts it with additional arguments for Chromium.
     pub async fn start_with(arguments: &[&str]) -> Self {
-        let seat = SEATS.acquire().await.unwrap();
+        let slot = BROWSER_SLOTS.acquire().await.unwrap();
         let driver = Driver::start();
-        let profile = format!(
-            "--user-data-dir={}",
-            driver.folder.path().join("profile").display()
-        );
-        let usual = [
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-quic",
-            "--no-first-run",
-            "--disable-background-networking",
-            "--disable-component-update",
-            "--disable-sync",
-            "--no-proxy-server",
-            "--window-size=1200,900",
-            // Whatever becomes of the driver, Chromium ends with it.
-            "--remote-debugging-pipe",
-            &profile,
-        ];
-        let arguments = [&usual, arguments].concat();
-        let wanted = json!({"capabilities": {"alwaysMatch": {
-            // A dialog then fails whatever comes next.
-            "unhandledPromptBehavior": "ignore",
-            "goog:loggingPrefs": {"browser": "ALL"},
-            "goog:chromeOptions": {"args": arguments},
-        }}});
+        let capabilities = capabilities(&driver, arguments);
         let client = client();
-        let sessions = format!("http://127.0.0.1:{}/session", driver.port);
-        let session = send(&client, Method::POST, &sessions, Some(wanted))
+        let sessions_url = format!("http://127.0.0.1:{}/session", driver.port);
+        let session = send(&client, Method::POST, &sessions_url, Some(capabilities))
             .await
-            .expect("a browser starts");
-        let process =
-            i32::try_from(session["capabilities"]["goog:processID"].as_i64().unwrap()).unwrap();
-        let process = Pid::from_raw(process).unwrap();
-        let session = format!("{sessions}/{}", session["sessionId"].as_str().unwrap());
+            .expect("a browser must start");
+        let pid = session["capabilities"]["goog:processID"].as_i64().unwrap();
+        let process = Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+        let session_id = session["sessionId"].as_str().unwrap();
+        let session_url = format!("{sessions_url}/{session_id}");
         Self {
             client,
-            session,
+            session_url,
             process,
             _driver: driver,
-            _seat: seat,
+            _slot: slot,
         }
     }
 
-    /// Opens a page and waits until it is there, whole.
+    /// Opens a page and waits until it is fully loaded.
     pub async fn open(&self, url: &str) {
         self.command("url", json!({"url": url})).await;
     }
 
-    /// Another tab, in which everything happens from now on. Its name, and that of the one before.
+    /// Opens another tab and switches to it. Returns the name of the new tab and of the previous
+    /// one.
     pub async fn open_tab(&self) -> (String, String) {
-        let before = self.ask("window").await;
+        let previous = self.get("window").await;
         let tab = self.command("window/new", json!({"type": "tab"})).await;
-        let name = |name: &Value| name.as_str().unwrap().to_owned();
-        let (tab, before) = (name(&tab["handle"]), name(&before));
-        self.turn_to(&tab).await;
-        (tab, before)
+        let tab = tab["handle"].as_str().unwrap().to_owned();
+        self.switch_to_tab(&tab).await;
+        (tab, previous.as_str().unwrap().to_owned())
     }
 
-    pub async fn turn_to(&self, tab: &str) {
+    pub async fn switch_to_tab(&self, tab: &str) {
         self.command("window", json!({"handle": tab})).await;
     }
 
-    /// The first element that a CSS selector finds, as a reference to it.
+    /// Finds the first element for a CSS selector, and returns a reference to it.
     pub async fn find(&self, selector: &str) -> Value {
-        let wanted = json!({"using": "css selector", "value": selector});
-        match self.try_command("element", wanted).await {
+        let query = json!({"using": "css selector", "value": selector});
+        match self.try_command("element", query).await {
             Ok(element) => element,
             Err(error) => panic!("{selector}: {error}\n{}", self.text("body").await),
         }
     }
 
-    /// The text of an element as a reader sees it.
+    /// The visible text of an element.
     pub async fn text(&self, selector: &str) -> String {
         let text = self
             .execute(
@@ -134,7 +110,8 @@ impl Browser {
     }
 
     pub async fn texts(&self, selector: &str) -> Vec<String> {
-        let script = "return [...document.querySelectorAll(arguments[0])].map(element => element.innerText ?? element.textContent)";
+        let script = "return [...document.querySelectorAll(arguments[0])]
+            .map(element => element.innerText ?? element.textContent)";
         serde_json::from_value(self.execute(script, json!([selector])).await).unwrap()
     }
 
@@ -143,23 +120,24 @@ impl Browser {
     }
 
     pub async fn click(&self, selector: &str) {
-        self.on(selector, "click", json!({})).await;
+        self.act_on(selector, "click", json!({})).await;
     }
 
-    /// Clicks what leads to another page, and waits until that is there, whole.
+    /// Clicks a link or a button that leads to another page, and waits until that page is fully
+    /// loaded.
     pub async fn follow(&self, selector: &str) {
         self.evaluate("window.isLeft = true").await;
         self.click(selector).await;
-        self.until("!window.isLeft && document.readyState === 'complete'")
+        self.wait_until("!window.isLeft && document.readyState === 'complete'")
             .await;
     }
 
     /// Types into an element.
     pub async fn type_into(&self, selector: &str, text: &str) {
-        self.on(selector, "value", json!({"text": text})).await;
+        self.act_on(selector, "value", json!({"text": text})).await;
     }
 
-    async fn on(&self, selector: &str, action: &str, parameters: Value) {
+    async fn act_on(&self, selector: &str, action: &str, parameters: Value) {
         let element = self.find(selector).await;
         let (_, reference) = element.as_object().unwrap().iter().next().unwrap();
         self.command(
@@ -169,10 +147,10 @@ impl Browser {
         .await;
     }
 
-    /// Presses keys, one after the other, wherever the focus is.
+    /// Presses keys one after the other. They go to the element that has the focus.
     pub async fn press(&self, keys: &str) {
-        // Before its first picture a page takes none.
-        self.until("performance.getEntriesByType('paint').length > 0")
+        // A page does not take keys before its first paint.
+        self.wait_until("performance.getEntriesByType('paint').length > 0")
             .await;
         let strokes = keys
             .chars()
@@ -183,7 +161,7 @@ impl Browser {
             .await;
     }
 
-    /// Runs a function's body in the page. A promise that it returns is waited for.
+    /// Runs the body of a function in the page. If it returns a promise, waits for the promise.
     pub async fn execute(&self, script: &str, arguments: Value) -> Value {
         self.command("execute/sync", json!({"script": script, "args": arguments}))
             .await
@@ -195,16 +173,17 @@ impl Browser {
     }
 
     /// Waits until an expression is true in the page.
-    pub async fn until(&self, expression: &str) {
+    pub async fn wait_until(&self, expression: &str) {
         let script = json!({"script": format!("return ({expression})"), "args": []});
-        // On the way to another page there is none to ask.
+        // During navigation the command fails, because there is no page.
         eventually(expression, async || {
             self.try_command("execute/sync", script.clone()).await == Ok(json!(true))
         })
         .await;
     }
 
-    /// A command of the [DevTools protocol](https://chromedevtools.github.io/devtools-protocol/).
+    /// Sends a command of the [DevTools
+    /// protocol](https://chromedevtools.github.io/devtools-protocol/).
     pub async fn devtools(&self, command: &str, parameters: Value) -> Value {
         self.command(
             "goog/cdp/execute",
@@ -213,35 +192,36 @@ impl Browser {
         .await
     }
 
-    pub async fn turn_dark(&self) {
+    pub async fn use_dark_theme(&self) {
         let features = json!([{"name": "prefers-color-scheme", "value": "dark"}]);
         self.devtools("Emulation.setEmulatedMedia", json!({"features": features}))
             .await;
     }
 
-    /// As on a small telephone.
-    pub async fn narrow_to(&self, width: u32) {
+    /// Emulates the screen of a phone with this width.
+    pub async fn emulate_phone(&self, width: u32) {
         let metrics =
             json!({"width": width, "height": 740, "deviceScaleFactor": 2, "mobile": true});
         self.devtools("Emulation.setDeviceMetricsOverride", metrics)
             .await;
     }
 
-    /// As somebody sets it who reads large letters.
-    pub async fn double_the_text(&self) {
+    /// Doubles the font size, as a user's browser setting does.
+    pub async fn double_font_size(&self) {
         let sizes = json!({"fontSizes": {"standard": 32, "fixed": 26}});
         self.devtools("Page.setFontSizes", sizes).await;
     }
 
-    /// What the browser complained about since it was last asked: errors, refused requests, violations of the
-    /// content security policy.
+    /// The browser's log since the last call: errors, refused requests, violations of the content
+    /// security policy.
     pub async fn log(&self) -> Vec<String> {
         let entries = self.command("se/log", json!({"type": "browser"})).await;
         let line = |entry: &Value| format!("{}: {}", entry["level"], entry["message"]);
         entries.as_array().unwrap().iter().map(line).collect()
     }
 
-    /// Keeps a picture of the whole page in the folder that LOCKWATCH_SCREENSHOTS names, for people to look at.
+    /// Saves a screenshot of the whole page in the folder that LOCKWATCH_SCREENSHOTS names, if it
+    /// is set.
     pub async fn screenshot(&self, name: &str) {
         let Some(folder) = std::env::var_os("LOCKWATCH_SCREENSHOTS").map(PathBuf::from) else {
             return;
@@ -259,11 +239,11 @@ impl Browser {
         std::fs::write(folder.join(format!("{name}.png")), picture).unwrap();
     }
 
-    async fn ask(&self, path: &str) -> Value {
+    async fn get(&self, path: &str) -> Value {
         send(
             &self.client,
             Method::GET,
-            &format!("{}/{path}", self.session),
+            &format!("{}/{path}", self.session_url),
             None,
         )
         .await
@@ -280,7 +260,7 @@ impl Browser {
         send(
             &self.client,
             Method::POST,
-            &format!("{}/{path}", self.session),
+            &format!("{}/{path}", self.session_url),
             Some(parameters),
         )
         .await
@@ -289,24 +269,54 @@ impl Browser {
 
 impl Drop for Browser {
     fn drop(&mut self) {
-        let session = std::mem::take(&mut self.session);
-        // A test's own runtime stands still while it drops.
+        let session_url = std::mem::take(&mut self.session_url);
+        // The test's own runtime is blocked during a drop.
         let closed = thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()
                 .unwrap();
-            let _ = runtime.block_on(send(&client(), Method::DELETE, &session, None));
+            let _ = runtime.block_on(send(&client(), Method::DELETE, &session_url, None));
         });
         let _ = closed.join();
-        let deadline = Instant::now() + PATIENCE;
-        while !is_gone(self.process) && Instant::now() < deadline {
+        let deadline = Instant::now() + EXIT_TIMEOUT;
+        while !has_exited(self.process) && Instant::now() < deadline {
             sleep(Duration::from_millis(10));
         }
     }
 }
 
-/// Sends a command and takes its value out of the answer, or what went wrong.
+/// The capabilities of a new WebDriver session, with all arguments for Chromium.
+fn capabilities(driver: &Driver, arguments: &[&str]) -> Value {
+    let profile = format!(
+        "--user-data-dir={}",
+        driver.folder.path().join("profile").display()
+    );
+    let default_arguments = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--no-proxy-server",
+        "--window-size=1200,900",
+        // Chromium ends with the driver, however the driver ends.
+        "--remote-debugging-pipe",
+        &profile,
+    ];
+    let arguments = [&default_arguments, arguments].concat();
+    json!({"capabilities": {"alwaysMatch": {
+        // An unexpected dialog makes the next command fail.
+        "unhandledPromptBehavior": "ignore",
+        "goog:loggingPrefs": {"browser": "ALL"},
+        "goog:chromeOptions": {"args": arguments},
+    }}})
+}
+
+/// Sends a command. Returns the value of the answer, or the error's text.
 async fn send(
     client: &Client,
     method: Method,
@@ -330,7 +340,7 @@ async fn send(
     }
 }
 
-/// A running chromedriver in a folder of its own. Killed when dropped, with all that it started.
+/// A running chromedriver in a folder of its own. Killed when dropped, with all its children.
 struct Driver {
     port: u16,
     shell: Child,
@@ -339,46 +349,47 @@ struct Driver {
 
 impl Driver {
     fn start() -> Self {
-        // The port that a driver finds free for IPv4 may be taken for IPv6: then it gives up.
+        // A driver exits if the port that it found free for IPv4 is taken for IPv6.
         const ATTEMPTS: usize = 5;
         let started = (0..ATTEMPTS).find_map(|_| Self::try_start());
-        started.expect("no chromedriver starts: apt-get install chromium chromium-driver")
+        started.expect("chromedriver does not start: apt-get install chromium chromium-driver")
     }
 
     fn try_start() -> Option<Self> {
-        // Killed or interrupted, the tests drop nothing; but then this shell's input ends. Its output ends
-        // with the driver's.
-        const WATCHED: &str =
+        // Tests that are killed or interrupted drop nothing, but then the input of this shell ends,
+        // and the shell kills the driver. The output of the shell ends with the output of the
+        // driver.
+        const WATCHDOG_SCRIPT: &str =
             "chromedriver --port=0 & exec > /dev/null; read -r _; kill -9 $!; wait";
         let folder = TempDir::with_prefix("lockwatch-browser-").unwrap();
         let mut shell = Command::new("/bin/sh")
-            .args(["-c", WATCHED])
+            .args(["-c", WATCHDOG_SCRIPT])
             .envs(["HOME", "TMPDIR"].map(|name| (name, folder.path())))
             .env_remove("XDG_CONFIG_HOME")
             .env_remove("XDG_CACHE_HOME")
-            // An interrupt ends the tests; they end this.
+            // An interrupt goes to the tests only; the end of the tests ends this shell.
             .process_group(0)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let mut told = BufReader::new(shell.stdout.take().unwrap()).lines();
+        let mut lines = BufReader::new(shell.stdout.take().unwrap()).lines();
         let mut driver = Self {
             port: 0,
             shell,
             folder,
         };
-        let port = |line: String| {
+        let port_in = |line: String| {
             line.split_once("started successfully on port ")?
                 .1
                 .trim_matches('.')
                 .parse()
                 .ok()
         };
-        driver.port = told.by_ref().map_while(Result::ok).find_map(port)?;
-        // What it says later goes nowhere, and must not stop it.
-        thread::spawn(move || told.for_each(drop));
+        driver.port = lines.by_ref().map_while(Result::ok).find_map(port_in)?;
+        // Later output is read and discarded, so that a full pipe does not block the driver.
+        thread::spawn(move || lines.for_each(drop));
         Some(driver)
     }
 }
@@ -387,8 +398,8 @@ impl Drop for Driver {
     fn drop(&mut self) {
         drop(self.shell.stdin.take());
         let _ = self.shell.wait();
-        // Chromium's last helpers write a little more on their way out.
-        let deadline = Instant::now() + PATIENCE;
+        // The last processes of Chromium still write files while they exit.
+        let deadline = Instant::now() + EXIT_TIMEOUT;
         while self.folder.path().exists() && Instant::now() < deadline {
             if std::fs::remove_dir_all(self.folder.path()).is_err() {
                 sleep(Duration::from_millis(10));

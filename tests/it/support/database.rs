@@ -1,65 +1,67 @@
-//! One Postgres for the run, one database for each test.
+//! One Postgres server for the run, and one database for each test.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use lockwatch::embedded::Embedded;
+use lockwatch::embedded::EmbeddedPostgres;
 use lockwatch::store::Database;
 use rustix::process::Pid;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection};
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
-/// A database that is dropped at the end, unless the whole server goes anyway.
+/// The database of one test. Dropped at the end, unless the whole server ends with the run.
 pub struct TestDatabase {
     pub url: String,
-    outside: Option<String>,
+    /// The name, where the server is not ours and the database has to be dropped.
+    name_to_drop: Option<String>,
 }
 
-/// The server of the run: DATABASE_URL's, or one of our own, which ends with the process.
-fn server() -> &'static str {
-    static SERVER: OnceLock<(String, Option<Embedded>)> = OnceLock::new();
+/// The URL of the run's server: DATABASE_URL, or a server of our own, which ends with the process.
+fn server_url() -> &'static str {
+    static SERVER: OnceLock<(String, Option<EmbeddedPostgres>)> = OnceLock::new();
     let (url, _) = SERVER.get_or_init(|| match std::env::var("DATABASE_URL") {
         Ok(url) => (url, None),
         Err(_) => {
-            let embedded = Embedded::start_temporary(None, false, &CancellationToken::new())
-                .expect("a Postgres for the tests");
+            let embedded =
+                EmbeddedPostgres::start_temporary(None, false, &CancellationToken::new())
+                    .expect("a Postgres for the tests must start");
             (embedded.url(), Some(embedded))
         }
     });
     url
 }
 
-fn is_outside() -> bool {
+fn has_external_server() -> bool {
     std::env::var_os("DATABASE_URL").is_some()
 }
 
-/// The same server, another database.
-fn url_of(name: &str) -> String {
-    let options: sqlx::postgres::PgConnectOptions = server().parse().unwrap();
+/// The URL of another database on the same server.
+fn database_url(name: &str) -> String {
+    let options: sqlx::postgres::PgConnectOptions = server_url().parse().unwrap();
     options.database(name).to_url_lossy().to_string()
 }
 
-/// Databases are made one at a time: a template may have no other visitor.
-static CREATING: Mutex<()> = Mutex::const_new(());
+/// Allows one `create database` at a time: it fails while another connection uses the template.
+static CREATE_LOCK: Mutex<()> = Mutex::const_new(());
 
 impl TestDatabase {
-    /// Copied from a template with the tables of this version.
+    /// Copies a template that has the tables of this version.
     pub async fn create() -> Self {
-        let template = template().await;
+        let template = template_name().await;
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let name = format!(
             "lockwatch_test_{}_{}",
             std::process::id(),
             NEXT.fetch_add(1, Ordering::Relaxed)
         );
-        let _one_at_a_time = CREATING.lock().await;
+        let _guard = CREATE_LOCK.lock().await;
         execute(format!("create database {name} template {template}"))
             .await
             .unwrap();
         Self {
-            url: url_of(&name),
-            outside: is_outside().then_some(name),
+            url: database_url(&name),
+            name_to_drop: has_external_server().then_some(name),
         }
     }
 
@@ -70,7 +72,7 @@ impl TestDatabase {
 
 impl Drop for TestDatabase {
     fn drop(&mut self) {
-        if let Some(name) = self.outside.take() {
+        if let Some(name) = self.name_to_drop.take() {
             let dropped = std::thread::spawn(move || {
                 let runtime = tokio::runtime::Builder::new_current_thread()
                     .enable_all()
@@ -85,8 +87,8 @@ impl Drop for TestDatabase {
     }
 }
 
-/// Migrated once per version of the migrations.
-async fn template() -> String {
+/// The name of the template, which is migrated once per version of the migrations.
+async fn template_name() -> String {
     static TEMPLATE: Mutex<Option<String>> = Mutex::const_new(None);
     let mut template = TEMPLATE.lock().await;
     if template.is_none() {
@@ -101,9 +103,9 @@ async fn template() -> String {
             sum
         });
         let name = format!("lockwatch_template_{}", hex::encode(digest));
-        // Another run on the same server may have made it, or be at it.
+        // Another run on the same server may have created it, or may be creating it.
         let _ = execute(format!("create database {name}")).await;
-        Database::parse(&url_of(&name))
+        Database::parse(&database_url(&name))
             .unwrap()
             .migrate()
             .await
@@ -114,28 +116,28 @@ async fn template() -> String {
 }
 
 async fn execute(sql: String) -> sqlx::Result<()> {
-    let mut connection = PgConnection::connect(server()).await?;
+    let mut connection = PgConnection::connect(server_url()).await?;
     sqlx::query(AssertSqlSafe(sql))
         .execute(&mut connection)
         .await?;
     connection.close().await
 }
 
-/// A server of our own and all its backends, the server first.
-pub fn processes(embedded: &Embedded) -> Vec<Pid> {
+/// The processes of an embedded server: the postmaster first, then its children.
+pub fn server_processes(embedded: &EmbeddedPostgres) -> Vec<Pid> {
     let text = std::fs::read_to_string(embedded.folder().join("data/postmaster.pid")).unwrap();
     let postmaster: i32 = text.lines().next().unwrap().parse().unwrap();
     let children =
         std::fs::read_to_string(format!("/proc/{postmaster}/task/{postmaster}/children")).unwrap();
-    let numbers = children.split_whitespace().map(|pid| pid.parse().unwrap());
+    let children = children.split_whitespace().map(|pid| pid.parse().unwrap());
     std::iter::once(postmaster)
-        .chain(numbers)
+        .chain(children)
         .filter_map(Pid::from_raw)
         .collect()
 }
 
-/// Runs statements each on its own: `alter system` takes no company.
-pub async fn run(embedded: &Embedded, statements: &[&'static str]) {
+/// Runs each statement on its own: `alter system` does not run in a transaction.
+pub async fn run_statements(embedded: &EmbeddedPostgres, statements: &[&'static str]) {
     let mut connection = PgConnection::connect(&embedded.url()).await.unwrap();
     for statement in statements {
         sqlx::raw_sql(*statement)

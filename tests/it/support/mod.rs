@@ -1,18 +1,18 @@
-//! What every test needs: a service on a database of its own, with a simulated Meta.
+//! The test service: Lockwatch on a database of its own, with a simulated Meta.
 
 pub mod browser;
 pub mod database;
 pub mod process;
 pub mod proxy;
-pub mod raw;
-pub mod wire;
+pub mod raw_http;
+pub mod scripted_server;
 
 use std::time::Duration;
 
 use lockwatch::graph::{Graph, GraphSettings, Tokens};
 use lockwatch::meta::compose::StatusCallback;
 use lockwatch::meta::ids::WabaId;
-use lockwatch::meta::signature::{HEADER, sign};
+use lockwatch::meta::signature::{SIGNATURE_HEADER, sign};
 use lockwatch::recorder::Capturing;
 use lockwatch::service::{Service, Settings};
 use lockwatch::simulator::{Scenario, Simulator};
@@ -41,8 +41,8 @@ pub const WABA: &str = "102290129340398";
 pub const NUMBER: &str = "106540352242922";
 pub const OTHER_NUMBER: &str = "106540352242923";
 
-/// How long a test waits for what must happen by itself.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// The time within which an expected event must happen by itself.
+const EVENT_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A service under test. Several may share a database.
 pub struct TestApp {
@@ -50,16 +50,17 @@ pub struct TestApp {
     pub simulator: Simulator,
     pub db: Pool,
     pub client: Client,
-    // Last, so that it goes last.
+    // Fields drop in order: the database goes last.
     pub database: TestDatabase,
 }
 
 impl TestApp {
-    /// On a database of its own, with a Meta that says AVAILABLE for the two usual numbers.
+    /// Starts it on a database of its own. The simulator answers AVAILABLE for the two test
+    /// numbers.
     pub async fn start() -> Self {
         let simulator = Simulator::start(ACCESS_TOKEN, APP_SECRET).await.unwrap();
         for number in [NUMBER, OTHER_NUMBER] {
-            simulator.script(number, [Scenario::Available]);
+            simulator.set_scenarios(number, [Scenario::Available]);
         }
         Self::start_on(TestDatabase::create().await, simulator).await
     }
@@ -81,11 +82,11 @@ impl TestApp {
         ))
         .await
         .unwrap();
-        Self::around(service, database, simulator)
+        Self::new(service, database, simulator)
     }
 
-    /// That asks somebody else than its simulator.
-    pub async fn start_asking(graph_url: &str) -> Self {
+    /// Starts it with health checks that go to another server than the simulator.
+    pub async fn start_with_graph_url(graph_url: &str) -> Self {
         let simulator = Simulator::start(ACCESS_TOKEN, APP_SECRET).await.unwrap();
         let database = TestDatabase::create().await;
         let settings = settings(
@@ -94,11 +95,11 @@ impl TestApp {
             &[APP_SECRET],
             Some(ACCESS_TOKEN),
         );
-        Self::around(Service::start(settings).await.unwrap(), database, simulator)
+        Self::new(Service::start(settings).await.unwrap(), database, simulator)
     }
 
-    /// With a token on the admin listener.
-    pub async fn guarded(admin_token: &str) -> Self {
+    /// Starts it with an access token on the admin listener.
+    pub async fn start_with_admin_token(admin_token: &str) -> Self {
         let simulator = Simulator::start(ACCESS_TOKEN, APP_SECRET).await.unwrap();
         let database = TestDatabase::create().await;
         let settings = settings(
@@ -113,10 +114,10 @@ impl TestApp {
         })
         .await
         .unwrap();
-        Self::around(service, database, simulator)
+        Self::new(service, database, simulator)
     }
 
-    fn around(service: Service, database: TestDatabase, simulator: Simulator) -> Self {
+    fn new(service: Service, database: TestDatabase, simulator: Simulator) -> Self {
         let db = database.database().pool();
         Self {
             service,
@@ -131,7 +132,7 @@ impl TestApp {
         format!("http://{}{path}", self.service.address)
     }
 
-    /// An address on the admin listener, as a browser on this machine names it.
+    /// A URL on the admin listener, as a browser on the same machine writes it.
     pub fn admin(&self, path: &str) -> String {
         format!(
             "http://localhost:{}{path}",
@@ -139,7 +140,7 @@ impl TestApp {
         )
     }
 
-    /// What the admin API answers, which must be 200.
+    /// Gets a path of the admin API, which must answer 200, and parses the body.
     pub async fn api(&self, path: &str) -> Value {
         let response = self
             .client
@@ -152,26 +153,26 @@ impl TestApp {
         serde_json::from_str(&body).unwrap()
     }
 
-    pub fn unsigned(&self, body: &[u8]) -> RequestBuilder {
+    pub fn unsigned_request(&self, body: &[u8]) -> RequestBuilder {
         self.client.post(self.url("/webhook")).body(body.to_vec())
     }
 
     pub async fn post(&self, body: &[u8]) -> Response {
-        self.unsigned(body)
-            .header(HEADER, sign(APP_SECRET, body))
+        self.unsigned_request(body)
+            .header(SIGNATURE_HEADER, sign(APP_SECRET, body))
             .send()
             .await
             .unwrap()
     }
 
-    /// Posts a signed body that must be taken.
+    /// Posts a signed body, which must be answered with 200.
     pub async fn deliver(&self, body: &[u8]) {
         let response = self.post(body).await;
         let status = response.status();
         assert_eq!(status, StatusCode::OK, "{}", response.text().await.unwrap());
     }
 
-    /// A message of the usual number fails now.
+    /// Delivers a callback: a message of the test number failed now.
     pub async fn fail(&self, message_id: &str) {
         self.fail_at(message_id, OffsetDateTime::now_utc()).await;
     }
@@ -179,18 +180,18 @@ impl TestApp {
     pub async fn fail_at(&self, message_id: &str, at: OffsetDateTime) {
         self.deliver(
             &StatusCallback::new()
-                .at(at)
+                .timestamp(at)
                 .failed(WABA, NUMBER, message_id)
                 .into_body(),
         )
         .await;
     }
 
-    /// A message of some account and number fails.
-    pub async fn fail_of(&self, waba_id: &str, number: &str, at: OffsetDateTime) {
+    /// Delivers a callback: a message of this account and number failed.
+    pub async fn fail_number(&self, waba_id: &str, number: &str, at: OffsetDateTime) {
         self.deliver(
             &StatusCallback::new()
-                .at(at)
+                .timestamp(at)
                 .failed(waba_id, number, "wamid.1")
                 .into_body(),
         )
@@ -219,16 +220,16 @@ impl TestApp {
         checks
     }
 
-    /// Waits until the only incident has this cause.
-    pub async fn caused(&self, cause: &str) -> Incident {
+    /// Waits until the only incident has this cause, and returns the incident.
+    pub async fn wait_for_cause(&self, cause: &str) -> Incident {
         self.eventually(cause, async || self.incident().await.cause == cause)
             .await;
         self.incident().await
     }
 
     /// Waits until a condition holds.
-    pub async fn eventually(&self, what: &str, condition: impl AsyncFn() -> bool) {
-        eventually(what, condition).await;
+    pub async fn eventually(&self, event: &str, condition: impl AsyncFn() -> bool) {
+        eventually(event, condition).await;
     }
 
     pub async fn count(&self, sql: &'static str) -> i64 {
@@ -243,27 +244,31 @@ impl TestApp {
         sqlx::query_scalar(sql).fetch_one(&self.db).await.unwrap()
     }
 
-    /// How many recorders wait for a lock in its database.
+    /// The number of recorders that wait for a lock in this database.
     pub async fn waiting_recorders(&self) -> i64 {
         self.count(
             "select count(*) from pg_stat_activity
-              where datname = current_database() and application_name = 'lockwatch recorder' and wait_event_type = 'Lock'",
+              where datname = current_database()
+                and application_name = 'lockwatch recorder'
+                and wait_event_type = 'Lock'",
         )
         .await
     }
 
-    /// Moves everything in the database into the past, as if time had passed.
+    /// Moves every time in the database into the past, as if time had passed.
     pub async fn let_time_pass(&self, time: time::Duration) {
         let columns: Vec<(String, String)> = sqlx::query_as(
             "select table_name::text, column_name::text from information_schema.columns
-              where table_schema = 'public' and data_type = 'timestamp with time zone' and table_name <> '_sqlx_migrations'",
+              where table_schema = 'public'
+                and data_type = 'timestamp with time zone'
+                and table_name <> '_sqlx_migrations'",
         )
         .fetch_all(&self.db)
         .await
         .unwrap();
         let mut transaction = self.db.begin().await.unwrap();
         for (table, column) in columns {
-            // In two steps: a row must not take the place of one that has yet to move.
+            // Two steps, because a moved row must not collide with a row that has not moved yet.
             for step in [
                 format!("+ interval '400 years {} seconds'", -time.whole_seconds()),
                 "- interval '400 years'".to_owned(),
@@ -280,32 +285,37 @@ impl TestApp {
         transaction.commit().await.unwrap();
     }
 
-    /// Lets time pass until the next check is due, and waits for its answer.
-    pub async fn next_check(&self, after: time::Duration) {
+    /// Lets time pass until the next health check is due, and waits for its answer.
+    pub async fn run_next_check(&self, after: time::Duration) {
         let before = self.count("select count(*) from health_checks").await;
         self.let_time_pass(after).await;
-        self.eventually("another check", async || {
+        self.eventually("another health check is saved", async || {
             self.count("select count(*) from health_checks").await > before
         })
         .await;
     }
 }
 
-pub async fn eventually(what: &str, condition: impl AsyncFn() -> bool) {
-    within(PATIENCE, what, condition).await;
+/// Waits until a condition holds; panics with the event's name when the time is over.
+pub async fn eventually(event: &str, condition: impl AsyncFn() -> bool) {
+    eventually_within(EVENT_TIMEOUT, event, condition).await;
 }
 
-/// Waits until a condition holds, for so long.
-pub async fn within(limit: Duration, what: &str, condition: impl AsyncFn() -> bool) {
+/// Waits until a condition holds, with a limit of its own.
+pub async fn eventually_within(limit: Duration, event: &str, condition: impl AsyncFn() -> bool) {
     let deadline = Instant::now() + limit;
     while !condition().await {
-        assert!(Instant::now() < deadline, "did not happen: {what}");
+        assert!(Instant::now() < deadline, "did not happen: {event}");
         sleep(Duration::from_millis(20)).await;
     }
 }
 
-/// Starts a service; the first secret also makes the proof for the simulator.
-pub async fn service(database: Database, simulator: &Simulator, app_secrets: &[&str]) -> Service {
+/// Starts a service. The first secret also makes the `appsecret_proof` for the simulator.
+pub async fn start_service(
+    database: Database,
+    simulator: &Simulator,
+    app_secrets: &[&str],
+) -> Service {
     Service::start(settings(
         database,
         &simulator.url(),
@@ -326,7 +336,7 @@ fn settings(
         .iter()
         .map(|secret| SecretString::from(*secret))
         .collect();
-    let graph = graph(graph_url, &app_secrets, token);
+    let graph = graph_client(graph_url, &app_secrets, token);
     let loopback = "127.0.0.1:0".parse().unwrap();
     Settings {
         database,
@@ -341,8 +351,8 @@ fn settings(
     }
 }
 
-/// A client that asks there.
-pub fn graph(url: &str, app_secrets: &[SecretString], token: Option<&str>) -> Graph {
+/// A Graph client for this URL.
+pub fn graph_client(url: &str, app_secrets: &[SecretString], token: Option<&str>) -> Graph {
     Graph::new(GraphSettings {
         url: url.to_owned(),
         version: "v25.0".to_owned(),
@@ -360,10 +370,10 @@ pub fn client() -> Client {
         .unwrap()
 }
 
-/// A callback with one failure of the usual number.
+/// The body of a callback with one failure of the test number.
 pub fn one_failure(message_id: &str) -> Vec<u8> {
     StatusCallback::new()
-        .at(OffsetDateTime::now_utc())
+        .timestamp(OffsetDateTime::now_utc())
         .failed(WABA, NUMBER, message_id)
         .into_body()
 }

@@ -1,4 +1,4 @@
-//! The real program as a real process.
+//! The real program in a real process.
 
 use std::cell::RefCell;
 use std::io::{BufRead, BufReader};
@@ -12,12 +12,13 @@ use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
 use super::{APP_SECRET, VERIFY_TOKEN};
 
-const PATIENCE: Duration = Duration::from_secs(30);
+/// The time for a log line to come, and for the process to end.
+const PROCESS_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The program with nothing of our own environment that could change what it does.
+/// The command for the program, without the variables of our environment that change its behaviour.
 pub fn lockwatch(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_lockwatch"));
-    let ours = [
+    let removed_prefixes = [
         "LOCKWATCH_",
         "META_",
         "DATABASE_URL",
@@ -26,7 +27,7 @@ pub fn lockwatch(arguments: &[&str]) -> Command {
         "XDG_",
     ];
     for (name, _) in std::env::vars_os() {
-        if ours
+        if removed_prefixes
             .iter()
             .any(|prefix| name.to_string_lossy().starts_with(prefix))
         {
@@ -37,7 +38,7 @@ pub fn lockwatch(arguments: &[&str]) -> Command {
     command
 }
 
-/// The folder of this machine's newest PostgreSQL, where Debian puts it.
+/// The folder with the programs of the newest installed PostgreSQL, where Debian puts them.
 pub fn postgres_programs() -> String {
     let found = Command::new("sh")
         .args(["-c", "ls -d /usr/lib/postgresql/*/bin | tail -n 1"])
@@ -52,8 +53,8 @@ pub fn write_script(path: &Path, text: &str) {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
 }
 
-/// Whether a process has ended, buried or not: in a container without an init nobody buries orphans.
-pub fn is_gone(pid: Pid) -> bool {
+/// Returns true also for a zombie: in a container without an init process nothing reaps orphans.
+pub fn has_exited(pid: Pid) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     test_kill_process(pid).is_err()
         || stat
@@ -62,29 +63,29 @@ pub fn is_gone(pid: Pid) -> bool {
             .is_some_and(|rest| rest.starts_with('Z'))
 }
 
-/// Signals those that are still there.
+/// Sends a signal to every process that still runs.
 pub fn signal_each(pids: &[Pid], signal: Signal) {
     for pid in pids {
         let _ = kill_process(*pid, signal);
     }
 }
 
-/// A running `serve`, killed when dropped.
+/// A running `lockwatch serve`, killed when dropped.
 pub struct Serve {
     pub child: Child,
     pub webhook: String,
     pub admin: String,
     log: Receiver<String>,
-    seen: RefCell<Vec<String>>,
+    log_lines: RefCell<Vec<String>>,
 }
 
 impl Serve {
-    /// Starts it on an outside database.
+    /// Starts it on an external database.
     pub fn on_database(url: &str, settings: &[(&str, &str)]) -> Self {
         Self::start(&[&[("DATABASE_URL", url)], settings].concat())
     }
 
-    /// Starts it with an embedded one.
+    /// Starts it with an embedded database in this folder.
     pub fn on_folder(folder: &Path, settings: &[(&str, &str)]) -> Self {
         Self::start(
             &[
@@ -122,11 +123,11 @@ impl Serve {
             webhook: String::new(),
             admin: String::new(),
             log,
-            seen: RefCell::default(),
+            log_lines: RefCell::default(),
         };
-        let line = serve.logged("listening: ");
-        let word = |after: &str| {
-            line.split(after)
+        let line = serve.wait_for_log("listening: ");
+        let word_after = |label: &str| {
+            line.split(label)
                 .nth(1)
                 .unwrap()
                 .split([' ', ','])
@@ -134,31 +135,36 @@ impl Serve {
                 .unwrap()
                 .to_owned()
         };
-        (serve.webhook, serve.admin) = (word("webhook "), word("admin "));
+        (serve.webhook, serve.admin) = (word_after("webhook "), word_after("admin "));
         serve
     }
 
-    /// Waits for a line of the log. It may have come before one that was waited for earlier.
-    pub fn logged(&self, part: &str) -> String {
-        let deadline = Instant::now() + PATIENCE;
+    /// Waits for a log line that contains this text. A line that came before counts as well.
+    pub fn wait_for_log(&self, part: &str) -> String {
+        let deadline = Instant::now() + PROCESS_TIMEOUT;
         loop {
-            if let Some(line) = self.seen.borrow().iter().find(|line| line.contains(part)) {
+            if let Some(line) = self
+                .log_lines
+                .borrow()
+                .iter()
+                .find(|line| line.contains(part))
+            {
                 return line.clone();
             }
             match self
                 .log
                 .recv_timeout(deadline.saturating_duration_since(Instant::now()))
             {
-                Ok(line) => self.seen.borrow_mut().push(line),
-                Err(error) => panic!("{part:?} was not logged ({error}): {:#?}", self.seen),
+                Ok(line) => self.log_lines.borrow_mut().push(line),
+                Err(error) => panic!("{part:?} was not logged ({error}): {:#?}", self.log_lines),
             }
         }
     }
 
-    /// Everything it logged, once it has ended.
+    /// Every line of the log, after the process has ended.
     pub fn whole_log(&self) -> Vec<String> {
-        self.seen.borrow_mut().extend(self.log.iter());
-        self.seen.borrow().clone()
+        self.log_lines.borrow_mut().extend(self.log.iter());
+        self.log_lines.borrow().clone()
     }
 
     pub fn signal(&self, signal: Signal) {
@@ -166,12 +172,12 @@ impl Serve {
     }
 
     pub fn wait(&mut self) -> ExitStatus {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + PROCESS_TIMEOUT;
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
                 return status;
             }
-            assert!(Instant::now() < deadline, "serve does not end");
+            assert!(Instant::now() < deadline, "serve does not exit");
             std::thread::sleep(Duration::from_millis(10));
         }
     }

@@ -1,4 +1,5 @@
-//! A line between two programs that can be slow, silent, broken or cut, as a network can.
+//! A proxy between two programs that can make their connections slow, silent, reset or cut, as a
+//! network can.
 
 use std::io;
 use std::net::SocketAddr;
@@ -11,123 +12,136 @@ use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::sleep;
 
-/// How the line is, for the connections there are and for new ones.
+/// The state of the link, for existing connections and for new ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Line {
+pub enum LinkState {
     Open,
-    /// Every piece takes this long, either way.
+    /// Every piece of data is delayed by this time, in both directions.
     Slow(Duration),
-    /// Nothing arrives, either way, and nobody is told. What is on its way arrives once the line is open.
+    /// No data arrives, in either direction, and neither side sees an error. Data in transit
+    /// arrives when the link is open again.
     Silent,
-    /// Every connection is reset at once.
+    /// Every connection is reset immediately.
     Reset,
-    /// An answer that comes in a longer piece breaks off after so many bytes, and its connection is reset.
+    /// A piece of an answer that is longer than this number of bytes is cut there, and its
+    /// connection is reset.
     Cut(usize),
 }
 
-/// Where the line leads.
+/// The address of the program behind the proxy.
 #[derive(Debug, Clone)]
 pub enum Upstream {
     Tcp(SocketAddr),
     Unix(PathBuf),
 }
 
-/// Listens on a loopback port of its own and carries every connection to the upstream, until dropped.
+/// Listens on a loopback port of its own and forwards every connection to the upstream, until
+/// dropped.
 pub struct Proxy {
     pub address: SocketAddr,
-    line: watch::Sender<Line>,
-    accepting: JoinHandle<()>,
+    state: watch::Sender<LinkState>,
+    accept_task: JoinHandle<()>,
 }
 
 impl Proxy {
-    pub async fn to(upstream: Upstream) -> Self {
+    pub async fn start(upstream: Upstream) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
-        let (line, how) = watch::channel(Line::Open);
+        let (state, receiver) = watch::channel(LinkState::Open);
         Self {
             address,
-            line,
-            accepting: tokio::spawn(accept(listener, upstream, how)),
+            state,
+            accept_task: tokio::spawn(accept(listener, upstream, receiver)),
         }
     }
 
-    /// From now on the line is like this.
-    pub fn set(&self, line: Line) {
-        self.line.send_replace(line);
+    /// Sets the state of the link from now on.
+    pub fn set(&self, state: LinkState) {
+        self.state.send_replace(state);
     }
 }
 
 impl Drop for Proxy {
     fn drop(&mut self) {
-        self.accepting.abort();
+        self.accept_task.abort();
     }
 }
 
-async fn accept(listener: TcpListener, upstream: Upstream, line: watch::Receiver<Line>) {
+async fn accept(listener: TcpListener, upstream: Upstream, state: watch::Receiver<LinkState>) {
     let mut connections = JoinSet::new();
     loop {
         let (client, _) = listener.accept().await.unwrap();
         while connections.try_join_next().is_some() {}
-        connections.spawn(carry(client, upstream.clone(), line.clone()));
+        connections.spawn(forward(client, upstream.clone(), state.clone()));
     }
 }
 
-/// Carries one connection to its end, gentle or not.
-async fn carry(mut client: TcpStream, upstream: Upstream, mut line: watch::Receiver<Line>) {
+/// Forwards one connection until it is closed or reset.
+async fn forward(mut client: TcpStream, upstream: Upstream, mut state: watch::Receiver<LinkState>) {
     let _ = client.set_nodelay(true);
-    let also = line.clone();
-    let ended_well = tokio::select! {
-        carried = exchange(&mut client, upstream, &also) => carried.is_ok(),
-        _ = line.wait_for(|line| *line == Line::Reset) => false,
+    let pump_state = state.clone();
+    let was_closed = tokio::select! {
+        forwarded = connect_and_copy(&mut client, upstream, &pump_state) => forwarded.is_ok(),
+        _ = state.wait_for(|state| *state == LinkState::Reset) => false,
     };
-    if !ended_well {
+    if !was_closed {
         let _ = client.set_zero_linger();
     }
 }
 
-async fn exchange(
+async fn connect_and_copy(
     client: &mut TcpStream,
     upstream: Upstream,
-    line: &watch::Receiver<Line>,
+    state: &watch::Receiver<LinkState>,
 ) -> io::Result<()> {
     match upstream {
-        Upstream::Tcp(address) => both_ways(client, TcpStream::connect(address).await?, line).await,
-        Upstream::Unix(path) => both_ways(client, UnixStream::connect(path).await?, line).await,
+        Upstream::Tcp(address) => {
+            copy_both_ways(client, TcpStream::connect(address).await?, state).await
+        }
+        Upstream::Unix(path) => {
+            copy_both_ways(client, UnixStream::connect(path).await?, state).await
+        }
     }
 }
 
-async fn both_ways(
+async fn copy_both_ways(
     client: &mut TcpStream,
     server: impl AsyncRead + AsyncWrite,
-    line: &watch::Receiver<Line>,
+    state: &watch::Receiver<LinkState>,
 ) -> io::Result<()> {
     let (from_client, to_client) = client.split();
     let (from_server, to_server) = split(server);
-    let questions = pump(from_client, to_server, line.clone(), false);
-    let answers = pump(from_server, to_client, line.clone(), true);
-    tokio::try_join!(questions, answers).map(|_| ())
+    let requests = pump(from_client, to_server, state.clone(), Direction::ToServer);
+    let answers = pump(from_server, to_client, state.clone(), Direction::ToClient);
+    tokio::try_join!(requests, answers).map(|_| ())
 }
 
-/// One direction, its end included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Direction {
+    ToServer,
+    ToClient,
+}
+
+/// Copies one direction, the end of the stream included.
 async fn pump(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
-    mut line: watch::Receiver<Line>,
-    answers: bool,
+    mut state: watch::Receiver<LinkState>,
+    direction: Direction,
 ) -> io::Result<()> {
     let mut piece = vec![0; 16 * 1024];
     loop {
         let length = from.read(&mut piece).await?;
-        let how = *line.borrow();
-        match how {
-            Line::Open | Line::Reset | Line::Cut(_) => {}
-            Line::Slow(pause) => sleep(pause).await,
-            Line::Silent => {
-                let _ = line.wait_for(|line| *line != Line::Silent).await;
+        let current = *state.borrow();
+        match current {
+            LinkState::Open | LinkState::Reset | LinkState::Cut(_) => {}
+            LinkState::Slow(pause) => sleep(pause).await,
+            LinkState::Silent => {
+                let _ = state.wait_for(|state| *state != LinkState::Silent).await;
             }
         }
-        match how {
-            Line::Cut(after) if answers && length > after => {
+        match current {
+            LinkState::Cut(after) if direction == Direction::ToClient && length > after => {
                 to.write_all(&piece[..after]).await?;
                 return Err(io::ErrorKind::ConnectionReset.into());
             }
