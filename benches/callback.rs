@@ -12,7 +12,7 @@ use time::OffsetDateTime;
 
 const APP_SECRET: &str = "an-app-secret-of-the-bench";
 
-/// A callback with so many failures, as Meta batches them.
+/// A callback with this number of failures, as Meta batches them.
 fn body_with_failures(count: u32) -> Bytes {
     let mut callback = StatusCallback::new();
     for n in 0..count {

@@ -69,7 +69,10 @@ impl FollowUp {
         let mut next_quiet_search = Instant::now();
         let mut is_failing = false;
         if let Err(error) = bounded(claims::make_denied_due(&self.db)).await {
-            debug!("denied look-ups keep their time: {}", error_chain(&error));
+            debug!(
+                "denied look-ups stay at their scheduled time: {}",
+                error_chain(&error)
+            );
         }
         while !stop.is_cancelled() {
             let pause = match self.step(&mut next_quiet_search, &mut in_flight).await {
@@ -148,7 +151,7 @@ impl FollowUp {
         match bounded(claims::take_from_budget(&self.db, &claim)).await {
             Ok(true) => {}
             Ok(false) => {
-                debug!(waba.id = %claim.waba_id, "the account has used its look-ups of this hour");
+                debug!(waba.id = %claim.waba_id, "no look-up is granted now: the account's hour is used up, or the claim is lost");
                 return;
             }
             Err(error) => {

@@ -91,7 +91,8 @@ impl Metrics {
     }
 }
 
-/// The counters of the webhook. The default belongs to no [`Metrics`], so nobody reads it.
+/// The counters of the webhook. The default is not registered: its values are
+/// not exported.
 #[derive(Debug, Clone)]
 pub struct WebhookMetrics {
     pub(crate) callbacks: CallbackCounters,
@@ -173,7 +174,8 @@ impl WebhookMetrics {
     }
 }
 
-/// The counters of the recorder. The default belongs to no [`Metrics`], so nobody reads it.
+/// The counters of the recorder. The default is not registered: its values are
+/// not exported.
 #[derive(Debug, Clone)]
 pub struct RecorderMetrics {
     batch_callbacks: Histogram,
@@ -251,7 +253,8 @@ impl RecorderMetrics {
     }
 }
 
-/// The counters of the follow-up. The default belongs to no [`Metrics`], so nobody reads it.
+/// The counters of the follow-up. The default is not registered: its values are
+/// not exported.
 #[derive(Debug, Clone)]
 pub struct FollowUpMetrics {
     lookups: [Counter; Outcome::ALL.len()],

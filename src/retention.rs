@@ -35,7 +35,7 @@ async fn clean_up(db: &Pool, age: Duration, stop: &CancellationToken) {
                 Ok(deleted) => rows += deleted,
                 Err(error) => {
                     let error = error_chain(&error);
-                    warn!("old {table:?} stay for another hour: {error}");
+                    warn!("old rows of {table} stay for another hour: {error}");
                     break;
                 }
             }

@@ -169,9 +169,8 @@ impl Service {
     }
 }
 
-/// Runs a task on a thread of its own. On the shared threads, the recorder would wait behind the
-/// requests that are being read each time the database answers, and all callbacks wait for the
-/// recorder.
+/// Runs a task on a thread of its own. Every callback waits for the recorder, and on the shared
+/// threads other requests would delay it after each answer of the database.
 async fn run_on_own_thread(name: &str, task: impl Future<Output = ()> + Send + 'static) {
     let (sender, ended) = oneshot::channel();
     let runtime = runtime::Builder::new_current_thread()

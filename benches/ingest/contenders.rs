@@ -241,7 +241,7 @@ const INSERT: &str = "
            'Business Account locked', 'Business account has been locked.', sha256(n::text::bytea)
       from generate_series($1::bigint, $2::bigint) n";
 
-/// Inserts an incident with so many failures, or nothing for 0.
+/// Inserts an incident with this number of failures, or nothing for 0.
 async fn fill(db: &mut PgConnection, rows: u64) -> Result<(), Box<dyn Error>> {
     if rows > 0 {
         sqlx::raw_sql(

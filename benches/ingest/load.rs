@@ -21,7 +21,7 @@ use crate::serve::APP_SECRET;
 pub enum Payload {
     /// A callback of this size without failures: most of what Meta sends.
     Quiet { bytes: usize },
-    /// New failures, of so many accounts in turn.
+    /// New failures, of this number of accounts in turn.
     Failures { per_request: u64, accounts: u64 },
 }
 
@@ -110,7 +110,7 @@ pub struct Load {
 }
 
 impl Load {
-    /// Opens so many connections to each of these addresses.
+    /// Opens this number of connections to each of these addresses.
     pub async fn connect(
         addresses: &[&str],
         connections: usize,
@@ -136,7 +136,7 @@ impl Load {
         })
     }
 
-    /// Builds requests until at least so many are ready. If they are reused, 500 are enough.
+    /// Builds requests until at least this number is ready. If they are reused, 500 are enough.
     pub fn prepare(&mut self, count: usize) {
         let requests = self.requests.get_mut();
         let count = if requests.are_reused {

@@ -16,8 +16,8 @@ const AT_REST_LIMIT_MIB: f64 = 20.0;
 const GROWTH_LIMIT: f64 = 1.10;
 const TURN_DURATION: Duration = Duration::from_secs(5);
 
-/// Prints the lines. Returns whether memory is small at rest, and flat over so many callbacks: nine
-/// tenths without failures, then one tenth with one failure each.
+/// Prints the lines. Returns whether memory is small at rest, and does not grow over `callbacks`
+/// callbacks: nine tenths without failures, then one tenth with one failure each.
 pub async fn measure(postgres: &EmbeddedPostgres, callbacks: u64) -> Result<bool, Box<dyn Error>> {
     let serve = Serve::start(&create_database(postgres).await?, &[])?;
     let at_rest = resident_mib(serve.pid())?;

@@ -239,7 +239,7 @@ fn assert_neighbours_unaffected(body: &[u8]) {
     );
 }
 
-/// Redactor keeps every failure of a body that is JSON. Of another body it may repair a part.
+/// Redaction keeps every failure of a JSON body. Another body it may repair in part.
 fn assert_redaction_keeps_failures(findings: &CallbackContents, body: &[u8]) {
     if serde_json::from_slice::<&RawValue>(body).is_ok() {
         let redacted = Bytes::from(Redactor::new(b"key").redact_body(body));

@@ -12,6 +12,7 @@ use time::OffsetDateTime;
 use super::{Failure, check_time_range, connect, print_line, render};
 use crate::config::DataArgs;
 use crate::meta::capture::Capture;
+use crate::meta::ids::WabaId;
 use crate::meta::redact::Redactor;
 use crate::report::text;
 use crate::store::captures::{self, CaptureFilter, CapturePosition};
@@ -68,12 +69,12 @@ struct FilterArgs {
     #[arg(long, value_name = "TIME", value_parser = text::parse_time)]
     until: Option<OffsetDateTime>,
     /// Select captures about this account, alone or with other accounts
-    #[arg(long, value_name = "ID")]
-    waba_id: Option<String>,
+    #[arg(long, value_name = "ID", value_parser = WabaId::parse)]
+    waba_id: Option<WabaId>,
     /// Select captures with failures of this incident
     #[arg(long, value_name = "ID")]
     incident: Option<i64>,
-    /// Select captures of which a part is in quarantine
+    /// Select captures with quarantined parts
     #[arg(long)]
     quarantined: bool,
 }
@@ -202,12 +203,13 @@ impl CaptureReader {
                     captures::list_positions(&self.db, &self.filter, self.after, POSITIONS_LIMIT);
                 self.pending = bounded(query).await?;
             }
-            let Some(last_pending) = self.pending.last().copied() else {
+            let wanted = &self.pending[..self.pending.len().min(captures::FETCH_LIMIT_ROWS)];
+            let Some(last_wanted) = wanted.last().copied() else {
                 return Ok(Vec::new());
             };
-            let batch = bounded(captures::fetch(&self.db, &self.pending)).await?;
-            // If nothing came back, retention has deleted all pending captures in the meantime.
-            let last_read = batch.last().map_or(last_pending, |(position, _)| *position);
+            let batch = bounded(captures::fetch(&self.db, wanted)).await?;
+            // If nothing came back, retention has deleted all of these in the meantime.
+            let last_read = batch.last().map_or(last_wanted, |(position, _)| *position);
             self.after = Some(last_read);
             self.pending.retain(|position| *position > last_read);
             if !batch.is_empty() {

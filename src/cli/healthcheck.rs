@@ -13,7 +13,7 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Args)]
 pub(super) struct HealthcheckArgs {
-    /// Ask /readyz of the admin listener instead of /healthz: whether lockouts can be recorded
+    /// Check whether lockouts can be recorded (/readyz on the admin listener)
     #[arg(long)]
     ready: bool,
     #[command(flatten)]

@@ -47,7 +47,7 @@ struct Cli {
 enum Command {
     /// Receive callbacks, record lockouts and look up their causes
     Serve(serve::ServeArgs),
-    /// Run a ten-second demo with a real Postgres and a simulated Meta
+    /// Show how it works: a real Postgres, a simulated Meta, six locked accounts
     Demo(demo::DemoArgs),
     /// Create or update the database tables (serve does this by itself)
     Migrate(migrate::MigrateArgs),

@@ -116,7 +116,7 @@ impl Graph {
         let started = Instant::now();
         let not_asked = |reason: &str| Err(NoReply::NotAsked(reason.to_owned()));
         if node_id.is_empty() || !node_id.bytes().all(|byte| byte.is_ascii_digit()) {
-            return not_asked("the node id is not a number, so it is not asked for");
+            return not_asked("the node id is not a number; Meta was not asked");
         }
         let Some(token) = self.tokens.for_account(waba_id) else {
             return not_asked("no token configured");

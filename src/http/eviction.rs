@@ -1,8 +1,8 @@
 //! Evicts the least recently active holder of a scarce resource when its limit is reached.
 //!
 //! Connections and memory for bodies are handed out before the caller has proven to be Meta. A
-//! newcomer must not wait for holders that do nothing, so the stalest holder is evicted: to stay
-//! among ten thousand, a holder has to be active more often than ten thousand newcomers arrive.
+//! newcomer must not wait for holders that do nothing, so the stalest holder is evicted: of
+//! ten thousand holders, one stays if it is active at least once per ten thousand newcomers.
 //! Holders that sent a valid signature are evicted last.
 
 use std::collections::BTreeMap;
@@ -23,7 +23,7 @@ pub(super) struct EvictionQueue {
 /// Entries, sorted by the rank that each had when it was last filed.
 ///
 /// Activity changes an entry's rank, but files it anew only when its turn for eviction would have
-/// come: activity is for every request, and eviction is rare.
+/// come: every request is activity, but evictions are rare.
 #[derive(Debug, Default)]
 struct Entries {
     registered: u64,
@@ -160,8 +160,10 @@ impl Evictable {
 
 impl Drop for Evictable {
     fn drop(&mut self) {
+        // The rank is read under the lock: an eviction may just be filing the entry anew.
+        let mut entries = self.queue.lock();
         let filed_rank = self.entry.filed_rank.load(Ordering::Relaxed);
-        self.queue.lock().by_rank.remove(&(filed_rank, self.number));
+        entries.by_rank.remove(&(filed_rank, self.number));
     }
 }
 
@@ -225,5 +227,23 @@ mod tests {
         let queue = EvictionQueue::default();
         drop(queue.register());
         assert!(!queue.evict_stalest().await);
+    }
+
+    /// A holder that leaves while an eviction files it anew must not stay behind as an entry without
+    /// a holder: evicting that would free nothing.
+    #[test]
+    fn no_entry_outlives_its_holder() {
+        let queue = EvictionQueue::default();
+        let holder = queue.register();
+        holder.touch();
+        let mut entries = queue.lock();
+        let leaving = std::thread::spawn(move || drop(holder));
+        // Long enough to reach the lock. On a slower machine the test finds less, and still passes.
+        std::thread::sleep(Duration::from_millis(50));
+        let ((_, number), entry) = entries.by_rank.pop_first().unwrap();
+        entries.file(number, entry);
+        drop(entries);
+        leaving.join().unwrap();
+        assert!(queue.lock().by_rank.is_empty());
     }
 }

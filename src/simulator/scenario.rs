@@ -19,7 +19,7 @@ pub enum Scenario {
     CallingBlocked,
     /// The answer has no `health_status`.
     NoHealth,
-    /// Too many calls (80008). The usage header says to wait so many minutes.
+    /// Too many calls (80008). The usage header says for how many minutes to wait.
     Throttled(u64),
     /// The token has expired (190).
     ExpiredToken,

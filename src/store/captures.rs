@@ -6,12 +6,13 @@ use time::OffsetDateTime;
 
 use super::StoreError;
 use crate::meta::capture::Capture;
+use crate::meta::ids::WabaId;
 use crate::meta::signature;
 
 /// The bytes of bodies that are fetched at once. A single body may be larger.
 const PAGE_BYTES: i64 = 8 * 1024 * 1024;
 /// The captures that are fetched at once.
-const PAGE_ROWS: usize = 500;
+pub(crate) const FETCH_LIMIT_ROWS: usize = 500;
 
 /// A filter for captures. A field that is `None` or `false` does not restrict the list.
 #[derive(Debug, Clone, Default)]
@@ -21,7 +22,7 @@ pub(crate) struct CaptureFilter {
     /// Only captures that were first received before this time.
     pub(crate) until: Option<OffsetDateTime>,
     /// Only captures about this account, alone or among others.
-    pub(crate) waba_id: Option<String>,
+    pub(crate) waba_id: Option<WabaId>,
     /// Only captures with failures of this incident.
     pub(crate) incident: Option<i64>,
     /// Only captures with a part in quarantine.
@@ -81,7 +82,7 @@ pub(crate) async fn list(
             limit $6"#,
         filter.since,
         filter.until,
-        filter.waba_id,
+        filter.waba_id.as_ref().map(WabaId::as_str),
         filter.incident,
         filter.quarantined,
         limit,
@@ -123,7 +124,7 @@ pub(crate) async fn list_positions(
         after.id,
         filter.since,
         filter.until,
-        filter.waba_id,
+        filter.waba_id.as_ref().map(WabaId::as_str),
         filter.incident,
         filter.quarantined,
         limit,
@@ -133,13 +134,13 @@ pub(crate) async fn list_positions(
     Ok(positions)
 }
 
-/// Fetches the first of these captures, as many as fit into a page of [`PAGE_BYTES`]; at least one,
-/// unless all of them have been deleted. `positions` and the result are ordered by age.
+/// Fetches the first of these captures, at most [`FETCH_LIMIT_ROWS`], as many as fit into
+/// [`PAGE_BYTES`]; at least one, unless all of them have been deleted. `positions` and the result are
+/// ordered by age.
 pub(crate) async fn fetch(
     db: &PgPool,
     positions: &[CapturePosition],
 ) -> Result<Vec<(CapturePosition, Capture)>, StoreError> {
-    let positions = &positions[..positions.len().min(PAGE_ROWS)];
     let (Some(first), Some(last)) = (positions.first(), positions.last()) else {
         return Ok(Vec::new());
     };

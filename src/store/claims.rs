@@ -260,7 +260,7 @@ pub(super) async fn release(db: &mut PgConnection, claim: &Claim) -> Result<bool
     Ok(released.rows_affected() == 1)
 }
 
-/// Makes the checks due of all incidents whose look-up was denied: there may be a new token.
+/// Makes all checks of incidents with the cause `lookup_denied` due now: there may be a new token.
 ///
 /// # Errors
 /// Nothing is changed.

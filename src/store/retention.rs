@@ -1,6 +1,7 @@
 //! Retention: deletes rows that are older than the retention period, in small batches. Incidents
 //! and their counts stay.
 
+use std::fmt;
 use std::time::Duration;
 
 use sqlx::PgPool;
@@ -36,6 +37,17 @@ impl RetainedTable {
         Self::Quarantine,
         Self::Captures,
     ];
+}
+
+impl fmt::Display for RetainedTable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Deliveries => "failed_deliveries",
+            Self::Checks => "health_checks",
+            Self::Quarantine => "quarantine",
+            Self::Captures => "captures",
+        })
+    }
 }
 
 /// Deletes the oldest rows that were received longer ago than `age`, one batch of them. Returns
@@ -108,7 +120,8 @@ async fn delete_quarantine(db: &PgPool, age: PgInterval) -> sqlx::Result<PgQuery
                            from quarantine
                           where received_at < now() - $1::interval
                           order by received_at
-                          limit $2) oldest) old
+                          limit $2
+                            for update skip locked) oldest) old
           where q.id = old.id and q.waba_id = old.waba_id and old.before < $3",
         age,
         BATCH_ROWS,

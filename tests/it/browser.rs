@@ -152,7 +152,7 @@ async fn wait_for_text(browser: &Browser, selector: &str, text: &str) {
     browser.wait_until(&condition).await;
 }
 
-/// Waits until a selector finds so many elements.
+/// Waits until a selector finds this number of elements.
 async fn wait_for_count(browser: &Browser, selector: &str, count: usize) {
     let condition = format!("document.querySelectorAll('{selector}').length === {count}");
     browser.wait_until(&condition).await;
@@ -294,7 +294,7 @@ async fn assert_evidence_numbers_and_appeal(browser: &Browser) {
             "WABA",
             "BLOCKED",
             "141006",
-            "This rests on health check",
+            "The cause comes from health check",
             "AVAILABLE",
         ],
     );

@@ -41,6 +41,10 @@ fn every_command_prints_its_help() {
         vec!["completions", "--help"],
         vec!["openapi", "--help"],
         vec!["check", "--help"],
+        vec!["captures", "list", "--help"],
+        vec!["captures", "export", "--help"],
+        vec!["replay", "--help"],
+        vec!["sign", "--help"],
     ] {
         let (code, stdout, stderr) = run(&mut lockwatch(&arguments));
         assert_eq!((code, stderr.as_str()), (0, ""), "{arguments:?}");

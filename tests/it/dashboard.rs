@@ -173,7 +173,7 @@ async fn an_incident_page_shows_timeline_evidence_steps_and_appeal() {
             "Request Review",
             "first failure",
             "cause recorded",
-            "This rests on health check",
+            "The cause comes from health check",
             "WhatsApp Business Account ID: 102290129340398",
             "Error: 131031 Business Account locked",
             "Meta's raw answer",

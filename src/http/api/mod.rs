@@ -133,7 +133,7 @@ async fn list_incidents(
     get,
     path = "/api/v1/incidents/{id}",
     tag = "incidents",
-    params(("id" = i64, Path, description = "The incident's number", minimum = 1)),
+    params(("id" = i64, Path, description = "The incident's id", minimum = 1)),
     responses(
         (status = 200, description = "The incident", body = IncidentReport),
         (status = 404, response = NoIncident),
@@ -158,7 +158,7 @@ async fn get_incident(
     path = "/api/v1/incidents/{id}/deliveries",
     tag = "incidents",
     params(
-        ("id" = i64, Path, description = "The incident's number", minimum = 1),
+        ("id" = i64, Path, description = "The incident's id", minimum = 1),
         ("reveal" = Option<Reveal>, Query,
          description = "Show recipients in full; this is logged"),
         PageParameters,
@@ -201,7 +201,7 @@ async fn list_deliveries(
     path = "/api/v1/incidents/{id}/checks",
     tag = "incidents",
     params(
-        ("id" = i64, Path, description = "The incident's number", minimum = 1),
+        ("id" = i64, Path, description = "The incident's id", minimum = 1),
         PageParameters,
         ("cursor" = Option<String>, Query, description = "`next_cursor` of the previous page",
          pattern = "^c[0-7][0-9a-f]{15}$"),
@@ -238,7 +238,7 @@ async fn list_checks(
     post,
     path = "/api/v1/incidents/{id}/resolve",
     tag = "incidents",
-    params(("id" = i64, Path, description = "The incident's number", minimum = 1)),
+    params(("id" = i64, Path, description = "The incident's id", minimum = 1)),
     request_body(content = Option<Resolution>, description = "The reason; optional"),
     responses(
         (status = 200, description = "It is resolved", body = IncidentReport),

@@ -32,7 +32,7 @@ use crate::store::deliveries::Delivery;
 
 const DELIVERY_ROWS: i64 = 20;
 const CHECK_ROWS: i64 = 8;
-/// The most numbers in the table. The API returns all of them.
+/// The most numbers in the table. The API returns up to 100.
 const NUMBER_ROWS: usize = 20;
 /// The most numbers in the text for the appeal.
 const APPEAL_NUMBER_LIMIT: usize = 25;
@@ -259,7 +259,11 @@ fn evidence(report: &IncidentReport) -> Markup {
     let Some(check) = &report.evidence else {
         return html! {
             @if report.cause() == Some(LockoutCause::Pending) {
-                p { "Meta has not answered yet. Lockwatch asks again until it does." }
+                @if report.incident.resolved_at.is_none() {
+                    p { "Meta has not answered yet. Lockwatch asks again until it does." }
+                } @else {
+                    p { "Meta had not answered when the incident ended." }
+                }
             } @else {
                 p { "The health check behind this was deleted after the retention time." }
             }
@@ -267,7 +271,7 @@ fn evidence(report: &IncidentReport) -> Markup {
     };
     html! {
         p {
-            "This rests on health check " (check.id) " of number "
+            "The cause comes from health check " (check.id) " of number "
             (untrusted(check.phone_number_id.as_str(), 64)) " at " (timestamp(check.checked_at)) ":"
             @if let Some(error) = &check.error {
                 " " (untrusted(error, 400))
@@ -305,8 +309,8 @@ fn numbers_section(report: &IncidentReport, now: OffsetDateTime) -> Markup {
             }
             @if more > 0 {
                 p {
-                    "And " (format_count(more, "more number", "more numbers")) ", in the "
-                    a href=(api) { "API's answer" } "."
+                    "And " (format_count(more, "more number", "more numbers")) ". The "
+                    a href=(api) { "API" } " returns up to 100."
                 }
             }
         }

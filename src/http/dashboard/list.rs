@@ -199,8 +199,8 @@ fn welcome() -> Markup {
                 }
             }
             p {
-                "When Meta locks an account, this page shows it within a second. The cause follows "
-                "a moment later."
+                "When a message fails because Meta locked its account, Lockwatch records it within a "
+                "second, and this page shows it at its next refresh. The cause follows a moment later."
             }
         }
     }

@@ -96,9 +96,14 @@
   if (document.body.hasAttribute("data-refresh")) {
     setInterval(refresh, REFRESH_INTERVAL_MS);
     setInterval(() => {
+      // A hidden page does not refresh, so its age says nothing about Lockwatch.
+      if (document.hidden) return;
       if (Date.now() - refreshedAt > STALE_TIMEOUT_MS) markStale();
     }, 1_000);
-    document.addEventListener("visibilitychange", refresh);
+    document.addEventListener("visibilitychange", () => {
+      refreshedAt = Date.now();
+      refresh();
+    });
   }
 
   document.addEventListener("click", async (event) => {

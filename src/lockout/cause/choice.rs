@@ -78,8 +78,8 @@ fn compare_causes(a: &Cause, b: &Cause) -> Ordering {
 }
 
 /// Returns whether a newly derived cause replaces the recorded one. Only another found cause that
-/// is at least as severe replaces a found one. So the reason of a block survives the recovery, an
-/// expired token, and a limit that existed before.
+/// is at least as severe replaces a found one. So a block keeps its cause during recovery, when the
+/// token expires, and when an older limit shows again.
 #[must_use]
 pub(crate) fn supersedes(
     new: &Cause,
