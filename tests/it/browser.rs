@@ -1148,7 +1148,7 @@ async fn a_form_on_another_site_is_refused() {
                 browser.follow("button").await;
                 assert_has(
                     &browser.text("main").await,
-                    &["Forbidden", "another site's page"],
+                    &["Forbidden", "Another site's page"],
                 );
                 assert_logged_only(&browser, &["403 (Forbidden)"]).await;
                 assert_eq!(victim.incident().await.resolved_at, None, "{site} {policy}");
