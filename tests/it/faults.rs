@@ -1,175 +1,33 @@
 //! Faults of the database under load: no false 200, no long wait, no acknowledged failure is lost,
 //! and service returns without help.
 
-use std::collections::HashSet;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
-use futures_util::future::join_all;
 use lockwatch::embedded::EmbeddedPostgres;
 use lockwatch::meta::signature::{SIGNATURE_HEADER, sign};
 use lockwatch::service::Service;
 use lockwatch::simulator::{Scenario, Simulator};
 use lockwatch::store::Database;
-use reqwest::{Client, StatusCode};
+use reqwest::StatusCode;
 use rustix::process::{Pid, Signal, kill_process};
 use sqlx::{Connection, PgConnection};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::support::database::{run_statements, server_processes};
+use crate::support::load::Load;
 use crate::support::process::{Serve, has_exited, signal_each};
-use crate::support::{
-    ACCESS_TOKEN, APP_SECRET, NUMBER, client, eventually, one_failure, start_service,
-};
+use crate::support::{ACCESS_TOKEN, APP_SECRET, NUMBER, eventually, start_service};
 
 /// The longest time that an answer may take: Meta expects one within seconds.
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(3500);
 /// The time within which service must return after a fault.
 const RECOVERY_TIMEOUT: Duration = Duration::from_secs(5);
-const SENDERS: u32 = 16;
 /// Callbacks that must be acknowledged before a fault, and again after it.
 const ACKNOWLEDGEMENTS: usize = 200;
 /// Callbacks that must be refused during a fault before it ends.
 const REFUSALS: usize = 40;
-
-/// Sends distinct failures from many senders and records every answer.
-struct Load {
-    client: Client,
-    webhook: String,
-    next_id: AtomicU32,
-    stop: AtomicBool,
-    acknowledged: Mutex<Vec<String>>,
-    refused: Mutex<Vec<String>>,
-    slowest: Mutex<Duration>,
-}
-
-impl Load {
-    fn new(webhook: String) -> Self {
-        Self {
-            client: client(),
-            webhook,
-            next_id: AtomicU32::new(0),
-            stop: AtomicBool::new(false),
-            acknowledged: Mutex::default(),
-            refused: Mutex::default(),
-            slowest: Mutex::default(),
-        }
-    }
-
-    async fn send(&self, id: &str) -> Option<StatusCode> {
-        let body = one_failure(id);
-        let request = self
-            .client
-            .post(&self.webhook)
-            .header(SIGNATURE_HEADER, sign(APP_SECRET, &body))
-            .body(body);
-        let started = Instant::now();
-        let status = request.send().await.ok().map(|answer| answer.status());
-        let mut slowest = self.slowest.lock().unwrap();
-        *slowest = slowest.max(started.elapsed());
-        status
-    }
-
-    /// Sends from all senders until told to stop.
-    async fn run(&self) {
-        join_all((0..SENDERS).map(|_| self.run_sender())).await;
-    }
-
-    async fn run_sender(&self) {
-        while !self.stop.load(Ordering::Relaxed) {
-            let id = format!("wamid.{}", self.next_id.fetch_add(1, Ordering::Relaxed));
-            match self.send(&id).await {
-                Some(StatusCode::OK) => self.acknowledged.lock().unwrap().push(id),
-                None | Some(StatusCode::SERVICE_UNAVAILABLE) => {
-                    self.refused.lock().unwrap().push(id);
-                }
-                Some(other) => panic!("a callback is answered with {other}"),
-            }
-        }
-    }
-
-    /// Waits until more than this number of further callbacks are acknowledged.
-    async fn wait_for_acknowledgements(&self, more: usize) {
-        let before = self.acknowledged.lock().unwrap().len();
-        eventually("callbacks are acknowledged", async || {
-            self.acknowledged.lock().unwrap().len() > before + more
-        })
-        .await;
-    }
-
-    /// Waits until more than this number of further callbacks are refused.
-    async fn wait_for_refusals(&self, more: usize) {
-        let before = self.refused.lock().unwrap().len();
-        eventually("callbacks are refused", async || {
-            self.refused.lock().unwrap().len() > before + more
-        })
-        .await;
-    }
-
-    /// Checks that every acknowledged failure is stored. Then sends the refused ones again, and
-    /// checks that every failure is stored once.
-    async fn check_database(&self, url: &str) {
-        let acknowledged: HashSet<String> = self.acknowledged.lock().unwrap().drain(..).collect();
-        let stored = stored_ids(url).await;
-        let lost: Vec<_> = acknowledged.difference(&stored).collect();
-        assert!(
-            lost.is_empty(),
-            "{} of {} acknowledged failures are lost: {lost:?}",
-            lost.len(),
-            acknowledged.len()
-        );
-
-        let refused: Vec<String> = self.refused.lock().unwrap().drain(..).collect();
-        let answers = join_all(refused.iter().map(|id| self.send(id))).await;
-        assert!(answers.iter().all(|answer| *answer == Some(StatusCode::OK)));
-        let sent = i64::try_from(acknowledged.len() + refused.len()).unwrap();
-        assert_counts(url, sent).await;
-        // A backend that works may be in a transaction for a moment.
-        eventually("no backend is left in a transaction", async || {
-            backends_in_transaction(url).await == 0
-        })
-        .await;
-    }
-}
-
-async fn stored_ids(url: &str) -> HashSet<String> {
-    let mut connection = PgConnection::connect(url).await.unwrap();
-    let ids: Vec<String> = sqlx::query_scalar("select message_id from failed_deliveries")
-        .fetch_all(&mut connection)
-        .await
-        .unwrap();
-    ids.into_iter().collect()
-}
-
-/// Checks that this number of failures is stored and counted, in one open incident.
-async fn assert_counts(url: &str, failures: i64) {
-    let mut connection = PgConnection::connect(url).await.unwrap();
-    let counts: (i64, i64, i64) = sqlx::query_as(
-        "select (select count(*) from failed_deliveries),
-                (select sum(failure_count)::bigint from incidents),
-                (select sum(failure_count)::bigint from affected_numbers)",
-    )
-    .fetch_one(&mut connection)
-    .await
-    .unwrap();
-    assert_eq!(counts, (failures, failures, failures));
-    let open: i64 = sqlx::query_scalar("select count(*) from incidents where resolved_at is null")
-        .fetch_one(&mut connection)
-        .await
-        .unwrap();
-    assert_eq!(open, 1);
-}
-
-async fn backends_in_transaction(url: &str) -> i64 {
-    let idle = "select count(*) from pg_stat_activity where state like 'idle in transaction%'";
-    let mut connection = PgConnection::connect(url).await.unwrap();
-    sqlx::query_scalar(idle)
-        .fetch_one(&mut connection)
-        .await
-        .unwrap()
-}
 
 /// Injects a fault into the database of a service under load, waits for refusals, and ends the
 /// fault. Then service must return in time, and the database must be complete.
@@ -190,10 +48,10 @@ async fn check_fault(
         load.wait_for_acknowledgements(ACKNOWLEDGEMENTS).await;
         let took = ended.elapsed();
         assert!(took < RECOVERY_TIMEOUT, "service returned after {took:?}");
-        load.stop.store(true, Ordering::Relaxed);
+        load.stop();
     };
     tokio::join!(load.run(), fault);
-    let slowest = *load.slowest.lock().unwrap();
+    let slowest = load.slowest();
     assert!(slowest < ANSWER_TIMEOUT, "{slowest:?}");
     load.check_database(&embedded.url()).await;
     service.stop().await;
@@ -203,8 +61,8 @@ async fn check_fault(
 async fn assert_unrelated_is_acknowledged(load: &Load) {
     let body = br#"{"entry":[]}"#;
     let request = load
-        .client
-        .post(&load.webhook)
+        .client()
+        .post(load.webhook())
         .header(SIGNATURE_HEADER, sign(APP_SECRET, body))
         .body(&body[..]);
     assert_eq!(request.send().await.unwrap().status(), StatusCode::OK);
@@ -390,7 +248,7 @@ async fn kill_9_under_load_loses_nothing_and_leaves_no_server() {
         load.wait_for_acknowledgements(300).await;
         serve.signal(Signal::KILL);
         load.wait_for_refusals(REFUSALS).await;
-        load.stop.store(true, Ordering::Relaxed);
+        load.stop();
     };
     tokio::join!(load.run(), kill);
     serve.wait();
@@ -403,10 +261,7 @@ async fn kill_9_under_load_loses_nothing_and_leaves_no_server() {
     let again = Serve::on_folder(folder.path(), &[]);
     again.wait_for_log("the database is ready");
     let url = EmbeddedPostgres::running_url(&folder.path().join("postgres")).unwrap();
-    let load = Load {
-        webhook: again.webhook.clone(),
-        ..load
-    };
+    let load = load.to(again.webhook.clone());
     load.check_database(&url).await;
 }
 

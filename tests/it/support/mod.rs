@@ -2,6 +2,7 @@
 
 pub mod browser;
 pub mod database;
+pub mod load;
 pub mod process;
 pub mod proxy;
 pub mod raw_http;
