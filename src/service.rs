@@ -25,7 +25,7 @@ use crate::http::{admin_router, public_router};
 use crate::metrics::Metrics;
 use crate::recorder::{Capturing, recorder};
 use crate::retention;
-use crate::store::{self, Database, Pool};
+use crate::store::{self, Database, MigrateError, Pool};
 
 /// The longest time that [`Service::stop`] takes. An embedded database stops afterwards, and both
 /// together take at most 20 s.
@@ -119,6 +119,7 @@ impl Service {
         let public_router = public_router(webhook.clone());
         let public = serve(public, public_router, connection_limit(), stop.clone());
         let admin = serve(admin, admin_router, ADMIN_CONNECTIONS_LIMIT, stop.clone());
+        let primary = settings.database.clone().watch_primary(stop.clone());
         let background = Background {
             database: settings.database,
             db: db.clone(),
@@ -128,6 +129,7 @@ impl Service {
 
         let mut tasks = JoinSet::new();
         tasks.spawn(webhook.log_refusals(stop.clone()));
+        tasks.spawn(primary);
         tasks.spawn(public);
         tasks.spawn(admin);
         tasks.spawn(run_on_own_thread("recorder", recorder_task.run()));
@@ -215,8 +217,11 @@ struct Background {
 impl Background {
     async fn run(self, stop: CancellationToken) {
         let migrated = stop.run_until_cancelled(migrate_with_retries(&self.database));
-        if migrated.await.is_none() {
-            return;
+        match migrated.await {
+            Some(Ok(())) => info!("the database is ready"),
+            // Retries would not help. The end of this task ends the service.
+            Some(Err(error)) => return error!("{error}"),
+            None => return,
         }
         if let Ok(false) = store::bounded(store::is_durable(&self.db)).await {
             warn!(
@@ -231,9 +236,16 @@ impl Background {
     }
 }
 
-async fn migrate_with_retries(database: &Database) {
+/// Migrates once the database can be reached.
+///
+/// # Errors
+/// The tables are of another build.
+async fn migrate_with_retries(database: &Database) -> Result<(), MigrateError> {
     let mut logged: Option<(String, Instant)> = None;
     while let Err(error) = database.migrate().await {
+        if matches!(error, MigrateError::OtherBuild(_)) {
+            return Err(error);
+        }
         let error = error_chain(&error);
         let is_news = logged
             .as_ref()
@@ -244,5 +256,5 @@ async fn migrate_with_retries(database: &Database) {
         }
         sleep(MIGRATE_RETRY_INTERVAL).await;
     }
-    info!("the database is ready");
+    Ok(())
 }

@@ -58,6 +58,9 @@ pub(super) async fn run(args: ServeArgs) -> Result<(), Failure> {
     let (database, embedded) = match external_database {
         Some(database) => {
             info!("data lives at {}", database.location());
+            for name in database.ignored_parameters() {
+                warn!("{name} in DATABASE_URL has no effect");
+            }
             (database, None)
         }
         None => match start_embedded(&args.data, &mut stop).await? {

@@ -1,15 +1,19 @@
 //! The connection to Postgres: URL, pools, timeouts, migrations, readiness.
 
 use std::io;
-use std::str::FromStr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions, Connection, Executor, PgConnection, PgPool};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::info;
 
-use super::error::{MigrateError, StoreError};
-use crate::MIGRATOR;
+use super::error::StoreError;
+use super::migration::is_migrated;
+use super::url::{self, BadDatabaseUrl, ParsedUrl};
 
 /// Connections for the service's own work, except for the recorder, which has its own connection.
 const POOL_CONNECTIONS: u32 = 8;
@@ -34,55 +38,54 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 const RECORDER_STATEMENT_TIMEOUT: Duration = Duration::from_secs(2);
 const RECORDER_LOCK_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The longest time that a migration may take, and its statements too.
-const MIGRATION_TIMEOUT: Duration = Duration::from_secs(600);
-/// The longest time that connecting for a migration may take.
-const MIGRATION_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// The longest time that one of several hosts may take to accept a connection and answer.
+const HOST_TIMEOUT: Duration = Duration::from_secs(1);
+/// The pause between two looks at the primary, with several hosts.
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The longest time that a connection may take to answer a ping.
 pub(super) const PING_TIMEOUT: Duration = Duration::from_millis(300);
 
-/// A valid database URL.
+/// A valid database URL, with one or several hosts. Clones share what is known about the hosts.
 #[derive(Debug, Clone)]
 pub struct Database {
-    options: PgConnectOptions,
+    /// The connection to each host, in the order of the URL.
+    hosts: Arc<[PgConnectOptions]>,
+    ignored_parameters: Arc<[String]>,
+    /// The position of the host that accepted writes last.
+    primary: Arc<AtomicUsize>,
+    /// The pools that follow the primary.
+    pools: Arc<Mutex<Vec<PgPool>>>,
 }
 
-/// The error for a URL that is not one of Postgres.
-#[derive(Debug, thiserror::Error)]
-#[error("not a Postgres URL (postgresql://user:password@host:5432/database): {0}")]
-pub struct BadDatabaseUrl(String);
-
 impl Database {
-    /// Parses a Postgres URL. Its `sslmode` decides about TLS.
+    /// Parses a Postgres URL. Its `sslmode` decides about TLS. With several hosts
+    /// (`postgresql://user@host1,host2/database`) the first that accepts writes is used.
     ///
     /// # Errors
     /// [`BadDatabaseUrl`], which never repeats the URL: it may contain a password.
     pub fn parse(url: &str) -> Result<Self, BadDatabaseUrl> {
-        if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
-            return Err(BadDatabaseUrl(
-                "it does not start with postgresql://".to_owned(),
-            ));
-        }
-        let options = PgConnectOptions::from_str(url)
-            .map_err(|error| BadDatabaseUrl(error.to_string()))?
-            .disable_statement_logging();
-        Ok(Self { options })
+        let ParsedUrl { hosts, ignored } = url::parse(url)?;
+        Ok(Self {
+            hosts: hosts.into(),
+            ignored_parameters: ignored.into(),
+            primary: Arc::default(),
+            pools: Arc::default(),
+        })
     }
 
-    /// The host, port and name of the database, without the password.
+    /// The parameters of the URL that libpq knows and that have no effect here.
+    pub(crate) fn ignored_parameters(&self) -> &[String] {
+        &self.ignored_parameters
+    }
+
+    /// The hosts, ports and name of the database, without the password.
     #[must_use]
     pub fn location(&self) -> String {
-        let host = match self.options.get_socket() {
-            Some(socket) => socket.display().to_string(),
-            None => format!("{}:{}", self.options.get_host(), self.options.get_port()),
-        };
-        format!(
-            "{host}, database {}",
-            self.options
-                .get_database()
-                .unwrap_or(self.options.get_username())
-        )
+        let addresses: Vec<String> = self.hosts.iter().map(address).collect();
+        let first = &self.hosts[0];
+        let name = first.get_database().unwrap_or(first.get_username());
+        format!("{}, database {name}", addresses.join(", "))
     }
 
     /// Connects once. Its error says why there is no connection; a pool would only report a
@@ -91,14 +94,78 @@ impl Database {
     /// # Errors
     /// There is no connection.
     pub(crate) async fn check_connection(&self) -> Result<(), StoreError> {
+        let session = Session::new("lockwatch", STATEMENT_TIMEOUT, STATEMENT_TIMEOUT);
         bounded(async {
-            let connection = self
-                .session_options("lockwatch", STATEMENT_TIMEOUT, STATEMENT_TIMEOUT)
-                .connect()
-                .await?;
+            let connection = self.connect(&session).await?;
             Ok(connection.close().await?)
         })
         .await
+    }
+
+    /// Opens a connection to the first host that accepts writes, the last primary before the others.
+    /// With a single host its state is not asked for: a command may read from a standby.
+    ///
+    /// # Errors
+    /// No host accepts a connection and writes. The caller limits the time.
+    pub(super) async fn connect(&self, session: &Session) -> Result<PgConnection, StoreError> {
+        if let [host] = &*self.hosts {
+            return Ok(session.options(host).connect().await?);
+        }
+        let last = self.primary.load(Ordering::Relaxed);
+        let others = (0..self.hosts.len()).filter(|position| *position != last);
+        let mut failure = StoreError::TimedOut;
+        for position in std::iter::once(last).chain(others) {
+            let options = session.options(&self.hosts[position]);
+            match with_timeout(HOST_TIMEOUT, connect_writable(&options)).await {
+                Ok(connection) => {
+                    self.follow(position);
+                    return Ok(connection);
+                }
+                Err(error) => failure = error.into(),
+            }
+        }
+        Err(failure)
+    }
+
+    /// Lets the pools connect to this host from now on.
+    fn follow(&self, position: usize) {
+        let pools = self.lock_pools();
+        if self.primary.swap(position, Ordering::Relaxed) == position {
+            return;
+        }
+        let host = &self.hosts[position];
+        for pool in pools.iter() {
+            pool.set_connect_options(pool_session().options(host));
+        }
+        info!("the database's primary is {} now", address(host));
+    }
+
+    /// Watches which host is the primary, so that the pools follow it, until told to stop.
+    pub(crate) async fn watch_primary(self, stop: CancellationToken) {
+        if self.hosts.len() == 1 {
+            return stop.cancelled().await;
+        }
+        let session = Session::new("lockwatch watch", STATEMENT_TIMEOUT, LOCK_TIMEOUT);
+        let mut connection = None;
+        while stop
+            .run_until_cancelled(sleep(WATCH_INTERVAL))
+            .await
+            .is_some()
+        {
+            if let Some(open) = &mut connection
+                && matches!(
+                    with_timeout(PING_TIMEOUT, is_read_only(open)).await,
+                    Ok(false)
+                )
+            {
+                continue;
+            }
+            connection = bounded(self.connect(&session)).await.ok();
+        }
+    }
+
+    fn lock_pools(&self) -> MutexGuard<'_, Vec<PgPool>> {
+        self.pools.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Creates the pool for everything except pages and the recorder. It connects when it is first
@@ -120,74 +187,101 @@ impl Database {
     /// # Errors
     /// There is no connection. The caller limits the time.
     pub(super) async fn connect_recorder(&self) -> Result<PgConnection, StoreError> {
-        let options = self
-            .session_options(
-                "lockwatch recorder",
-                RECORDER_STATEMENT_TIMEOUT,
-                RECORDER_LOCK_TIMEOUT,
-            )
-            .options([
-                // Its statements are planned only once, because planning takes longer than a small
-                // batch. A plan made while the tables are empty must stay right when they grow, so
-                // it must use indexes.
-                ("plan_cache_mode", "force_generic_plan"),
-                ("enable_seqscan", "off"),
-                ("jit", "off"),
-                // A statement that waited for a lock must read what the previous holder committed.
-                ("default_transaction_isolation", "read committed"),
-            ]);
-        Ok(options.connect().await?)
-    }
-
-    fn session_options(&self, name: &str, statement: Duration, lock: Duration) -> PgConnectOptions {
-        self.options.clone().application_name(name).options([
-            ("statement_timeout", statement.as_millis().to_string()),
-            ("lock_timeout", lock.as_millis().to_string()),
-            ("idle_in_transaction_session_timeout", "10000".to_owned()),
-            ("synchronous_commit", "on".to_owned()),
-            ("client_min_messages", "warning".to_owned()),
-        ])
+        let session = Session::new(
+            "lockwatch recorder",
+            RECORDER_STATEMENT_TIMEOUT,
+            RECORDER_LOCK_TIMEOUT,
+        );
+        let session = session
+            // Its statements are planned only once, because planning takes longer than a small
+            // batch. A plan made while the tables are empty must stay right when they grow, so it
+            // must use indexes.
+            .set("plan_cache_mode", "force_generic_plan")
+            .set("enable_seqscan", "off")
+            .set("jit", "off")
+            // A statement that waited for a lock must read what the previous holder committed.
+            .set("default_transaction_isolation", "read committed");
+        self.connect(&session).await
     }
 
     fn build_pool(&self, connections: u32, acquire_timeout: Duration) -> PgPool {
-        let options = self
-            .session_options("lockwatch", STATEMENT_TIMEOUT, LOCK_TIMEOUT)
-            // The filters of a list are unknown when its statement is prepared: one plan for all
-            // filters would scan the table.
-            .options([("plan_cache_mode", "force_custom_plan")]);
-        PgPoolOptions::new()
+        let mut pools = self.lock_pools();
+        let host = &self.hosts[self.primary.load(Ordering::Relaxed)];
+        let pool = PgPoolOptions::new()
             .max_connections(connections)
             .acquire_timeout(acquire_timeout)
             .test_before_acquire(false)
             .before_acquire(|connection, _| Box::pin(check_writable(connection)))
             .after_release(|connection, _| Box::pin(roll_back(connection)))
-            .connect_lazy_with(options)
+            .connect_lazy_with(pool_session().options(host));
+        if self.hosts.len() > 1 {
+            pools.push(pool.clone());
+        }
+        pool
+    }
+}
+
+fn address(host: &PgConnectOptions) -> String {
+    match host.get_socket() {
+        Some(socket) => socket.display().to_string(),
+        None => format!("{}:{}", host.get_host(), host.get_port()),
+    }
+}
+
+/// The settings of a session. They are startup options: a server that was restarted has them too.
+pub(super) struct Session {
+    name: &'static str,
+    settings: Vec<(&'static str, String)>,
+}
+
+impl Session {
+    pub(super) fn new(
+        name: &'static str,
+        statement_timeout: Duration,
+        lock_timeout: Duration,
+    ) -> Self {
+        Self {
+            name,
+            settings: vec![
+                (
+                    "statement_timeout",
+                    statement_timeout.as_millis().to_string(),
+                ),
+                ("lock_timeout", lock_timeout.as_millis().to_string()),
+                ("idle_in_transaction_session_timeout", "10000".to_owned()),
+                ("synchronous_commit", "on".to_owned()),
+                ("client_min_messages", "warning".to_owned()),
+            ],
+        }
     }
 
-    /// Creates or updates the tables. Several processes may call this at once: an advisory lock
-    /// lets one of them go first. Tables of a newer version are left alone, so that an old replica
-    /// can start beside a new one.
-    ///
-    /// # Errors
-    /// The database is unreachable, or a migration failed.
-    pub async fn migrate(&self) -> Result<(), MigrateError> {
-        let options =
-            self.session_options("lockwatch migrate", MIGRATION_TIMEOUT, MIGRATION_TIMEOUT);
-        let mut connection = timeout(MIGRATION_CONNECT_TIMEOUT, options.connect())
-            .await
-            .map_err(|_| MigrateError::Unreachable(StoreError::TimedOut))?
-            .map_err(|error| MigrateError::Unreachable(error.into()))?;
-        // `run` cannot be used: the compiler does not accept its future as `Send`, so it cannot be
-        // spawned.
-        let migrated = timeout(
-            MIGRATION_TIMEOUT,
-            MIGRATOR.run_direct(None, &mut connection, false),
-        )
-        .await;
-        // Closing releases the advisory lock at once, also after an error.
-        let _ = timeout(PING_TIMEOUT, connection.close()).await;
-        Ok(migrated.map_err(|_| MigrateError::Unreachable(StoreError::TimedOut))??)
+    fn set(mut self, name: &'static str, value: &str) -> Self {
+        self.settings.push((name, value.to_owned()));
+        self
     }
+
+    fn options(&self, host: &PgConnectOptions) -> PgConnectOptions {
+        host.clone()
+            .application_name(self.name)
+            .options(self.settings.iter().map(|(name, value)| (name, value)))
+    }
+}
+
+/// The session of a pool.
+fn pool_session() -> Session {
+    Session::new("lockwatch", STATEMENT_TIMEOUT, LOCK_TIMEOUT)
+        // The filters of a list are unknown when its statement is prepared: one plan for all
+        // filters would scan the table.
+        .set("plan_cache_mode", "force_custom_plan")
+}
+
+/// Connects to a host, unless it is a standby or otherwise read-only.
+async fn connect_writable(options: &PgConnectOptions) -> sqlx::Result<PgConnection> {
+    let mut connection = options.connect().await?;
+    if is_read_only(&mut connection).await? {
+        return Err(io::Error::from(io::ErrorKind::ReadOnlyFilesystem).into());
+    }
+    Ok(connection)
 }
 
 /// Accepts a pooled connection that answers and can write.
@@ -255,28 +349,6 @@ pub async fn readiness(db: &PgPool) -> Result<Readiness, StoreError> {
         return Ok(Readiness::ReadOnly);
     }
     Ok(Readiness::Ready)
-}
-
-async fn is_migrated(connection: &mut PgConnection) -> sqlx::Result<bool> {
-    const UNDEFINED_TABLE: &str = "42P01";
-    let newest = MIGRATOR
-        .iter()
-        .map(|migration| migration.version)
-        .max()
-        .unwrap_or_default();
-    // `query!` cannot be used: the table belongs to sqlx and comes with the first migration.
-    let migrated = sqlx::query_scalar(
-        "select exists (select from _sqlx_migrations where version = $1 and success)",
-    )
-    .bind(newest)
-    .fetch_one(connection)
-    .await;
-    match migrated {
-        Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some(UNDEFINED_TABLE) => {
-            Ok(false)
-        }
-        migrated => migrated,
-    }
 }
 
 async fn is_read_only(connection: &mut PgConnection) -> sqlx::Result<bool> {

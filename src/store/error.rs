@@ -31,6 +31,13 @@ pub enum MigrateError {
     /// There is no connection.
     #[error("the database cannot be reached")]
     Unreachable(#[source] StoreError),
+    /// The tables were made by a build whose migration of this number was another one. Nothing that
+    /// this build could do would be right.
+    #[error(
+        "the tables were made by another build of lockwatch (its migration {0} differs): \
+         use that build, or another database"
+    )]
+    OtherBuild(i64),
     /// The database answers, but a migration failed.
     #[error("a migration failed")]
     Failed(#[from] sqlx::migrate::MigrateError),

@@ -19,10 +19,12 @@ pub(crate) mod deliveries;
 mod error;
 pub mod incident_life;
 pub mod incidents;
+mod migration;
 pub(crate) mod overview;
 pub mod record;
 pub(crate) mod retention;
 pub mod timeline;
+mod url;
 
 use std::time::Duration;
 
@@ -32,8 +34,9 @@ use sqlx::postgres::types::PgInterval;
 
 pub use self::columns::Word;
 pub(crate) use self::database::bounded;
-pub use self::database::{BadDatabaseUrl, Database, Readiness, is_durable, readiness};
+pub use self::database::{Database, Readiness, is_durable, readiness};
 pub use self::error::{MigrateError, StoreError};
+pub use self::url::BadDatabaseUrl;
 use crate::meta::ids::WabaId;
 
 /// Locks an account until the end of the transaction. This one lock orders all changes to the

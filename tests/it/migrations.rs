@@ -1,0 +1,112 @@
+//! Migrations beside others: a role with few rights, another build, a lock, a copied database.
+
+use lockwatch::store::{Database, MigrateError};
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+
+use crate::support::database::TestDatabase;
+use crate::support::process::Serve;
+use crate::support::{TestApp, eventually, one_failure};
+
+async fn execute(url: &str, sql: impl Into<String>) {
+    let mut connection = PgConnection::connect(url).await.unwrap();
+    let statements = sqlx::raw_sql(AssertSqlSafe(sql.into()));
+    statements.execute(&mut connection).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_role_that_may_not_create_can_serve() {
+    let database = TestDatabase::create().await;
+    // Roles are of the whole server, and tests share it.
+    let role = format!("reader_{}", std::process::id());
+    execute(
+        &database.url,
+        format!(
+            "create role {role} login;
+             revoke create on schema public from public;
+             grant select, insert, update, delete on all tables in schema public to {role};
+             grant usage on all sequences in schema public to {role}"
+        ),
+    )
+    .await;
+    let mut url = reqwest::Url::parse(&database.url).unwrap();
+    url.set_username(&role).unwrap();
+    let limited = Database::parse(url.as_str()).unwrap();
+    let migrated = limited.migrate().await;
+    let serve = Serve::on_database(url.as_str(), &[("META_GRAPH_URL", "http://127.0.0.1:1")]);
+    serve.wait_for_log("the database is ready");
+    drop(serve);
+    execute(
+        &database.url,
+        format!("drop owned by {role}; drop role {role}"),
+    )
+    .await;
+    migrated.unwrap();
+}
+
+#[tokio::test]
+async fn tables_of_another_build_are_a_fatal_error() {
+    let database = TestDatabase::create().await;
+    let change = "update _sqlx_migrations set checksum = 'x' where version = 1";
+    execute(&database.url, change).await;
+    let error = database.database().migrate().await.unwrap_err();
+    assert!(matches!(error, MigrateError::OtherBuild(1)), "{error}");
+
+    let mut serve = Serve::on_database(&database.url, &[]);
+    assert_eq!(serve.wait().code(), Some(1));
+    let log = serve.whole_log().join("\n");
+    assert!(
+        log.contains("another build of lockwatch (its migration 1 differs)"),
+        "{log}"
+    );
+}
+
+#[tokio::test]
+async fn a_migration_that_waits_for_a_lock_gives_way_and_retries() {
+    let database = TestDatabase::create().await;
+    let mut locker = PgConnection::connect(&database.url).await.unwrap();
+    let lock = "begin; lock table _sqlx_migrations in access exclusive mode";
+    sqlx::raw_sql(lock).execute(&mut locker).await.unwrap();
+    let migrating = tokio::spawn({
+        let database = database.database();
+        async move { database.migrate().await }
+    });
+    let mut starts = std::collections::BTreeSet::new();
+    let starts = tokio::sync::Mutex::new(&mut starts);
+    eventually("it has waited twice", async || {
+        let started: Option<String> = sqlx::query_scalar(
+            "select query_start::text from pg_stat_activity
+              where application_name = 'lockwatch migrate' and datname = current_database()
+                and wait_event_type = 'Lock'",
+        )
+        .fetch_optional(&mut PgConnection::connect(&database.url).await.unwrap())
+        .await
+        .unwrap();
+        let mut starts = starts.lock().await;
+        starts.extend(started);
+        starts.len() >= 2
+    })
+    .await;
+    sqlx::raw_sql("rollback")
+        .execute(&mut locker)
+        .await
+        .unwrap();
+    migrating.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_sequence_behind_its_rows_is_advanced_at_start() {
+    let app = TestApp::start().await;
+    app.deliver(&one_failure("wamid.before")).await;
+    app.execute(
+        "select setval('failed_deliveries_id_seq', 1, false), setval('captures_id_seq', 1, false),
+                setval('incidents_id_seq', 1, false)",
+    )
+    .await;
+    app.database.database().migrate().await.unwrap();
+    app.deliver(&one_failure("wamid.after")).await;
+    assert_eq!(app.count("select count(*) from failed_deliveries").await, 2);
+    assert_eq!(
+        app.count("select count(distinct id) from captures").await,
+        2
+    );
+}
