@@ -1,34 +1,36 @@
-//! Lockwatch receives WhatsApp status callbacks, records the deliveries that failed because Meta locked
-//! the account (error 131031), and looks up the cause.
+//! Lockwatch receives WhatsApp status callbacks, records the deliveries that failed because Meta
+//! locked the account (error 131031), and looks up the cause.
 //!
 //! # One callback, from byte to row
 //!
-//! 1. [`http::webhook`] requires one well-formed signature header before it reads a body, and verifies
-//!    it over the raw bytes ([`meta::signature`]). Without `131031` in the bytes it answers 200 and is
-//!    done.
-//! 2. [`meta::callback`] parses the callback element by element: [failed deliveries](meta::failure), and
-//!    elements that are not readable.
+//! 1. [`http::webhook`] requires one well-formed signature header before it reads a body, and
+//!    verifies it over the raw bytes ([`meta::signature`]). Without `131031` in the bytes it
+//!    answers 200 and is done.
+//! 2. [`meta::callback`] parses the callback element by element: [failed
+//!    deliveries](meta::failure), and elements that are not readable.
 //! 3. The [`recorder`] writes all waiting callbacks in one transaction ([`store::record`]) and then
 //!    answers every waiter. 200 means committed.
-//! 4. A failure belongs to the account's [incident](lockout::incident). A number that is new to an open
-//!    incident makes a health check due and wakes the follow-up.
-//! 5. The [`followup`] claims due checks ([`store::claims`]), asks Meta ([`graph`]) with no transaction
-//!    open, and saves the answer ([`store::conclusion`]): the [cause](lockout::cause) is derived anew, the
-//!    next check is [scheduled](lockout::schedule), and the incident may turn out to be over.
+//! 4. A failure belongs to the account's [incident](lockout::incident). A number that is new to an
+//!    open incident makes a health check due and wakes the follow-up.
+//! 5. The [`followup`] claims due checks ([`store::claims`]), asks Meta ([`graph`]) with no
+//!    transaction open, and saves the answer ([`store::conclusion`]): the [cause](lockout::cause)
+//!    is derived anew, the next check is [scheduled](lockout::schedule), and the incident may turn
+//!    out to be over.
 //! 6. Each [change](lockout::change) of an incident is written by one module,
 //!    [`store::incident_life`].
-//! 7. People read the same rows in a browser or by program ([`http`]), with the commands in [`cli`], or
-//!    by SQL. [`report`] makes one object of an incident for all of them, and masks recipients.
-//! 8. Callbacks with a failure in them are kept byte for byte ([`store::bodies`]), exported as files
-//!    ([`meta::capture`]) and played back. Old rows are deleted ([`retention`]).
+//! 7. People read the same rows in a browser or by program ([`http`]), with the commands in
+//!    [`cli`], or by SQL. [`report`] makes one object of an incident for all of them, and masks
+//!    recipients.
+//! 8. Callbacks with a failure in them are kept byte for byte ([`store::bodies`]), exported as
+//!    files ([`meta::capture`]) and played back. Old rows are deleted ([`retention`]).
 //!
 //! # For other crates
 //!
-//! [`meta`], [`simulator`] and [`lockout`] are made for others, mostly for their tests: a receiver of
-//! WhatsApp webhooks can build callbacks with [`meta::compose`], sign them with [`meta::signature`], read
-//! real ones from files with [`meta::capture`], redact them for a commit with [`meta::redact`], and ask
-//! the [`simulator`], which answers `health_status` as Meta does. All other modules are public for the
-//! program and its own tests only.
+//! [`meta`], [`simulator`] and [`lockout`] are made for others, mostly for their tests: a receiver
+//! of WhatsApp webhooks can build callbacks with [`meta::compose`], sign them with
+//! [`meta::signature`], read real ones from files with [`meta::capture`], redact them for a commit
+//! with [`meta::redact`], and ask the [`simulator`], which answers `health_status` as Meta does.
+//! All other modules are public for the program and its own tests only.
 //!
 //! ```
 //! use lockwatch::meta::callback::CallbackContents;
@@ -64,9 +66,9 @@
 //! | rules | [`lockout`]: pure functions; time and chance are arguments |
 //! | wire formats | [`meta`]: callbacks and answers, as Meta writes them |
 //!
-//! `http` and `followup` do not know each other: one writes rows, the other reads them. The database is
-//! the only coordinator, so any number of replicas may run. `tests/it/architecture.rs` asserts the most
-//! important of these rules.
+//! `http` and `followup` do not know each other: one writes rows, the other reads them. The
+//! database is the only coordinator, so any number of replicas may run. `tests/it/architecture.rs`
+//! asserts the most important of these rules.
 
 pub mod cli;
 pub mod config;

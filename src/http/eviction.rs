@@ -229,8 +229,8 @@ mod tests {
         assert!(!queue.evict_stalest().await);
     }
 
-    /// A holder that leaves while an eviction files it anew must not stay behind as an entry without
-    /// a holder: evicting that would free nothing.
+    /// A holder that leaves while an eviction files it anew must not stay behind as an entry
+    /// without a holder: evicting that would free nothing.
     #[test]
     fn no_entry_outlives_its_holder() {
         let queue = EvictionQueue::default();

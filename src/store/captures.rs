@@ -135,8 +135,8 @@ pub(crate) async fn list_positions(
 }
 
 /// Fetches the first of these captures, at most [`FETCH_LIMIT_ROWS`], as many as fit into
-/// [`PAGE_BYTES`]; at least one, unless all of them have been deleted. `positions` and the result are
-/// ordered by age.
+/// [`PAGE_BYTES`]; at least one, unless all of them have been deleted. `positions` and the result
+/// are ordered by age.
 pub(crate) async fn fetch(
     db: &PgPool,
     positions: &[CapturePosition],

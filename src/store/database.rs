@@ -102,8 +102,8 @@ impl Database {
         .await
     }
 
-    /// Opens a connection to the first host that accepts writes, the last primary before the others.
-    /// With a single host its state is not asked for: a command may read from a standby.
+    /// Opens a connection to the first host that accepts writes, the last primary before the
+    /// others. With a single host its state is not asked for: a command may read from a standby.
     ///
     /// # Errors
     /// No host accepts a connection and writes. The caller limits the time.

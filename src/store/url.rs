@@ -1,4 +1,5 @@
-//! The database URL: one or several hosts, and parameters that libpq and sqlx understand differently.
+//! The database URL: one or several hosts, and parameters that libpq and sqlx understand
+//! differently.
 
 use std::str::FromStr;
 
@@ -85,7 +86,8 @@ pub(super) struct ParsedUrl {
     pub(super) ignored: Vec<String>,
 }
 
-/// Parses a URL, with several hosts as libpq writes them: `postgresql://user@host1:5432,host2/name`.
+/// Parses a URL, with several hosts as libpq writes them:
+/// `postgresql://user@host1:5432,host2/name`.
 pub(super) fn parse(url: &str) -> Result<ParsedUrl, BadDatabaseUrl> {
     let refuse = |reason: &str| Err(BadDatabaseUrl(reason.to_owned()));
     let Some((scheme, rest)) = url.split_once("://") else {
@@ -111,7 +113,8 @@ pub(super) fn parse(url: &str) -> Result<ParsedUrl, BadDatabaseUrl> {
         let options = PgConnectOptions::from_str(&format!("{scheme}://{user}{host}{tail}"))
             .map_err(|error| BadDatabaseUrl(error.to_string()))?
             .disable_statement_logging()
-            // It only matters for numbers as text, and a connection pooler refuses what it does not know.
+            // It only matters for numbers as text, and a connection pooler refuses what it does not
+            // know.
             .extra_float_digits(None);
         parsed.push(options);
     }

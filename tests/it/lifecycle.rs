@@ -25,6 +25,19 @@ fn resolved(incident_id: i64, resolution: Resolution) -> Change {
     }
 }
 
+async fn wait_for_recovery(app: &TestApp) {
+    app.eventually("the incident is recovered", async || {
+        resolution(app).await.as_deref() == Some("recovered")
+    })
+    .await;
+}
+
+/// The resolution of the only incident.
+async fn resolution(app: &TestApp) -> Option<String> {
+    let resolution = app.incident().await.resolution?;
+    Some(resolution.as_str().to_owned())
+}
+
 #[tokio::test]
 async fn an_incident_spans_its_first_and_last_failure() {
     let app = TestApp::start().await;
@@ -202,15 +215,7 @@ async fn a_recovered_incident_keeps_its_cause() {
         );
     }
     app.run_next_check(Duration::hours(2)).await;
-    app.eventually("the incident is recovered", async || {
-        app.incident()
-            .await
-            .resolution
-            .as_ref()
-            .map(|word| word.as_str())
-            == Some("recovered")
-    })
-    .await;
+    wait_for_recovery(&app).await;
     let incident = app.incident().await;
     assert_eq!(
         (incident.cause.as_str(), incident.cause_error_code),
@@ -269,15 +274,7 @@ async fn recovery_needs_every_number_clear_since_the_last_failure() {
         "one clear check since the failure"
     );
     app.let_time_pass(Duration::hours(2)).await;
-    app.eventually("the incident is recovered", async || {
-        app.incident()
-            .await
-            .resolution
-            .as_ref()
-            .map(|word| word.as_str())
-            == Some("recovered")
-    })
-    .await;
+    wait_for_recovery(&app).await;
 }
 
 #[tokio::test]
@@ -296,14 +293,7 @@ async fn seven_quiet_days_resolve_an_incident_with_a_cause() {
         resolve_quiet(&app.db).await.unwrap(),
         [resolved(id, Resolution::Quiet)]
     );
-    assert_eq!(
-        app.incident()
-            .await
-            .resolution
-            .as_ref()
-            .map(|word| word.as_str()),
-        Some("quiet")
-    );
+    assert_eq!(resolution(&app).await.as_deref(), Some("quiet"));
 }
 
 #[tokio::test]

@@ -414,8 +414,8 @@ fn is_numeric_identifier(identifier: &str) -> bool {
 
 /// Returns the phone numbers in the message ids of a text.
 ///
-/// An id is the base64 of a protocol buffer, in which a text is a tag, its length and its bytes. For
-/// a truncated id, this returns the remaining part of the number.
+/// An id is the base64 of a protocol buffer, in which a text is a tag, its length and its bytes.
+/// For a truncated id, this returns the remaining part of the number.
 fn numbers_in_message_ids(text: &str) -> Vec<String> {
     const TEXT_TAG: u8 = 0x18;
     let mut numbers = Vec::new();
