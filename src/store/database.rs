@@ -1,4 +1,4 @@
-//! The connection to Postgres: URL, pools, timeouts, migrations, readiness.
+//! The connection to Postgres: hosts, pools, timeouts.
 
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,7 +12,6 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use super::error::StoreError;
-use super::migration::is_migrated;
 use super::url::{self, BadDatabaseUrl, ParsedUrl};
 
 /// Connections for the service's own work, except for the recorder, which has its own connection.
@@ -328,40 +327,9 @@ pub(crate) async fn bounded<T>(
         .unwrap_or(Err(StoreError::TimedOut))
 }
 
-/// The readiness of the database for reads and writes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Readiness {
-    /// The database has this version's tables and accepts writes.
-    Ready,
-    /// The database has the tables but accepts no writes: it is a standby, or full.
-    ReadOnly,
-    /// The database lacks this version's tables.
-    Unmigrated,
-}
-
-/// Asks the database whether it has this version's tables and can be written.
-pub async fn readiness(db: &PgPool) -> Result<Readiness, StoreError> {
-    let mut connection = db.acquire().await?;
-    if !is_migrated(&mut connection).await? {
-        return Ok(Readiness::Unmigrated);
-    }
-    if is_read_only(&mut connection).await? {
-        return Ok(Readiness::ReadOnly);
-    }
-    Ok(Readiness::Ready)
-}
-
-async fn is_read_only(connection: &mut PgConnection) -> sqlx::Result<bool> {
+/// Returns whether the server refuses writes: it is a standby, or full.
+pub(super) async fn is_read_only(connection: &mut PgConnection) -> sqlx::Result<bool> {
     sqlx::query_scalar("select current_setting('transaction_read_only')::boolean")
         .fetch_one(connection)
         .await
-}
-
-/// Returns whether the server syncs its log to disk. Without that, a crash of its machine loses
-/// failures that were acknowledged.
-pub async fn is_durable(db: &PgPool) -> Result<bool, StoreError> {
-    let fsync: String = sqlx::query_scalar("select current_setting('fsync')")
-        .fetch_one(db)
-        .await?;
-    Ok(fsync == "on")
 }

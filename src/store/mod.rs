@@ -21,6 +21,7 @@ pub mod incident_life;
 pub mod incidents;
 mod migration;
 pub(crate) mod overview;
+mod readiness;
 pub mod record;
 pub(crate) mod retention;
 pub mod timeline;
@@ -33,9 +34,10 @@ pub use sqlx::PgPool as Pool;
 use sqlx::postgres::types::PgInterval;
 
 pub use self::columns::Word;
+pub use self::database::Database;
 pub(crate) use self::database::bounded;
-pub use self::database::{Database, Readiness, is_durable, readiness};
 pub use self::error::{MigrateError, StoreError};
+pub use self::readiness::{Readiness, is_durable, readiness};
 pub use self::url::BadDatabaseUrl;
 use crate::meta::ids::WabaId;
 
