@@ -90,12 +90,9 @@ pub(super) struct ParsedUrl {
 /// `postgresql://user@host1:5432,host2/name`.
 pub(super) fn parse(url: &str) -> Result<ParsedUrl, BadDatabaseUrl> {
     let refuse = |reason: &str| Err(BadDatabaseUrl(reason.to_owned()));
-    let Some((scheme, rest)) = url.split_once("://") else {
+    let Some((scheme @ ("postgres" | "postgresql"), rest)) = url.split_once("://") else {
         return refuse("it does not start with postgresql://");
     };
-    if scheme != "postgres" && scheme != "postgresql" {
-        return refuse("it does not start with postgresql://");
-    }
     let authority_end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
     let (authority, tail) = rest.split_at(authority_end);
     let (user, hosts) = match authority.rsplit_once('@') {

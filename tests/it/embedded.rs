@@ -10,13 +10,9 @@ use rustix::process::{Pid, Signal, geteuid, kill_process};
 use tempfile::tempdir;
 use tokio_util::sync::CancellationToken;
 
+use crate::support::database::postmaster_of;
 use crate::support::eventually;
 use crate::support::process::{Serve, has_exited, postgres_programs, write_script};
-
-fn postmaster_of(folder: &Path) -> Pid {
-    let text = fs::read_to_string(folder.join("data/postmaster.pid")).unwrap();
-    Pid::from_raw(text.lines().next().unwrap().parse().unwrap()).unwrap()
-}
 
 fn parent_of(pid: Pid) -> Pid {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();

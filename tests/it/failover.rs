@@ -6,13 +6,14 @@ use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
 use reqwest::StatusCode;
-use rustix::process::{Pid, Signal, geteuid, kill_process};
+use rustix::process::{Signal, geteuid};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tempfile::{TempDir, tempdir};
 
+use crate::support::database::server_processes;
 use crate::support::eventually;
 use crate::support::load::Load;
-use crate::support::process::{Serve, postgres_programs};
+use crate::support::process::{Serve, postgres_programs, signal_each};
 
 /// Callbacks that must be acknowledged before each step.
 const ACKNOWLEDGEMENTS: usize = 200;
@@ -111,13 +112,7 @@ impl Node {
 
     /// Kills every process of the server at once.
     fn kill(&self) {
-        let text = fs::read_to_string(self.data().join("postmaster.pid")).unwrap();
-        let postmaster: i32 = text.lines().next().unwrap().parse().unwrap();
-        let mut processes = children(postmaster);
-        processes.push(postmaster);
-        for pid in processes {
-            let _ = kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL);
-        }
+        signal_each(&server_processes(self.folder.path()), Signal::KILL);
         // The next server takes a process for alive until somebody has waited for it.
         let _ = fs::remove_file(self.folder.path().join(".s.PGSQL.5432.lock"));
     }
@@ -148,17 +143,6 @@ impl Drop for Node {
             &["stop", "-m", "immediate", "-D", data.to_str().unwrap()],
         );
     }
-}
-
-fn children(parent: i32) -> Vec<i32> {
-    let processes = fs::read_dir("/proc").unwrap().flatten();
-    let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-    pids.filter(|pid| {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        let after_name = stat.rsplit(") ").next().unwrap_or_default();
-        after_name.split(' ').nth(1) == Some(&parent.to_string())
-    })
-    .collect()
 }
 
 /// A primary that commits only what its standby has as well.

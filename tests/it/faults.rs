@@ -15,7 +15,7 @@ use sqlx::{Connection, PgConnection};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::support::database::{run_statements, server_processes};
+use crate::support::database::{postmaster_of, run_statements, server_processes};
 use crate::support::load::Load;
 use crate::support::process::{Serve, has_exited, signal_each};
 use crate::support::{ACCESS_TOKEN, APP_SECRET, NUMBER, eventually, start_service};
@@ -83,7 +83,7 @@ fn start_postgres() -> EmbeddedPostgres {
 }
 
 fn signal_server(embedded: &EmbeddedPostgres, signal: Signal) {
-    signal_each(&server_processes(embedded), signal);
+    signal_each(&server_processes(embedded.folder()), signal);
 }
 
 #[tokio::test]
@@ -148,7 +148,7 @@ async fn service_survives_a_stopped_database() {
     let hidden = configuration.with_extension("away");
     let stop = async |embedded: &EmbeddedPostgres| {
         std::fs::rename(&configuration, &hidden).unwrap();
-        kill_process(server_processes(embedded)[0], Signal::QUIT).unwrap();
+        kill_process(postmaster_of(embedded.folder()), Signal::QUIT).unwrap();
     };
     let start = async |embedded: &EmbeddedPostgres| {
         std::fs::rename(&hidden, &configuration).unwrap();

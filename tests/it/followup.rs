@@ -373,9 +373,8 @@ async fn an_id_that_is_not_a_number_is_not_looked_up() {
     assert_eq!(app.simulator.requests().len(), 0);
 }
 
-#[tokio::test]
-async fn a_look_up_after_the_resolution_changes_nothing() {
-    let slow = Scenario::Delayed(StdDuration::from_secs(2), Box::new(Scenario::Payment));
+/// Starts with a slow answer, and resolves the incident by hand while its look-up is in flight.
+async fn resolve_during_look_up(slow: Scenario) -> TestApp {
     let app = start_with_answers([slow]).await;
     app.fail("a").await;
     app.eventually("a look-up is in flight", async || {
@@ -385,6 +384,13 @@ async fn a_look_up_after_the_resolution_changes_nothing() {
     resolve_by_hand(&app.db, app.incident().await.id, None)
         .await
         .unwrap();
+    app
+}
+
+#[tokio::test]
+async fn a_look_up_after_the_resolution_changes_nothing() {
+    let slow = Scenario::Delayed(StdDuration::from_secs(2), Box::new(Scenario::Payment));
+    let app = resolve_during_look_up(slow).await;
     app.eventually("the answer is saved", async || {
         app.count("select count(*) from health_checks").await == 1
     })
@@ -400,15 +406,7 @@ async fn a_look_up_after_the_resolution_changes_nothing() {
 #[tokio::test]
 async fn look_ups_of_one_number_never_overlap() {
     let slow = Scenario::Delayed(StdDuration::from_millis(1500), Box::new(Scenario::Payment));
-    let app = start_with_answers([slow]).await;
-    app.fail("a").await;
-    app.eventually("a look-up is in flight", async || {
-        app.simulator.requests().len() == 1
-    })
-    .await;
-    resolve_by_hand(&app.db, app.incident().await.id, None)
-        .await
-        .unwrap();
+    let app = resolve_during_look_up(slow).await;
     app.fail_at("b", OffsetDateTime::now_utc() + Duration::minutes(1))
         .await;
     app.eventually("the cause is found", async || {

@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::support::database::{run_statements, server_processes};
+use crate::support::database::{postmaster_of, run_statements, server_processes};
 use crate::support::eventually_within;
 use crate::support::process::signal_each;
 
@@ -81,7 +81,7 @@ impl PostgresServer {
         let configuration = self.embedded.folder().join("data/postgresql.conf");
         let hidden = configuration.with_extension("away");
         fs::rename(&configuration, &hidden).unwrap();
-        kill_process(server_processes(&self.embedded)[0], signal).unwrap();
+        kill_process(postmaster_of(self.embedded.folder()), signal).unwrap();
         sleep(duration).await;
         fs::rename(&hidden, &configuration).unwrap();
         self.wait_until_back().await;
@@ -89,7 +89,7 @@ impl PostgresServer {
 
     /// Pauses the server and all its backends.
     pub async fn pause(&self, duration: Duration) {
-        let paused = PausedProcesses::pause(server_processes(&self.embedded));
+        let paused = PausedProcesses::pause(server_processes(self.embedded.folder()));
         sleep(duration).await;
         drop(paused);
         self.wait_until_back().await;

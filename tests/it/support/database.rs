@@ -1,5 +1,6 @@
 //! One Postgres server for the run, and one database for each test.
 
+use std::path::Path;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -123,16 +124,20 @@ async fn execute(sql: String) -> sqlx::Result<()> {
     connection.close().await
 }
 
-/// The processes of an embedded server: the postmaster first, then its children.
-pub fn server_processes(embedded: &EmbeddedPostgres) -> Vec<Pid> {
-    let text = std::fs::read_to_string(embedded.folder().join("data/postmaster.pid")).unwrap();
-    let postmaster: i32 = text.lines().next().unwrap().parse().unwrap();
+/// The postmaster of the server whose data is in this folder's `data`.
+pub fn postmaster_of(folder: &Path) -> Pid {
+    let text = std::fs::read_to_string(folder.join("data/postmaster.pid")).unwrap();
+    Pid::from_raw(text.lines().next().unwrap().parse().unwrap()).unwrap()
+}
+
+/// The processes of that server: the postmaster first, then its children.
+pub fn server_processes(folder: &Path) -> Vec<Pid> {
+    let postmaster = postmaster_of(folder);
     let children =
         std::fs::read_to_string(format!("/proc/{postmaster}/task/{postmaster}/children")).unwrap();
     let children = children.split_whitespace().map(|pid| pid.parse().unwrap());
     std::iter::once(postmaster)
-        .chain(children)
-        .filter_map(Pid::from_raw)
+        .chain(children.filter_map(Pid::from_raw))
         .collect()
 }
 
