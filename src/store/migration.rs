@@ -130,8 +130,8 @@ fn is_lock_timeout(error: &SqlxMigrateError) -> bool {
 /// replication or COPY, it starts at 1, and every insert would fail until it has passed them.
 async fn advance_sequence(connection: &mut PgConnection, table: &str) -> sqlx::Result<()> {
     let is_behind = format!(
-        "select coalesce((select max(id) from {table}) > (select last_value from {table}_id_seq),
-                         false)"
+        "select coalesce((select max(id) from {table})
+                         > coalesce(pg_sequence_last_value('{table}_id_seq'), 0), false)"
     );
     if !sqlx::query_scalar(AssertSqlSafe(is_behind))
         .fetch_one(&mut *connection)
@@ -146,8 +146,8 @@ async fn advance_sequence(connection: &mut PgConnection, table: &str) -> sqlx::R
         .execute(&mut *transaction)
         .await?;
     let advance = format!(
-        "select setval('{table}_id_seq', greatest(last_value, (select max(id) from {table})))
-           from {table}_id_seq"
+        "select setval('{table}_id_seq', greatest(pg_sequence_last_value('{table}_id_seq'),
+                                                  (select max(id) from {table})))"
     );
     let advance = sqlx::query_scalar(AssertSqlSafe(advance));
     let id: i64 = advance.fetch_one(&mut *transaction).await?;

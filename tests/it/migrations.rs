@@ -1,6 +1,7 @@
 //! Migrations beside others: a role with few rights, another build, a lock, a copied database.
 
 use lockwatch::store::{Database, MigrateError};
+use rustix::process::Signal;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use crate::support::database::TestDatabase;
@@ -32,15 +33,18 @@ async fn a_role_that_may_not_create_can_serve() {
     url.set_username(&role).unwrap();
     let limited = Database::parse(url.as_str()).unwrap();
     let migrated = limited.migrate().await;
-    let serve = Serve::on_database(url.as_str(), &[("META_GRAPH_URL", "http://127.0.0.1:1")]);
+    let mut serve = Serve::on_database(url.as_str(), &[("META_GRAPH_URL", "http://127.0.0.1:1")]);
     serve.wait_for_log("the database is ready");
-    drop(serve);
+    serve.signal(Signal::TERM);
+    serve.wait();
+    let log = serve.whole_log().join("\n");
     execute(
         &database.url,
         format!("drop owned by {role}; drop role {role}"),
     )
     .await;
     migrated.unwrap();
+    assert!(!log.contains("could not be checked"), "{log}");
 }
 
 #[tokio::test]
