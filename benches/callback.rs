@@ -4,10 +4,10 @@ use std::hint::black_box;
 
 use bytes::Bytes;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use lockwatch::meta::callback::{CallbackContents, may_contain_lockout};
+use lockwatch::intake::Intake;
 use lockwatch::meta::compose::{StatusCallback, message_id};
+use lockwatch::meta::interest::may_concern_us;
 use lockwatch::meta::signature::{Signature, Verifier, sign};
-use lockwatch::recorder::{Callback, Capturing};
 use time::OffsetDateTime;
 
 const APP_SECRET: &str = "an-app-secret-of-the-bench";
@@ -46,7 +46,7 @@ fn bench_callback(criterion: &mut Criterion) {
             b.iter(|| verifier.verify(black_box(&body), &signature));
         });
         group.bench_function("scan", |b| {
-            b.iter(|| may_contain_lockout(black_box(&body)));
+            b.iter(|| may_concern_us(black_box(&body)));
         });
     }
     for count in [1, 100, 1000] {
@@ -54,18 +54,7 @@ fn bench_callback(criterion: &mut Criterion) {
         let mut group = criterion.benchmark_group(format!("{count} failures"));
         group.throughput(Throughput::Elements(count.into()));
         group.bench_function("parse", |b| {
-            b.iter(|| CallbackContents::parse(black_box(&body), now));
-        });
-        group.bench_function("find, with its capture", |b| {
-            b.iter(|| {
-                let callback = Callback {
-                    body: body.clone(),
-                    received_at: now,
-                    signature: None,
-                    app_secret: Some(1),
-                };
-                black_box(callback).find(Capturing::Lockouts)
-            });
+            b.iter(|| Intake::parse(black_box(&body), now));
         });
     }
 }

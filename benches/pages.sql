@@ -28,12 +28,14 @@ select g as id, (102290129340000 + a)::text as waba_id, a, is_open, g = 10000 as
                                else 100 + g % 299 end as a
                   from generate_series(1, 10000) g) placed) chosen;
 
-insert into incidents (waba_id, opened_at, last_failure_at, resolved_at, resolution, cause,
+insert into incidents (waba_id, opened_at, last_failure_at, last_evidence_at, ended_at,
+                       resolved_at, resolution, cause,
                        cause_severity, cause_summary, cause_entity_type, cause_entity_id,
                        cause_error_code, possible_solution, cause_recorded_at,
                        previous_incident_id)
 select waba_id, opened_at,
-       case when is_open then now() - random() * interval '5 days' else opened_at + lasts end,
+       last_failure_at, last_failure_at,
+       case when not is_open then opened_at + lasts + interval '20 minutes' end,
        case when not is_open then opened_at + lasts + interval '20 minutes' end,
        case when not is_open then (array['recovered', 'quiet', 'manual'])[1 + id % 3] end,
        cause, 'BLOCKED',
@@ -44,7 +46,10 @@ select waba_id, opened_at,
        || 'https://business.facebook.com/billing_hub',
        opened_at + interval '2 seconds',
        (select max(p.id) from incident p where p.a = i.a and p.id < i.id)
-  from incident i order by id;
+  from incident i,
+       lateral (select case when is_open then now() - random() * interval '5 days'
+                            else opened_at + lasts end as last_failure_at) l
+ order by id;
 
 insert into failed_deliveries (incident_id, waba_id, phone_number_id, message_id, recipient_id,
                                failed_at, received_at, error_code, error_title, error_message,

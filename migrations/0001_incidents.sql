@@ -1,16 +1,16 @@
 -- The tables of Lockwatch. People query them, so the names are public.
 --
--- Every table carries waba_id, and every unique key includes it: accounts never share a row, so the data
--- can be sharded by account (Citus) without another schema. Whoever changes an incident, its numbers or
--- its checks first locks the account's row; that one lock order is what makes counts exact.
+-- A row that belongs to an account carries its waba_id, and so does every unique key. Whoever
+-- changes an incident, its numbers or its checks first takes the account's lock, an advisory one:
+-- pg_advisory_xact_lock(hashtextextended(waba_id, 131031)).
 --
--- No column holds received JSON as jsonb: Postgres refuses things JSON allows (\u0000, 1e999999). Texts
--- are cut and cleaned before they come here, bytes that could not be read are bytea.
+-- No column holds received JSON as jsonb: Postgres refuses things that JSON allows (\u0000,
+-- 1e999999). Texts are truncated and cleaned before they come here.
 
 create table accounts (
     waba_id              text primary key,
     name                 text,
-    -- Meta throttles per account. Nobody, on any replica, looks up a number of the account before this.
+    -- Meta throttles per account. No replica looks up a number of the account before this time.
     lookups_paused_until timestamptz,
     created_at           timestamptz not null default now()
 );
@@ -20,8 +20,15 @@ comment on table accounts is 'WhatsApp Business Accounts with at least one locko
 create table incidents (
     id                   bigint generated always as identity,
     waba_id              text        not null references accounts (waba_id),
+    -- What is locked. One incident of a kind is open at a time.
+    kind                 text        not null default 'lock',
     opened_at            timestamptz not null,
     last_failure_at      timestamptz not null,
+    -- The latest failure, or check that still shows the cause. Seven days later it is over.
+    last_evidence_at     timestamptz not null,
+    -- When it was over according to the evidence, and when that was noticed. Between the two it is
+    -- looked up once more.
+    ended_at             timestamptz,
     resolved_at          timestamptz,
     resolution           text,
     resolution_note      text,
@@ -37,15 +44,44 @@ create table incidents (
     cause_recorded_at    timestamptz,
     cause_check_id       bigint,
     previous_incident_id bigint,
+    created_at           timestamptz not null default now(),
     primary key (id, waba_id),
-    check ((resolved_at is null) = (resolution is null))
+    unique (id),
+    check ((resolved_at is null) = (resolution is null)),
+    check (resolved_at is null or ended_at is not null)
 );
 
-comment on table incidents is 'One lockout of one account, from its first failure until resolved';
+comment on table incidents is 'One lockout of one account, from its first failure until it ended';
 
-create unique index incidents_one_open on incidents (waba_id) where resolved_at is null;
-create index incidents_by_account on incidents (waba_id, resolved_at);
-create index incidents_open_by_age on incidents (last_failure_at) where resolved_at is null;
+-- A batch of failures changes an incident's counts and latest times. No index has these columns, so
+-- the new row version needs no index entry (HOT).
+create unique index incidents_one_open on incidents (waba_id, kind) where ended_at is null;
+create index incidents_unresolved on incidents (id) where resolved_at is null;
+create index incidents_by_account on incidents (waba_id, ended_at);
+create index incidents_by_opening on incidents (opened_at);
+create index incidents_by_cause on incidents (cause, id);
+
+create table incident_changes (
+    id          bigint generated always as identity,
+    incident_id bigint      not null,
+    waba_id     text        not null,
+    -- opened, cause_found, cause_changed, reopened or resolved
+    kind        text        not null,
+    at          timestamptz not null default clock_timestamp(),
+    -- Who did it by hand.
+    by          text,
+    -- The cause, or the resolution.
+    detail      text,
+    -- When a line of the log was written from it.
+    logged_at   timestamptz,
+    primary key (id, waba_id),
+    foreign key (incident_id, waba_id) references incidents (id, waba_id)
+);
+
+comment on table incident_changes is 'What happened to an incident, written in the transaction that made it true';
+
+create index incident_changes_by_incident on incident_changes (incident_id, id);
+create index incident_changes_unlogged on incident_changes (id) where logged_at is null;
 
 create table affected_numbers (
     incident_id          bigint      not null,
@@ -55,9 +91,9 @@ create table affected_numbers (
     first_failure_at     timestamptz not null,
     last_failure_at      timestamptz not null,
     failure_count        bigint      not null,
-    -- The next look-up, and who is at it: a claim takes a lease and the next attempt number, and what it
-    -- saves counts only while that number is the latest. A look-up that the account's budget granted has
-    -- started.
+    -- The next look-up, and who is at it: a claim takes a lease and the next attempt number, and
+    -- what it saves counts only while that number is the latest. A look-up that the account's budget
+    -- granted has started.
     check_due_at         timestamptz,
     check_attempt        integer     not null default 0,
     check_lease_until    timestamptz,
@@ -76,34 +112,64 @@ comment on table affected_numbers is 'Phone numbers with failures in an incident
 
 -- A number's first look-up comes before any other number's next.
 create index affected_numbers_due on affected_numbers ((check_answers > 0), check_due_at) where check_due_at is not null;
-create index affected_numbers_by_account on affected_numbers (waba_id);
+-- A number is looked up by one at a time, also where it is affected by two incidents.
+create index affected_numbers_by_number on affected_numbers (waba_id, phone_number_id);
 
 create table failed_deliveries (
     id              bigint generated always as identity,
     incident_id     bigint      not null,
+    failed_at       timestamptz not null,
+    received_at     timestamptz not null,
+    -- The callback that reported it first, if that is kept.
+    capture_id      bigint,
+    error_code      integer     not null,
     waba_id         text        not null,
     phone_number_id text        not null,
     message_id      text        not null,
     recipient_id    text,
     participant_id  text,
-    failed_at       timestamptz not null,
-    received_at     timestamptz not null,
-    error_code      integer     not null,
     error_title     text,
     error_message   text,
     error_details   text,
     callback_data   text,
-    -- SHA-256 over the uncut number, message id, recipient or participant, and code. Ids can be longer
-    -- than a btree takes.
+    -- SHA-256 over the uncut number, message id, code and, in a group, participant. Ids can be
+    -- longer than a btree takes.
     digest          bytea       not null,
-    primary key (id, waba_id),
-    unique (waba_id, digest),
-    foreign key (incident_id, waba_id) references incidents (id, waba_id)
+    -- Incidents are never deleted, and a row is written behind the account's lock: a foreign key,
+    -- checked for every row, took a third of the time.
+    primary key (incident_id, id, waba_id),
+    unique (waba_id, digest)
 );
 
-comment on table failed_deliveries is 'Messages that failed with 131031, one row each, however often Meta sent them';
+comment on table failed_deliveries is 'Messages that failed with a watched code, one row each, however often Meta reported them';
 
-create index failed_deliveries_by_incident on failed_deliveries (incident_id, id);
+-- Retention looks for the oldest. Rows arrive in this order, so a few ranges tell where they are.
+create index failed_deliveries_by_age on failed_deliveries using brin (received_at);
+
+-- Failures over time, counted as they are recorded: what the pictures are drawn from. Counting the
+-- deliveries themselves would read every row of a storm for each picture, and retention takes them.
+create table failures_by_minute (
+    incident_id   bigint      not null,
+    waba_id       text        not null,
+    -- The start of the minute.
+    minute        timestamptz not null,
+    failure_count bigint      not null,
+    primary key (incident_id, minute, waba_id)
+);
+
+comment on table failures_by_minute is 'Failures of an incident in each minute that had any';
+
+-- An incident of three months has a hundred thousand minutes.
+create table failures_by_hour (
+    incident_id   bigint      not null,
+    waba_id       text        not null,
+    -- The start of the hour.
+    hour          timestamptz not null,
+    failure_count bigint      not null,
+    primary key (incident_id, hour, waba_id)
+);
+
+comment on table failures_by_hour is 'The same in each hour';
 
 create table health_checks (
     id               bigint generated always as identity,
@@ -118,7 +184,7 @@ create table health_checks (
     can_send_message text,
     -- What was read of the answer, written by us.
     entities         jsonb,
-    -- The answer as it came, cut, and without the token if Meta repeated it.
+    -- The answer as it came, truncated, and without the token if Meta repeated it.
     response         text,
     error            text,
     duration_ms      integer     not null,
@@ -131,16 +197,6 @@ comment on table health_checks is 'Every look-up of health_status and its answer
 create index health_checks_by_incident on health_checks (incident_id, id);
 -- The look-up budget counts the last hour.
 create index health_checks_by_account on health_checks (waba_id, checked_at);
-
-create table quarantine (
-    id          bigint generated always as identity,
-    waba_id     text        not null default 'unknown',
-    received_at timestamptz not null,
-    reason      text        not null,
-    body        bytea       not null,
-    digest      bytea       not null,
-    primary key (id, waba_id),
-    unique (waba_id, digest)
-);
-
-comment on table quarantine is 'Bytes that Meta signed and that could not be read, kept as they came';
+-- What a number's health was at any time of an incident, and what it is now.
+create index health_checks_by_number on health_checks (incident_id, phone_number_id, checked_at);
+create index health_checks_by_age on health_checks (checked_at);

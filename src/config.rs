@@ -14,7 +14,7 @@ use clap::{Args, ValueEnum};
 use secrecy::{ExposeSecret, SecretString};
 
 use crate::graph::{Graph, GraphSettings, GraphSettingsError, Tokens, TokensError};
-use crate::recorder::Capturing;
+use crate::inbox::Capturing;
 use crate::store::{BadDatabaseUrl, Database};
 
 /// The fewest characters of an app secret. Meta's have 32; a short secret can be guessed.

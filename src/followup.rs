@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use tokio::sync::Notify;
 use tokio::task::{Id, JoinSet};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -22,6 +21,7 @@ use crate::metrics::FollowUpMetrics;
 use crate::store::claims::{self, Claim};
 use crate::store::conclusion::{self, SavedCheck};
 use crate::store::{Pool, StoreError, bounded, incident_life};
+use crate::woken::Woken;
 
 /// Look-ups in flight at once, per process.
 const IN_FLIGHT_LIMIT: usize = 32;
@@ -32,8 +32,8 @@ const POLL_INTERVAL: Duration = Duration::from_secs(1);
 const COALESCE_WINDOW: Duration = Duration::from_millis(50);
 /// The pause after the database failed.
 const RETRY_INTERVAL: Duration = Duration::from_secs(2);
-/// The pause between two searches for quiet incidents.
-const QUIET_SEARCH_INTERVAL: Duration = Duration::from_secs(60);
+/// The pause between two searches for incidents that are over by silence.
+const QUIET_SEARCH_INTERVAL: Duration = Duration::from_secs(15);
 /// Attempts to save an answer. After them, the claim's lease has expired.
 const SAVE_ATTEMPTS: u32 = 3;
 
@@ -42,23 +42,18 @@ const SAVE_ATTEMPTS: u32 = 3;
 pub struct FollowUp {
     db: Pool,
     graph: Arc<Graph>,
-    checks_due: Arc<Notify>,
+    woken: Woken,
     metrics: FollowUpMetrics,
 }
 
 impl FollowUp {
-    /// Creates a worker on this database, which `checks_due` wakes.
+    /// Creates a worker on this database, which `checks_due` wakes, and which wakes `changed`.
     #[must_use]
-    pub fn new(
-        db: Pool,
-        graph: Arc<Graph>,
-        checks_due: Arc<Notify>,
-        metrics: FollowUpMetrics,
-    ) -> Self {
+    pub fn new(db: Pool, graph: Arc<Graph>, woken: Woken, metrics: FollowUpMetrics) -> Self {
         Self {
             db,
             graph,
-            checks_due,
+            woken,
             metrics,
         }
     }
@@ -93,7 +88,7 @@ impl FollowUp {
             tokio::select! {
                 () = stop.cancelled() => {}
                 () = sleep(pause) => {}
-                () = self.checks_due.notified(), if in_flight.free_slots() > 0 => {}
+                () = self.woken.checks_due.notified(), if in_flight.free_slots() > 0 => {}
                 true = in_flight.next_ended() => self.coalesce().await,
             }
             while in_flight.next_ended().now_or_never() == Some(true) {}
@@ -106,7 +101,7 @@ impl FollowUp {
     async fn coalesce(&self) {
         tokio::select! {
             () = sleep(COALESCE_WINDOW) => {}
-            () = self.checks_due.notified() => {}
+            () = self.woken.checks_due.notified() => {}
         }
     }
 
@@ -140,7 +135,8 @@ impl FollowUp {
     /// Resolves quiet incidents. After an error, the next search tries again.
     async fn resolve_quiet(&self) {
         match bounded(incident_life::resolve_quiet(&self.db)).await {
-            Ok(changes) => changes.iter().for_each(incident_life::log),
+            Ok(true) => self.woken.changed.notify_one(),
+            Ok(false) => {}
             Err(error) => debug!("quiet incidents stay open for now: {}", error_chain(&error)),
         }
     }
@@ -166,7 +162,7 @@ impl FollowUp {
         let lookup = self.graph.look_up(&claim.waba_id, node_id).await;
         self.metrics.count_lookup(&lookup);
         match self.save(&claim, lookup).await {
-            Ok(SavedCheck::Concluded(changes)) => changes.iter().for_each(incident_life::log),
+            Ok(SavedCheck::Concluded) => self.woken.changed.notify_one(),
             Ok(SavedCheck::Late) => debug!(
                 incident.id = claim.incident_id,
                 "a health check was stored, but came too late for its incident"
@@ -190,7 +186,7 @@ impl FollowUp {
         loop {
             let saved = conclusion::save(&self.db, claim, &lookup, fastrand::f64());
             match bounded(saved).await {
-                Err(error @ StoreError::BadData(_)) if lookup.response.is_some() => {
+                Err(error @ StoreError::Refused(_)) if lookup.response.is_some() => {
                     error!(
                         incident.id = claim.incident_id,
                         "the database refuses an answer of Graph: {}",

@@ -4,12 +4,13 @@
 //! # One callback, from byte to row
 //!
 //! 1. [`http::webhook`] requires one well-formed signature header before it reads a body, and
-//!    verifies it over the raw bytes ([`meta::signature`]). Without `131031` in the bytes it
-//!    answers 200 and is done.
-//! 2. [`meta::callback`] parses the callback element by element: [failed
-//!    deliveries](meta::failure), and elements that are not readable.
-//! 3. The [`recorder`] writes all waiting callbacks in one transaction ([`store::record`]) and then
-//!    answers every waiter. 200 means committed.
+//!    verifies it over the raw bytes ([`meta::signature`]). If the bytes do not [concern
+//!    us](meta::interest), it answers 200 and is done.
+//! 2. The [`inbox`] appends all waiting callbacks in one commit, unread, and then answers every
+//!    waiter. 200 means stored.
+//! 3. The [`processor`], one at a time per database, takes a batch from the inbox, reads it
+//!    ([`intake`]: failed messages, and elements that are not readable), and records it in one
+//!    transaction ([`store::process`]). What cannot be recorded stays in the inbox.
 //! 4. A failure belongs to the account's [incident](lockout::incident). A number that is new to an
 //!    open incident makes a health check due and wakes the follow-up.
 //! 5. The [`followup`] claims due checks ([`store::claims`]), asks Meta ([`graph`]) with no
@@ -17,12 +18,12 @@
 //!    is derived anew, the next check is [scheduled](lockout::schedule), and the incident may turn
 //!    out to be over.
 //! 6. Each [change](lockout::change) of an incident is written by one module,
-//!    [`store::incident_life`].
+//!    [`store::incident_life`], as a row, from which the log is written ([`change_log`]).
 //! 7. People read the same rows in a browser or by program ([`http`]), with the commands in
 //!    [`cli`], or by SQL. [`report`] makes one object of an incident for all of them, and masks
 //!    recipients.
-//! 8. Callbacks with a failure in them are kept byte for byte ([`store::bodies`]), exported as
-//!    files ([`meta::capture`]) and played back. Old rows are deleted ([`retention`]).
+//! 8. Callbacks with a failure in them are kept byte for byte, exported as files
+//!    ([`meta::capture`]) and played back. Old rows are deleted ([`retention`]).
 //!
 //! # For other crates
 //!
@@ -33,7 +34,7 @@
 //! All other modules are public for the program and its own tests only.
 //!
 //! ```
-//! use lockwatch::meta::callback::CallbackContents;
+//! use lockwatch::intake::Intake;
 //! use lockwatch::meta::capture::Capture;
 //! use lockwatch::meta::compose::StatusCallback;
 //! use lockwatch::meta::signature::{SIGNATURE_HEADER, sign};
@@ -48,7 +49,7 @@
 //! capture.headers.insert(SIGNATURE_HEADER.to_owned(), signature);
 //! let read = Capture::from_line(capture.to_line().as_bytes())?;
 //!
-//! let contents = CallbackContents::parse(&read.body, OffsetDateTime::now_utc());
+//! let contents = Intake::parse(&read.body, OffsetDateTime::now_utc());
 //! assert_eq!(contents.failures[0].message_id.as_str(), "wamid.1");
 //! # Ok::<_, lockwatch::meta::capture::CaptureError>(())
 //! ```
@@ -60,16 +61,18 @@
 //! | layer | modules |
 //! | --- | --- |
 //! | outside | [`cli`] (one file a command), [`config`], [`service`] (wires and stops the parts), [`simulator`] (a small fake Graph) |
-//! | work | [`http`], [`recorder`], [`followup`], [`retention`], [`graph`], [`metrics`], [`embedded`] (the embedded Postgres) |
+//! | work | [`http`], [`inbox`], [`processor`], [`followup`], [`change_log`], [`retention`], [`graph`], [`metrics`], [`embedded`] (the embedded Postgres) |
+//! | their signals | [`progress`] (what `/readyz` says), [`woken`] (who wakes whom) |
 //! | view | [`report`]: the same objects and words for page, API and terminal |
 //! | rows | [`store`]: the only place that knows SQL |
-//! | rules | [`lockout`]: pure functions; time and chance are arguments |
+//! | rules | [`lockout`], [`intake`]: pure functions; time and chance are arguments |
 //! | wire formats | [`meta`]: callbacks and answers, as Meta writes them |
 //!
-//! `http` and `followup` do not know each other: one writes rows, the other reads them. The
+//! `http`, `processor` and `followup` do not know each other: they meet in rows. The
 //! database is the only coordinator, so any number of replicas may run. `tests/it/architecture.rs`
 //! asserts the most important of these rules.
 
+pub mod change_log;
 pub mod cli;
 pub mod config;
 pub mod embedded;
@@ -77,15 +80,19 @@ mod error_chain;
 pub mod followup;
 pub mod graph;
 pub mod http;
+pub mod inbox;
+pub mod intake;
 pub mod lockout;
 pub mod meta;
 pub mod metrics;
-pub mod recorder;
+pub mod processor;
+pub mod progress;
 pub mod report;
 pub mod retention;
 pub mod service;
 pub mod simulator;
 pub mod store;
+pub mod woken;
 
 /// The database's tables. A newer version's are left alone.
 pub static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate::Migrator {

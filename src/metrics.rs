@@ -19,7 +19,7 @@ use prometheus_client::registry::{Metric, Registry, Unit};
 
 use crate::meta::health::{LookupResult, Outcome};
 use crate::store::overview::{Overview, PoolUse};
-use crate::store::record::Recorded;
+use crate::store::process::Written;
 
 const METRIC_PREFIX: &str = "lockwatch";
 
@@ -28,6 +28,10 @@ const SIZE_BUCKETS: [f64; 8] = [1.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 4096.0, 163
 /// Buckets in seconds, from the commit of a fast disk to the longest time that a batch may take.
 const COMMIT_BUCKETS: [f64; 11] = [
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
+];
+/// Buckets in seconds, from a quiet processor to a callback that waits for a person.
+const WAIT_BUCKETS: [f64; 12] = [
+    0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 30.0, 300.0, 3600.0,
 ];
 /// Buckets in seconds, from the answer of a near server to the longest time that a request may
 /// take.
@@ -39,8 +43,10 @@ pub struct Metrics {
     registry: Arc<Registry>,
     /// The counters of the webhook.
     pub webhook: WebhookMetrics,
-    /// The counters of the recorder.
-    pub recorder: RecorderMetrics,
+    /// The counters of the inbox.
+    pub inbox: InboxMetrics,
+    /// The counters of the processor.
+    pub processor: ProcessorMetrics,
     /// The counters of the follow-up.
     pub follow_up: FollowUpMetrics,
 }
@@ -68,12 +74,14 @@ impl Metrics {
     pub fn new() -> Self {
         let mut registry = Registry::with_prefix(METRIC_PREFIX);
         let webhook = WebhookMetrics::register(&mut registry);
-        let recorder = RecorderMetrics::register(&mut registry);
+        let inbox = InboxMetrics::register(&mut registry);
+        let processor = ProcessorMetrics::register(&mut registry);
         let follow_up = FollowUpMetrics::register(&mut registry);
         Self {
             registry: Arc::new(registry),
             webhook,
-            recorder,
+            inbox,
+            processor,
             follow_up,
         }
     }
@@ -174,82 +182,123 @@ impl WebhookMetrics {
     }
 }
 
-/// The counters of the recorder. The default is not registered: its values are
-/// not exported.
+/// The counters of the inbox. The default is not registered: its values are not exported.
 #[derive(Debug, Clone)]
-pub struct RecorderMetrics {
+pub struct InboxMetrics {
     batch_callbacks: Histogram,
-    batch_failures: Histogram,
     commit: Histogram,
     batches_failed: Counter,
-    recorded: Counter,
-    repeated: Counter,
-    quarantined: Counter,
 }
 
-impl Default for RecorderMetrics {
+impl Default for InboxMetrics {
     fn default() -> Self {
         Self::register(&mut Registry::default())
     }
 }
 
-impl RecorderMetrics {
+impl InboxMetrics {
     fn register(registry: &mut Registry) -> Self {
-        let sizes = || Histogram::new(SIZE_BUCKETS);
         let batch_callbacks = register_metric(
             registry,
             "batch_callbacks",
-            "Callbacks in a batch that was committed",
-            sizes(),
+            "Callbacks that were appended to the inbox in one commit",
+            Histogram::new(SIZE_BUCKETS),
         );
+        let commit = Histogram::new(COMMIT_BUCKETS);
+        let help = "Time until an append to the inbox was committed";
+        registry.register_with_unit("commit", help, Unit::Seconds, commit.clone());
+        let help = "Appends that were not committed; Meta is asked to send their callbacks again";
+        let batches_failed = register_metric(registry, "batches_failed", help, Counter::default());
+        Self {
+            batch_callbacks,
+            commit,
+            batches_failed,
+        }
+    }
+
+    /// Counts an append that was committed.
+    pub(crate) fn count_committed(&self, callbacks: usize, took: Duration) {
+        self.batch_callbacks.observe(callbacks as f64);
+        self.commit.observe(took.as_secs_f64());
+    }
+
+    /// Counts an append that was not committed.
+    pub(crate) fn count_failed(&self) {
+        self.batches_failed.inc();
+    }
+}
+
+/// The counters of the processor. The default is not registered: its values are not exported.
+#[derive(Debug, Clone)]
+pub struct ProcessorMetrics {
+    batch_failures: Histogram,
+    process: Histogram,
+    inbox_wait: Histogram,
+    divided: Counter,
+    recorded: Counter,
+    repeated: Counter,
+    quarantined: Counter,
+}
+
+impl Default for ProcessorMetrics {
+    fn default() -> Self {
+        Self::register(&mut Registry::default())
+    }
+}
+
+impl ProcessorMetrics {
+    fn register(registry: &mut Registry) -> Self {
         let batch_failures = register_metric(
             registry,
             "batch_failures",
-            "Failed deliveries in a batch that was committed",
-            sizes(),
+            "Failed deliveries that were processed in one transaction",
+            Histogram::new(SIZE_BUCKETS),
         );
-        let commit = Histogram::new(COMMIT_BUCKETS);
-        let help = "Time until a batch was committed";
-        registry.register_with_unit("commit", help, Unit::Seconds, commit.clone());
-        let help = "Batches that were not committed; Meta is asked to send their callbacks again";
-        let batches_failed = register_metric(registry, "batches_failed", help, Counter::default());
+        let process = Histogram::new(COMMIT_BUCKETS);
+        let help = "Time until a batch of the inbox was processed";
+        registry.register_with_unit("process", help, Unit::Seconds, process.clone());
+        let inbox_wait = Histogram::new(WAIT_BUCKETS);
+        let help = "Time that a callback waited in the inbox until its rows were committed";
+        registry.register_with_unit("inbox_wait", help, Unit::Seconds, inbox_wait.clone());
+        let help = "Batches of the inbox that were divided or tried again, because the database \
+                    refused them or a lock was held";
+        let divided = register_metric(registry, "batches_divided", help, Counter::default());
         let mut kinds = LabelledFamily::new("kind");
         let (recorded, repeated) = (kinds.add_counter("recorded"), kinds.add_counter("repeated"));
         let help =
             "Failed deliveries with error 131031: recorded if they were new, otherwise repeated";
         registry.register("failures", help, kinds);
-        let help =
-            "Parts of callbacks put into quarantine, because they could not be read or stored";
+        let help = "Parts of callbacks put into quarantine, because they could not be read";
         let quarantined = register_metric(registry, "quarantined", help, Counter::default());
         Self {
-            batch_callbacks,
             batch_failures,
-            commit,
-            batches_failed,
+            process,
+            inbox_wait,
+            divided,
             recorded,
             repeated,
             quarantined,
         }
     }
 
-    /// Counts the rows that are in the database now. A batch that failed halfway may have some,
-    /// too.
-    pub(crate) fn count_rows(&self, written: &Recorded) {
+    /// Counts a transaction that was committed. Each callback had waited so many seconds when it
+    /// began.
+    pub(crate) fn count_batch(&self, written: &Written, waited: &[f64], took: Duration) {
+        let took = took.as_secs_f64();
         self.recorded.inc_by(written.new);
         self.repeated.inc_by(written.repeated);
         self.quarantined.inc_by(written.quarantined);
+        self.batch_failures
+            .observe((written.new + written.repeated) as f64);
+        self.process.observe(took);
+        for before in waited {
+            self.inbox_wait.observe(before + took);
+        }
     }
 
-    /// Counts a batch that was committed as a whole.
-    pub(crate) fn count_committed(&self, callbacks: usize, failures: usize, took: Duration) {
-        self.batch_callbacks.observe(callbacks as f64);
-        self.batch_failures.observe(failures as f64);
-        self.commit.observe(took.as_secs_f64());
-    }
-
-    /// Counts a batch that was not committed as a whole.
-    pub(crate) fn count_failed(&self) {
-        self.batches_failed.inc();
+    /// Counts a transaction that was not committed.
+    pub(crate) fn count_divided(&self) {
+        self.divided.inc();
     }
 }
 
@@ -294,9 +343,6 @@ impl FollowUpMetrics {
 
 impl Snapshot {
     fn to_registry(&self) -> Registry {
-        fn gauge(n: impl Into<i64>) -> ConstGauge {
-            ConstGauge::new(n.into())
-        }
         let Self {
             ready,
             pool,
@@ -316,7 +362,7 @@ impl Snapshot {
         };
         registry.register(
             "pool_connections",
-            "Open connections of the pool, which everything except the recorder uses",
+            "Open connections of the pool, which everything except inbox and processor uses",
             states,
         );
         registry.register(
@@ -324,29 +370,41 @@ impl Snapshot {
             "Connections that the pool may open",
             gauge(pool.max),
         );
-        if let Some(Overview {
-            open,
-            checks_overdue,
-        }) = overview
-        {
-            let causes = open
-                .iter()
-                .map(|(cause, n)| (cause.as_str(), gauge(*n)))
-                .collect();
-            let help = "Incidents that are not resolved, in the database that all replicas share";
-            registry.register(
-                "incidents_open",
-                help,
-                LabelledFamily {
-                    label: "cause",
-                    series: causes,
-                },
-            );
-            let help = "Numbers whose look-up is two minutes late or more, in the database that \
-                        all replicas share";
-            registry.register("checks_overdue", help, gauge(*checks_overdue));
+        if let Some(overview) = overview {
+            overview.register(&mut registry);
         }
         registry
+    }
+}
+
+fn gauge(n: impl Into<i64>) -> ConstGauge {
+    ConstGauge::new(n.into())
+}
+
+impl Overview {
+    fn register(&self, registry: &mut Registry) {
+        let causes = self.open.iter();
+        let causes = causes.map(|(cause, n)| (cause.as_str(), gauge(*n)));
+        let help = "Incidents that are not resolved, in the database that all replicas share";
+        let open = LabelledFamily {
+            label: "cause",
+            series: causes.collect(),
+        };
+        registry.register("incidents_open", help, open);
+        let help = "Numbers whose look-up is two minutes late or more, in the database that all \
+                    replicas share";
+        registry.register("checks_overdue", help, gauge(self.checks_overdue));
+        let backlog = &self.backlog;
+        let help = "Callbacks in the inbox, counted up to 100,000, in the database that all \
+                    replicas share";
+        registry.register("inbox_callbacks", help, gauge(backlog.inbox_callbacks));
+        let help = "Callbacks in the inbox that could not be processed and are tried again";
+        registry.register("inbox_problems", help, gauge(backlog.inbox_problems));
+        let help = "Time since the oldest callback in the inbox was appended";
+        let oldest = gauge(backlog.inbox_oldest_seconds);
+        registry.register_with_unit("inbox_oldest", help, Unit::Seconds, oldest);
+        let help = "Parts of callbacks that could not be read and are in quarantine";
+        registry.register("quarantine_parts", help, gauge(backlog.quarantined));
     }
 }
 

@@ -1,4 +1,4 @@
-//! The running service: starts the recorder, the follow-up and the listeners, connects them, and
+//! The running service: starts inbox, processor, follow-up and the listeners, connects them, and
 //! stops them in order.
 
 use std::io;
@@ -10,22 +10,26 @@ use std::time::Duration;
 use secrecy::SecretString;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::runtime;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use crate::change_log;
 use crate::error_chain::error_chain;
 use crate::followup::FollowUp;
 use crate::graph::Graph;
 use crate::http::listener::{connection_limit, serve};
 use crate::http::webhook::Webhook;
 use crate::http::{admin_router, public_router};
+use crate::inbox::{Capturing, inbox};
 use crate::metrics::Metrics;
-use crate::recorder::{Capturing, recorder};
+use crate::processor::Processor;
+use crate::progress::Progress;
 use crate::retention;
 use crate::store::{self, Database, MigrateError, Pool};
+use crate::woken::Woken;
 
 /// The longest time that [`Service::stop`] takes. An embedded database stops afterwards, and both
 /// together take at most 20 s.
@@ -98,24 +102,32 @@ impl Service {
         let stop = CancellationToken::new();
         let db = settings.database.pool();
         let pages = settings.database.pages_pool();
-        let checks_due = Arc::new(Notify::new());
+        let (woken, progress) = (Woken::default(), Progress::default());
         let metrics = Metrics::new();
-        let (recorder, recorder_task) = recorder(
+        let (inbox, inbox_task) = inbox(
             settings.database.clone(),
-            Arc::clone(&checks_due),
-            metrics.recorder.clone(),
+            woken.clone(),
+            progress.clone(),
+            metrics.inbox.clone(),
+        );
+        let processor = Processor::new(
+            settings.database.clone(),
+            settings.capturing,
+            woken.clone(),
+            progress.clone(),
+            metrics.processor.clone(),
         );
         let webhook = Webhook::new(
             &settings.app_secrets,
             settings.verify_token,
-            recorder,
+            inbox,
             settings.capturing,
             metrics.webhook.clone(),
         );
         let graph = Arc::new(settings.graph);
-        let follow_up = FollowUp::new(db.clone(), graph, checks_due, metrics.follow_up.clone());
+        let follow_up = FollowUp::new(db.clone(), graph, woken.clone(), metrics.follow_up.clone());
         let admin_token = settings.admin_token.as_ref();
-        let admin_router = admin_router(db.clone(), pages.clone(), admin_token, metrics);
+        let admin_router = admin_router(db.clone(), pages.clone(), admin_token, metrics, progress);
         let public_router = public_router(webhook.clone());
         let public = serve(public, public_router, connection_limit(), stop.clone());
         let admin = serve(admin, admin_router, ADMIN_CONNECTIONS_LIMIT, stop.clone());
@@ -123,7 +135,9 @@ impl Service {
         let background = Background {
             database: settings.database,
             db: db.clone(),
+            processor,
             follow_up,
+            woken,
             retention: settings.retention,
         };
 
@@ -132,7 +146,7 @@ impl Service {
         tasks.spawn(primary);
         tasks.spawn(public);
         tasks.spawn(admin);
-        tasks.spawn(run_on_own_thread("recorder", recorder_task.run()));
+        tasks.spawn(run_on_own_thread("inbox", inbox_task.run()));
         tasks.spawn(background.run(stop.clone()));
         Ok(Self {
             address,
@@ -171,8 +185,8 @@ impl Service {
     }
 }
 
-/// Runs a task on a thread of its own. Every callback waits for the recorder, and on the shared
-/// threads other requests would delay it after each answer of the database.
+/// Runs a task on a thread of its own. Every callback waits for the inbox, and on the shared threads
+/// other requests would delay it after each answer of the database.
 async fn run_on_own_thread(name: &str, task: impl Future<Output = ()> + Send + 'static) {
     let (sender, ended) = oneshot::channel();
     let runtime = runtime::Builder::new_current_thread()
@@ -210,7 +224,9 @@ fn bind(address: SocketAddr) -> Result<TcpListener, ListenError> {
 struct Background {
     database: Database,
     db: Pool,
+    processor: Processor,
     follow_up: FollowUp,
+    woken: Woken,
     retention: Duration,
 }
 
@@ -230,7 +246,9 @@ impl Background {
             );
         }
         tokio::join!(
+            run_on_own_thread("processor", self.processor.run(stop.clone())),
             self.follow_up.run(stop.clone()),
+            change_log::run(self.db.clone(), self.woken, stop.clone()),
             retention::run(self.db, self.retention, stop)
         );
     }
@@ -239,11 +257,11 @@ impl Background {
 /// Migrates once the database can be reached.
 ///
 /// # Errors
-/// The tables are of another build.
+/// No retry would help: the tables are of another build, or a pooler is too old.
 async fn migrate_with_retries(database: &Database) -> Result<(), MigrateError> {
     let mut logged: Option<(String, Instant)> = None;
     while let Err(error) = database.migrate().await {
-        if matches!(error, MigrateError::OtherBuild(_)) {
+        if error.is_fatal() {
             return Err(error);
         }
         let error = error_chain(&error);

@@ -9,7 +9,7 @@ use lockwatch::embedded::EmbeddedPostgres;
 use lockwatch::store::Database;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use crate::load::Load;
 use crate::plain_servers::PlainServerProcess;
@@ -19,9 +19,21 @@ use crate::{Contender, Setup, median};
 /// The failures that Postgres itself inserts in one statement.
 const SQL_BATCH_ROWS: u64 = 1000;
 
+/// A turn, by what counts as done.
+#[derive(Debug, Clone, Copy)]
+pub enum Turn {
+    /// What is in its tables: the turn ends when the inbox is empty.
+    Stored(Duration),
+    /// What is acknowledged. What is left in the inbox is processed after the turn.
+    Acknowledged(Duration),
+}
+
 /// A contender that is ready to work.
 pub struct RunningContender {
     work: Work,
+    /// A session to look at the inbox.
+    watcher: PgConnection,
+    wal: f64,
     database: String,
     processes: Processes,
     rows_per_callback: u64,
@@ -63,6 +75,7 @@ impl RunningContender {
             .to_owned();
         Database::parse(&url)?.migrate().await?;
         let mut db = PgConnection::connect(&url).await?;
+        let watcher = PgConnection::connect(&url).await?;
         let processes = Processes::start(setup.contender, &mut db, &url).await?;
         let work = match setup.contender {
             Contender::Postgres => Work::Sql { db, next: 1 },
@@ -73,6 +86,8 @@ impl RunningContender {
         };
         Ok(Self {
             work,
+            watcher,
+            wal: 0.0,
             database,
             processes,
             rows_per_callback: setup.payload.failures().max(1),
@@ -83,28 +98,58 @@ impl RunningContender {
         })
     }
 
-    /// Works for this time. Returns callbacks per second, or rows where a callback has many.
-    pub async fn run_turn(&mut self, duration: Duration) -> Result<f64, Box<dyn Error>> {
+    /// Works for a turn. Returns callbacks per second, or rows where a callback has many.
+    pub async fn run_turn(&mut self, turn: Turn) -> Result<f64, Box<dyn Error>> {
+        let (Turn::Stored(duration) | Turn::Acknowledged(duration)) = turn;
         if let Work::Load(load) = &mut self.work {
-            load.prepare(usize::try_from(30_000 / self.rows_per_callback)?);
+            let per_second = 60_000 * duration.as_millis() / 1000;
+            load.prepare(usize::try_from(per_second)? / usize::try_from(self.rows_per_callback)?);
         }
-        let before = self.cpu_time();
+        let (before, wal) = (self.cpu_time(), self.wal_position().await?);
+        let started = Instant::now();
         let (rows, elapsed) = match &mut self.work {
             Work::Load(load) => {
                 let outcome = load.run_turn(duration).await?;
                 self.refused += outcome.refused;
-                let rows = outcome.acknowledged * self.rows_per_callback;
-                (rows, outcome.elapsed)
+                (
+                    outcome.acknowledged * self.rows_per_callback,
+                    outcome.elapsed,
+                )
             }
             Work::Sql { db, next } => insert_for(db, next, duration).await?,
+        };
+        self.wait_for_empty_inbox().await?;
+        let elapsed = match turn {
+            Turn::Stored(_) => started.elapsed(),
+            Turn::Acknowledged(_) => elapsed,
         };
         let after = self.cpu_time();
         self.cpu.servers += after.servers.saturating_sub(before.servers);
         self.cpu.postgres += after.postgres.saturating_sub(before.postgres);
+        self.wal += self.wal_position().await? - wal;
         self.done += rows;
         let speed = rows as f64 / elapsed.as_secs_f64();
         self.speeds.push(speed);
         Ok(speed)
+    }
+
+    async fn wait_for_empty_inbox(&mut self) -> Result<(), Box<dyn Error>> {
+        let is_empty = "select not exists (select from inbox)";
+        while !sqlx::query_scalar::<_, bool>(is_empty)
+            .fetch_one(&mut self.watcher)
+            .await?
+        {
+            sleep(Duration::from_millis(2)).await;
+        }
+        Ok(())
+    }
+
+    /// The bytes of WAL that the whole server has written. Only one contender works at a time.
+    async fn wal_position(&mut self) -> Result<f64, Box<dyn Error>> {
+        let position = "select (pg_current_wal_insert_lsn() - '0/0')::float8";
+        Ok(sqlx::query_scalar(position)
+            .fetch_one(&mut self.watcher)
+            .await?)
     }
 
     /// Forgets all measurements so far.
@@ -112,6 +157,7 @@ impl RunningContender {
         self.speeds.clear();
         self.refused = 0;
         self.done = 0;
+        self.wal = 0.0;
         self.cpu = CpuTime::default();
         if let Work::Load(load) = &mut self.work {
             load.reset_latencies();
@@ -140,6 +186,15 @@ impl RunningContender {
         format!("{servers:.0} + {postgres:.0}")
     }
 
+    /// The same, added up.
+    pub fn cpu_per_row(&self) -> f64 {
+        (self.cpu.servers + self.cpu.postgres).as_micros() as f64 / self.done.max(1) as f64
+    }
+
+    pub fn wal_per_row(&self) -> f64 {
+        self.wal / self.done.max(1) as f64
+    }
+
     /// The CPU time used so far.
     fn cpu_time(&self) -> CpuTime {
         CpuTime {
@@ -160,12 +215,11 @@ impl Processes {
         match contender {
             Contender::Serve {
                 processes,
-                capture,
                 rows_before,
             } => {
                 fill(db, rows_before).await?;
                 for _ in 0..processes {
-                    let serve = Serve::start(url, &[("LOCKWATCH_CAPTURE", capture)])?;
+                    let serve = Serve::start(url, &[])?;
                     started.serves.push(serve);
                 }
             }
@@ -231,23 +285,25 @@ pub async fn create_database(postgres: &EmbeddedPostgres) -> Result<String, Box<
     Ok(options.database(&name).to_url_lossy().to_string())
 }
 
+/// The rows are of the accounts of the load, in turn, and of their incidents 1 to 20.
 const INSERT: &str = "
     insert into failed_deliveries (incident_id, waba_id, phone_number_id, message_id, recipient_id,
                                    failed_at, received_at, error_code, error_title, error_message,
-                                   error_details, digest)
-    select 1, '102290129340000', '106540352242922',
+                                   error_details, digest, capture_id)
+    select 1 + n % 20, '10229012934' || lpad((n % 20)::text, 4, '0'), '106540352242922',
            'wamid.HBgLMTY1MDU1NTEyMzQVAgARGBI' || lpad(n::text, 18, '0') || 'AA==',
            '16505551234', now(), now(), 131031, 'Business Account locked',
-           'Business Account locked', 'Business account has been locked.', sha256(n::text::bytea)
+           'Business Account locked', 'Business account has been locked.', sha256(n::text::bytea), n
       from generate_series($1::bigint, $2::bigint) n";
 
-/// Inserts an incident with this number of failures, or nothing for 0.
+/// Inserts the incidents of the load's accounts with this number of failures, or nothing for 0.
 async fn fill(db: &mut PgConnection, rows: u64) -> Result<(), Box<dyn Error>> {
     if rows > 0 {
         sqlx::raw_sql(
-            "insert into accounts values ('102290129340000');
-             insert into incidents (waba_id, opened_at, last_failure_at)
-             values ('102290129340000', now(), now())",
+            "insert into accounts
+             select '10229012934' || lpad(n::text, 4, '0') from generate_series(0, 19) n;
+             insert into incidents (waba_id, opened_at, last_failure_at, last_evidence_at)
+             select waba_id, now(), now(), now() from accounts order by waba_id",
         )
         .execute(&mut *db)
         .await?;

@@ -12,10 +12,10 @@ use axum::extract::{DefaultBodyLimit, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::routing::post;
 use clap::ValueEnum;
-use lockwatch::meta::callback::CallbackContents;
-use lockwatch::meta::failure::FailedDelivery;
+use lockwatch::intake::Intake;
 use lockwatch::meta::ids::Text;
 use lockwatch::meta::signature::{SIGNATURE_HEADER, Signature, Verifier};
+use lockwatch::meta::status::FailedMessage;
 use sqlx::PgPool;
 use sqlx::postgres::PgPoolOptions;
 use time::OffsetDateTime;
@@ -96,7 +96,7 @@ async fn insert(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Byt
     if !shared.is_signed(&headers, &body) {
         return StatusCode::UNAUTHORIZED;
     }
-    for failure in CallbackContents::parse(&body, OffsetDateTime::now_utc()).failures {
+    for failure in Intake::parse(&body, OffsetDateTime::now_utc()).failures {
         if insert_failure(&shared.pool, &failure).await.is_err() {
             return StatusCode::SERVICE_UNAVAILABLE;
         }
@@ -108,7 +108,7 @@ fn optional(text: &Option<Text>) -> Option<String> {
     text.as_ref().map(|text| text.as_str().to_owned())
 }
 
-async fn insert_failure(pool: &PgPool, failure: &FailedDelivery) -> sqlx::Result<()> {
+async fn insert_failure(pool: &PgPool, failure: &FailedMessage) -> sqlx::Result<()> {
     sqlx::query(
         "insert into plain_failures (incident_id, waba_id, phone_number_id, message_id,
                                      recipient_id, failed_at, received_at, error_code,

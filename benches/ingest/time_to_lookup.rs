@@ -25,7 +25,7 @@ const SAMPLE_COUNT: usize = 300;
 const LOCK_INTERVAL: Duration = Duration::from_millis(30);
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(10);
 const P50_LIMIT_MS: f64 = 20.0;
-const P99_LIMIT_MS: f64 = 250.0;
+const P99_LIMIT_MS: f64 = 150.0;
 
 /// Prints the line. Returns whether p50 and p99 are within their limits.
 pub async fn measure(

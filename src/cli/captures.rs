@@ -1,5 +1,6 @@
-//! `lockwatch captures list|export`
+//! `lockwatch captures list|export|retry`
 
+use std::collections::HashSet;
 use std::fs;
 use std::io::{self, BufWriter, Write};
 use std::path::PathBuf;
@@ -7,6 +8,7 @@ use std::path::PathBuf;
 use anyhow::{Context, anyhow};
 use clap::{Args, Subcommand};
 use serde_json::json;
+use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 
 use super::{Failure, check_time_range, connect, print_line, render};
@@ -15,18 +17,20 @@ use crate::meta::capture::Capture;
 use crate::meta::ids::WabaId;
 use crate::meta::redact::Redactor;
 use crate::report::text;
-use crate::store::captures::{self, CaptureFilter, CapturePosition};
-use crate::store::{Pool, StoreError, bounded, incidents};
+use crate::store::captures::{self, CaptureFilter};
+use crate::store::{Pool, StoreError, backlog, bounded, incidents};
 
-/// Positions of captures that one query reads, ahead of the bodies.
-const POSITIONS_LIMIT: i64 = 100_000;
+/// Ids of captures that one query reads, ahead of the bodies.
+const IDS_LIMIT: i64 = 100_000;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum CapturesCommand {
     /// List captures, newest first, without their bodies
     List(ListArgs),
-    /// Write captures to files, oldest first, for replay
+    /// Write captures to files, oldest first, for replay; each distinct body once
     Export(ExportArgs),
+    /// Read quarantined captures again, as after an update that can read more
+    Retry(RetryArgs),
 }
 
 #[derive(Debug, Args)]
@@ -55,6 +59,15 @@ pub(super) struct ExportArgs {
     /// recipient gets the same pseudonym in every export of this database
     #[arg(long)]
     redact: bool,
+    #[command(flatten)]
+    data: DataArgs,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct RetryArgs {
+    /// Only these captures, by the ids that `list --quarantined` shows
+    #[arg(value_name = "ID")]
+    ids: Vec<i64>,
     #[command(flatten)]
     data: DataArgs,
 }
@@ -110,6 +123,7 @@ pub(super) async fn run(command: CapturesCommand) -> Result<(), Failure> {
     match command {
         CapturesCommand::List(args) => list(args).await,
         CapturesCommand::Export(args) => export(args).await,
+        CapturesCommand::Retry(args) => retry(args).await,
     }
 }
 
@@ -175,14 +189,33 @@ async fn export(args: ExportArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Reads captures in batches that fit in memory.
+async fn retry(args: RetryArgs) -> Result<(), Failure> {
+    let db = connect(&args.data).await?;
+    let ids = (!args.ids.is_empty()).then_some(&args.ids[..]);
+    let retried = bounded(backlog::retry_quarantined(&db, ids))
+        .await
+        .context("cannot put captures into the inbox")?;
+    let captures = text::format_count(
+        i64::try_from(retried).unwrap_or(i64::MAX),
+        "capture is",
+        "captures are",
+    );
+    print_line(format_args!(
+        "{captures} back in the inbox; the running serve reads them again."
+    ))?;
+    Ok(())
+}
+
+/// Reads captures in batches that fit in memory, each distinct body once.
 struct CaptureReader {
     db: Pool,
     filter: CaptureFilter,
-    /// The position of the last capture that was read.
-    after: Option<CapturePosition>,
-    /// Positions whose bodies are not read yet.
-    pending: Vec<CapturePosition>,
+    /// The id of the last capture that was read.
+    after: i64,
+    /// Ids whose bodies are not read yet.
+    pending: Vec<i64>,
+    /// The first half of the SHA-256 of each body that was read.
+    seen: HashSet<[u8; 16]>,
 }
 
 impl CaptureReader {
@@ -190,8 +223,9 @@ impl CaptureReader {
         Self {
             db,
             filter,
-            after: None,
+            after: 0,
             pending: Vec::new(),
+            seen: HashSet::new(),
         }
     }
 
@@ -199,9 +233,8 @@ impl CaptureReader {
     async fn next_batch(&mut self) -> Result<Vec<Capture>, StoreError> {
         loop {
             if self.pending.is_empty() {
-                let query =
-                    captures::list_positions(&self.db, &self.filter, self.after, POSITIONS_LIMIT);
-                self.pending = bounded(query).await?;
+                let ids = captures::list_ids(&self.db, &self.filter, self.after, IDS_LIMIT);
+                self.pending = bounded(ids).await?;
             }
             let wanted = &self.pending[..self.pending.len().min(captures::FETCH_LIMIT_ROWS)];
             let Some(last_wanted) = wanted.last().copied() else {
@@ -209,14 +242,21 @@ impl CaptureReader {
             };
             let batch = bounded(captures::fetch(&self.db, wanted)).await?;
             // If nothing came back, retention has deleted all of these in the meantime.
-            let last_read = batch.last().map_or(last_wanted, |(position, _)| *position);
-            self.after = Some(last_read);
-            self.pending.retain(|position| *position > last_read);
-            if !batch.is_empty() {
-                return Ok(batch.into_iter().map(|(_, capture)| capture).collect());
+            let last_read = batch.last().map_or(last_wanted, |(id, _)| *id);
+            self.after = last_read;
+            self.pending.retain(|id| *id > last_read);
+            let captures = batch.into_iter().map(|(_, capture)| capture);
+            let captures: Vec<Capture> = captures.filter(|c| self.seen.insert(digest(c))).collect();
+            if !captures.is_empty() {
+                return Ok(captures);
             }
         }
     }
+}
+
+fn digest(capture: &Capture) -> [u8; 16] {
+    let digest: [u8; 32] = Sha256::digest(&capture.body).into();
+    *digest.first_chunk().expect("it has 32 bytes")
 }
 
 /// The place where exported captures are written.

@@ -21,10 +21,10 @@ use super::{Failure, print_line, start_log};
 use crate::config::LogFormat;
 use crate::embedded::EmbeddedPostgres;
 use crate::graph::{Graph, GraphSettings, Tokens};
+use crate::inbox::Capturing;
 use crate::lockout::cause::LockoutCause;
 use crate::meta::compose::{StatusCallback, message_id};
 use crate::meta::signature::{self, sign};
-use crate::recorder::Capturing;
 use crate::report::text::{format_count, state_word};
 use crate::report::{self, IncidentReport};
 use crate::service::{Service, Settings};
@@ -277,8 +277,9 @@ impl Demo {
         let deadline = Instant::now() + CAUSES_TIMEOUT;
         loop {
             let incidents = printer.print_changes(self).await?;
-            let is_pending = |incident: &Incident| incident.cause == LockoutCause::Pending;
-            if !incidents.iter().any(is_pending) {
+            let has_cause = |incident: &Incident| incident.cause != LockoutCause::Pending;
+            // Callbacks are processed a moment after they are answered.
+            if incidents.len() == accounts().len() && incidents.iter().all(has_cause) {
                 return Ok(incidents);
             }
             ensure!(

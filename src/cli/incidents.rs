@@ -11,7 +11,6 @@ use time::OffsetDateTime;
 use super::{Failure, chart, check_time_range, connect, print_line, render};
 use crate::config::DataArgs;
 use crate::lockout::cause::LockoutCause;
-use crate::lockout::change::Change;
 use crate::lockout::note::Note;
 use crate::meta::ids::WabaId;
 use crate::report::csv::{self, Row};
@@ -187,7 +186,7 @@ async fn resolve(args: ResolveArgs) -> Result<(), Failure> {
         .await
         .context("cannot resolve the incident")?;
     match resolution {
-        ManualResolution::Resolved(Change { waba_id, .. }) => {
+        ManualResolution::Resolved(waba_id) => {
             anstream::eprintln!("Incident {} of account {waba_id} is resolved.", args.id);
             Ok(())
         }

@@ -6,6 +6,7 @@ mod chart;
 mod check;
 mod demo;
 mod healthcheck;
+mod inbox;
 mod incidents;
 mod migrate;
 mod render;
@@ -58,7 +59,10 @@ enum Command {
     Incidents(incidents::IncidentsCommand),
     /// Ask Meta now about the health of a phone number or an account
     Check(check::CheckArgs),
-    /// List and export captures (callbacks kept byte for byte)
+    /// List callbacks that are not processed yet, retry them, or give them up
+    #[command(subcommand)]
+    Inbox(inbox::InboxCommand),
+    /// List and export captures (callbacks kept byte for byte), or read quarantined ones again
     #[command(subcommand)]
     Captures(captures::CapturesCommand),
     /// Post captures to a webhook, or record them into the database
@@ -134,6 +138,7 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Healthcheck(args) => healthcheck::run(args).await,
         Command::Incidents(command) => incidents::run(command).await,
         Command::Check(args) => check::run(args).await,
+        Command::Inbox(command) => inbox::run(command).await,
         Command::Captures(command) => captures::run(command).await,
         Command::Replay(args) => replay::run(args).await,
         Command::Sign(args) => sign::run(&args),

@@ -10,6 +10,7 @@ use crate::meta::health::Entity;
 use crate::report::text::{format_number, format_short_time, format_time, printable, state_word};
 use crate::report::timeline::NumberHealth;
 use crate::report::{IncidentReport, NumberReport};
+use crate::store::backlog::WaitingCallback;
 use crate::store::captures::CaptureSummary;
 use crate::store::checks::HealthCheck;
 
@@ -214,34 +215,60 @@ pub(super) fn check_table(checks: &[HealthCheck]) -> String {
     table(&["CHECKED", "NUMBER ID", "OUTCOME", "RESULT"], &[], rows)
 }
 
+pub(super) fn inbox_table(callbacks: &[WaitingCallback]) -> String {
+    let rows = callbacks.iter().map(|callback| {
+        vec![
+            callback.capture_id.to_string(),
+            format_short_time(callback.appended_at),
+            callback.body.len().to_string(),
+            callback.attempts.to_string(),
+            callback.retry_at.map(format_short_time).unwrap_or_default(),
+            callback
+                .problem
+                .as_deref()
+                .map(printable)
+                .unwrap_or_default(),
+        ]
+    });
+    let header = [
+        "ID",
+        "SINCE (UTC)",
+        "BYTES",
+        "ATTEMPTS",
+        "NEXT (UTC)",
+        "PROBLEM",
+    ];
+    table(&header, &[0, 2, 3], rows)
+}
+
 pub(super) fn capture_table(captures: &[CaptureSummary]) -> String {
     let (received, format_received): (_, fn(OffsetDateTime) -> String) = if is_wide() {
         ("RECEIVED", format_time)
     } else {
         ("RECEIVED (UTC)", format_short_time)
     };
-    let header = [
-        "ID",
-        received,
-        "ACCOUNT",
-        "BYTES",
-        "TIMES",
-        "FAILURES",
-        "QUARANTINED",
-    ];
+    let header = ["ID", received, "ACCOUNT", "BYTES", "FAILURES", "STATE"];
     let rows = captures.iter().map(|capture| {
-        let quarantined = if capture.quarantined { "yes" } else { "" };
+        let state = match (capture.waiting, capture.quarantined) {
+            (true, _) => "in the inbox",
+            (false, true) => "quarantined",
+            (false, false) => "",
+        };
+        let accounts = match &capture.waba_ids[..] {
+            [] => String::new(),
+            [account] => account.clone(),
+            [first, others @ ..] => format!("{first} + {}", others.len()),
+        };
         vec![
             capture.id.to_string(),
             format_received(capture.received_at),
-            capture.waba_id.clone(),
+            accounts,
             capture.body_bytes.to_string(),
-            capture.times_received.to_string(),
             capture.failure_count.to_string(),
-            quarantined.to_owned(),
+            state.to_owned(),
         ]
     });
-    table(&header, &[0, 3, 4, 5], rows)
+    table(&header, &[0, 3, 4], rows)
 }
 
 pub(super) fn entity_table(entities: &[Entity]) -> String {

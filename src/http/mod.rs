@@ -30,6 +30,7 @@ use tower_http::csrf::CsrfLayer;
 use self::auth::Guard;
 use self::error::Problem;
 use crate::metrics::Metrics;
+use crate::progress::Progress;
 use crate::store::Pool;
 
 /// Returns the routes of the public listener: Meta's webhook and the liveness probe, nothing else.
@@ -46,10 +47,11 @@ pub(crate) fn admin_router(
     pages: Pool,
     token: Option<&SecretString>,
     metrics: Metrics,
+    progress: Progress,
 ) -> Router {
-    let guarded = api::router(pages.clone())
+    let guarded = api::router(pages.clone(), progress.clone())
         .merge(dashboard::router(pages))
-        .merge(ops::metrics_router(db.clone(), metrics))
+        .merge(ops::metrics_router(db.clone(), metrics, progress.clone()))
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(DefaultBodyLimit::max(resolve::ADMIN_BODY_LIMIT_BYTES))
@@ -60,7 +62,7 @@ pub(crate) fn admin_router(
             auth::require_access,
         ))
         .layer(middleware::from_fn(dashboard::render_problem_pages));
-    ops::readiness_router(db)
+    ops::readiness_router(db, progress)
         .merge(guarded)
         .layer(middleware::from_fn(auth::add_security_headers))
 }

@@ -12,6 +12,7 @@ use tracing::debug;
 
 use crate::error_chain::error_chain;
 use crate::metrics::{Metrics, Snapshot};
+use crate::progress::Progress;
 use crate::store::{self, Pool, Readiness, overview};
 
 const READINESS_TIMEOUT: Duration = Duration::from_secs(3);
@@ -23,41 +24,68 @@ pub(super) fn liveness_router() -> Router {
     Router::new().route("/healthz", get(|| async { "alive\n" }))
 }
 
-/// `GET /readyz`: 200 when the database answers, takes writes and has this version's tables, else
-/// 503.
-pub(super) fn readiness_router(db: Pool) -> Router {
+/// `GET /readyz`: 200 when this process can store callbacks, the database takes writes and has this
+/// version's tables, and the processor has got on within the last minute; else 503.
+///
+/// It is no readiness probe for Kubernetes: while the database is away, no replica is ready, and
+/// without a replica Meta's other callbacks, which need no database, would be lost as well.
+pub(super) fn readiness_router(db: Pool, progress: Progress) -> Router {
     Router::new()
         .route("/readyz", get(get_readiness))
-        .with_state(db)
+        .with_state((db, progress))
 }
 
-async fn get_readiness(State(db): State<Pool>) -> (StatusCode, &'static str) {
-    let reason = match timeout(READINESS_TIMEOUT, store::readiness(&db)).await {
-        Ok(Ok(Readiness::Ready)) => return (StatusCode::OK, "ready\n"),
-        Ok(Ok(Readiness::ReadOnly)) => "the database takes no writes\n",
-        Ok(Ok(Readiness::Unmigrated)) => "the database lacks this version's tables\n",
+async fn get_readiness(
+    State((db, progress)): State<(Pool, Progress)>,
+) -> (StatusCode, &'static str) {
+    match find_obstacle(&db, &progress, READINESS_TIMEOUT).await {
+        None => (StatusCode::OK, "ready\n"),
+        Some(obstacle) => (StatusCode::SERVICE_UNAVAILABLE, obstacle),
+    }
+}
+
+/// Returns the reason why lockouts cannot be recorded now, if there is one.
+pub(super) async fn find_obstacle(
+    db: &Pool,
+    progress: &Progress,
+    limit: Duration,
+) -> Option<&'static str> {
+    match timeout(limit, store::readiness(db)).await {
+        Ok(Ok(Readiness::Ready)) => {}
+        Ok(Ok(Readiness::ReadOnly)) => return Some("the database takes no writes\n"),
+        Ok(Ok(Readiness::Unmigrated)) => {
+            return Some("the database lacks this version's tables\n");
+        }
         Ok(Err(error)) => {
             debug!("not ready: {}", error_chain(&error));
-            "the database cannot be reached\n"
+            return Some("the database cannot be reached\n");
         }
-        Err(_) => "the database does not answer\n",
-    };
-    (StatusCode::SERVICE_UNAVAILABLE, reason)
+        Err(_) => return Some("the database does not answer\n"),
+    }
+    if progress.append_failed_at().is_some() {
+        return Some("the last append to the inbox failed\n");
+    }
+    if !progress.is_processing() {
+        return Some("the inbox has not been processed for a minute\n");
+    }
+    None
 }
 
 /// `GET /metrics`: the process's counters, and gauges from the database. If the database does not
 /// answer in time, the status is still 200 and its gauges are missing.
-pub(super) fn metrics_router(db: Pool, metrics: Metrics) -> Router {
+pub(super) fn metrics_router(db: Pool, metrics: Metrics, progress: Progress) -> Router {
     Router::new()
         .route("/metrics", get(get_metrics))
-        .with_state((db, metrics))
+        .with_state((db, metrics, progress))
 }
 
-async fn get_metrics(State((db, metrics)): State<(Pool, Metrics)>) -> impl IntoResponse {
+async fn get_metrics(
+    State((db, metrics, progress)): State<(Pool, Metrics, Progress)>,
+) -> impl IntoResponse {
     // Counted first: the scrape itself uses the pool.
     let pool = overview::pool_use(&db);
-    let (readiness, overview) = tokio::join!(
-        timeout(METRICS_TIMEOUT, store::readiness(&db)),
+    let (obstacle, overview) = tokio::join!(
+        find_obstacle(&db, &progress, METRICS_TIMEOUT),
         timeout(METRICS_TIMEOUT, overview::fetch(&db))
     );
     let overview = overview.ok().and_then(|overview| {
@@ -66,7 +94,7 @@ async fn get_metrics(State((db, metrics)): State<(Pool, Metrics)>) -> impl IntoR
             .ok()
     });
     let text = metrics.encode(&Snapshot {
-        ready: matches!(readiness, Ok(Ok(Readiness::Ready))),
+        ready: obstacle.is_none(),
         pool,
         overview,
     });

@@ -29,10 +29,7 @@ pub(super) async fn resolve_by_hand(
         .await
         .map_err(|_| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "not resolved"))?;
     match resolved? {
-        ManualResolution::Resolved(change) => {
-            incident_life::log(&change);
-            Ok(())
-        }
+        ManualResolution::Resolved(_) => Ok(()),
         ManualResolution::AlreadyResolved => Err(Problem::new(
             StatusCode::CONFLICT,
             format!("incident {id} was resolved before; nothing changed"),

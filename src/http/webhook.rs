@@ -11,7 +11,6 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use secrecy::{ExposeSecret, SecretString};
 use subtle::ConstantTimeEq;
-use time::OffsetDateTime;
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -19,9 +18,10 @@ use tracing::{debug, info, warn};
 
 use super::body_memory::{BODY_LIMIT_BYTES, BodyError, BodyMemory};
 use super::eviction::Evictable;
+use crate::inbox::{Capturing, Inbox, NewCallback, NotStored};
+use crate::meta::interest::may_concern_us;
 use crate::meta::signature::{self, Signature, Verifier};
 use crate::metrics::{CountOnDrop, WebhookMetrics};
-use crate::recorder::{Callback, Capturing, NotRecorded, Recorder};
 
 /// The webhook's state, shared by its handlers.
 #[derive(Debug, Clone)]
@@ -31,7 +31,7 @@ pub struct Webhook(Arc<Shared>);
 struct Shared {
     verifier: Verifier,
     verify_token: SecretString,
-    recorder: Recorder,
+    inbox: Inbox,
     capturing: Capturing,
     bodies: BodyMemory,
     refusals: RefusalLog,
@@ -40,19 +40,19 @@ struct Shared {
 
 impl Webhook {
     /// Creates a webhook that accepts callbacks signed with one of these secrets and hands them to
-    /// the recorder.
+    /// the inbox.
     #[must_use]
     pub fn new(
         app_secrets: &[SecretString],
         verify_token: SecretString,
-        recorder: Recorder,
+        inbox: Inbox,
         capturing: Capturing,
         metrics: WebhookMetrics,
     ) -> Self {
         Self(Arc::new(Shared {
             verifier: Verifier::new(app_secrets),
             verify_token,
-            recorder,
+            inbox,
             capturing,
             bodies: BodyMemory::default(),
             refusals: RefusalLog::default(),
@@ -82,14 +82,14 @@ async fn receive_callback(
     let mut counted = CountOnDrop(&callbacks.abandoned);
     let acknowledged = acknowledge(&webhook.0, request).await;
     counted.0 = match acknowledged {
-        Ok(Acknowledgement::Recorded) => &callbacks.recorded,
-        Ok(Acknowledgement::NothingFound) => &callbacks.nothing_found,
+        Ok(Acknowledgement::Stored) => &callbacks.recorded,
+        Ok(Acknowledgement::NoInterest) => &callbacks.nothing_found,
         Err(WebhookError::BadSignature) => &callbacks.bad_signature,
         Err(WebhookError::Encoded) => &callbacks.encoded,
         Err(WebhookError::TooLarge) => &callbacks.too_large,
         Err(WebhookError::Incomplete) => &callbacks.incomplete,
         Err(WebhookError::Busy) => &callbacks.busy,
-        Err(WebhookError::NotRecorded(_)) => &callbacks.not_recorded,
+        Err(WebhookError::NotStored(_)) => &callbacks.not_recorded,
     };
     acknowledged.map(|_| StatusCode::OK)
 }
@@ -97,31 +97,29 @@ async fn receive_callback(
 /// The outcome of a callback that is answered with 200.
 #[derive(Debug, Clone, Copy)]
 enum Acknowledgement {
-    Recorded,
-    NothingFound,
+    Stored,
+    NoInterest,
 }
 
-/// Receives and records one callback. `Ok` means that every lockout in it is on disk; every error
-/// makes Meta send it again.
+/// Receives and stores one callback. `Ok` means that its bytes are on disk, unless nothing in them
+/// concerns us; every error makes Meta send it again.
 async fn acknowledge(shared: &Shared, request: Request) -> Result<Acknowledgement, WebhookError> {
     let SignedCallback {
         callback,
         arrived,
         held,
     } = SignedCallback::receive(request, shared).await?;
-    match callback.find(shared.capturing) {
-        Some(found) => {
-            shared.recorder.record(found, arrived, held).await?;
-            Ok(Acknowledgement::Recorded)
-        }
-        None => Ok(Acknowledgement::NothingFound),
+    if !callback.is_of_interest && shared.capturing != Capturing::All {
+        return Ok(Acknowledgement::NoInterest);
     }
+    shared.inbox.append(callback, arrived, held).await?;
+    Ok(Acknowledgement::Stored)
 }
 
 /// A callback whose signature was verified over its raw bytes. [`receive`](Self::receive) is the
 /// only way to get one.
 struct SignedCallback {
-    callback: Callback,
+    callback: NewCallback,
     arrived: Instant,
     /// Its share of the memory for bodies.
     held: OwnedSemaphorePermit,
@@ -154,10 +152,11 @@ impl SignedCallback {
         if let Some(connection) = parts.extensions.get::<Arc<Evictable>>() {
             connection.trust();
         }
-        let callback = Callback {
+        let callback = NewCallback {
+            is_of_interest: may_concern_us(&body),
             body,
-            received_at: OffsetDateTime::now_utc(),
-            signature: Some(signature),
+            received_at: None,
+            signature: Some(signature.to_string()),
             app_secret: i32::try_from(position + 1).ok(),
         };
         Ok(Self {
@@ -197,12 +196,12 @@ enum WebhookError {
     TooLarge,
     Incomplete,
     Busy,
-    NotRecorded(NotRecorded),
+    NotStored(NotStored),
 }
 
-impl From<NotRecorded> for WebhookError {
-    fn from(error: NotRecorded) -> Self {
-        Self::NotRecorded(error)
+impl From<NotStored> for WebhookError {
+    fn from(error: NotStored) -> Self {
+        Self::NotStored(error)
     }
 }
 
@@ -230,7 +229,7 @@ impl IntoResponse for WebhookError {
             }
             Self::Incomplete => unavailable("the body did not arrive in time\n"),
             Self::Busy => unavailable("too many bodies at once\n"),
-            Self::NotRecorded(error) => unavailable(format!("not recorded: {error}\n")),
+            Self::NotStored(error) => unavailable(format!("not stored: {error}\n")),
         }
     }
 }

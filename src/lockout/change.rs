@@ -1,4 +1,4 @@
-//! Changes of an incident: it is opened, gets a cause, and is resolved.
+//! Changes of an incident: it is opened, gets a cause, is resolved, and is open again.
 
 use super::cause::LockoutCause;
 use super::incident::Resolution;
@@ -20,8 +20,50 @@ pub struct Change {
 pub enum ChangeKind {
     /// The incident was opened.
     Opened,
-    /// The incident got this cause.
-    CauseSet(LockoutCause),
+    /// The incident got its first cause.
+    CauseFound(LockoutCause),
+    /// The incident got another cause.
+    CauseChanged(LockoutCause),
     /// The incident was resolved.
     Resolved(Resolution),
+    /// A late failure shows that the incident goes on.
+    Reopened,
+}
+
+impl ChangeKind {
+    /// The word for it in the database.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Opened => "opened",
+            Self::CauseFound(_) => "cause_found",
+            Self::CauseChanged(_) => "cause_changed",
+            Self::Resolved(_) => "resolved",
+            Self::Reopened => "reopened",
+        }
+    }
+
+    /// The cause or the resolution, as a word.
+    #[must_use]
+    pub fn detail(self) -> Option<&'static str> {
+        match self {
+            Self::Opened | Self::Reopened => None,
+            Self::CauseFound(cause) | Self::CauseChanged(cause) => Some(cause.as_str()),
+            Self::Resolved(resolution) => Some(resolution.as_str()),
+        }
+    }
+
+    /// Parses the words of the database. `None`: a later version wrote them.
+    #[must_use]
+    pub fn parse(kind: &str, detail: Option<&str>) -> Option<Self> {
+        let cause = || detail.and_then(LockoutCause::parse);
+        match kind {
+            "opened" => Some(Self::Opened),
+            "cause_found" => cause().map(Self::CauseFound),
+            "cause_changed" => cause().map(Self::CauseChanged),
+            "resolved" => detail.and_then(Resolution::parse).map(Self::Resolved),
+            "reopened" => Some(Self::Reopened),
+            _ => None,
+        }
+    }
 }

@@ -4,66 +4,112 @@ use std::time::Duration;
 
 use time::OffsetDateTime;
 
-/// The part of an incident that [`incident_for_failure`] needs to know.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct IncidentSpan {
-    /// The incident.
-    pub id: i64,
-    /// The time it was resolved; `None` while it is open.
-    pub resolved_at: Option<OffsetDateTime>,
+/// One incident of an account, as a span of time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span {
+    /// The time of its first evidence.
+    pub opened_at: OffsetDateTime,
+    /// The time of its latest evidence: a failure, or a check that still shows the cause.
+    pub last_evidence_at: OffsetDateTime,
+    /// The time at which something else than silence ended it. Such an end never moves.
+    pub ended_at: Option<OffsetDateTime>,
 }
 
-/// The known incidents of one account: all to which a failure since some time can belong.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct IncidentHistory {
-    /// The start of the known time. Nothing is known about failures before it.
-    pub since: OffsetDateTime,
-    /// The open incident, and those that were resolved after `since`.
-    pub spans: Vec<IncidentSpan>,
-}
-
-impl IncidentHistory {
-    /// Returns the incident that a failure [belongs to](incident_for_failure); `None` if it is not
-    /// known.
-    #[must_use]
-    pub fn incident_of(&self, failed_at: OffsetDateTime) -> Option<IncidentSpan> {
-        if failed_at < self.since {
-            return None;
-        }
-        let id = incident_for_failure(failed_at, &self.spans)?;
-        self.spans
-            .iter()
-            .find(|incident| incident.id == id)
-            .copied()
-    }
-
-    /// The id of the open incident.
-    #[must_use]
-    pub fn open_incident(&self) -> Option<i64> {
-        find_open(&self.spans)
-    }
-}
-
-fn find_open(history: &[IncidentSpan]) -> Option<i64> {
-    history
-        .iter()
-        .find(|incident| incident.resolved_at.is_none())
-        .map(|incident| incident.id)
-}
-
-/// Returns the incident that a failure belongs to; `None` if the failure opens a new one.
+/// The incidents of one account and kind. Spans never overlap.
 ///
-/// Meta redelivers callbacks for seven days, so a failure can arrive after its lockout is over. A
-/// failure belongs to the first incident that was resolved after the failure happened. If there is
-/// none, it belongs to the open incident.
-#[must_use]
-pub fn incident_for_failure(failed_at: OffsetDateTime, history: &[IncidentSpan]) -> Option<i64> {
-    let late = history
-        .iter()
-        .filter_map(|incident| incident.resolved_at.map(|at| (at, incident.id)))
-        .filter(|(resolved_at, _)| *resolved_at > failed_at)
-        .min();
-    late.map(|(_, id)| id).or_else(|| find_open(history))
+/// Whether an incident is open follows from its evidence and from the incidents after it, not from
+/// what was noticed when. So the same failures give the same incidents in any order.
+///
+/// ```
+/// use lockwatch::lockout::incident::History;
+/// use time::{Duration, OffsetDateTime};
+///
+/// let day = |n| OffsetDateTime::UNIX_EPOCH + Duration::days(n);
+/// let mut history = History::default();
+/// let first = history.add_failure(day(100));
+/// assert_eq!(history.add_failure(day(106)), first, "within seven days");
+/// assert_ne!(history.add_failure(day(113)), first, "a week of silence: the next lockout");
+/// assert_eq!(history.end(first), day(113));
+/// ```
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct History {
+    spans: Vec<Span>,
+}
+
+impl History {
+    /// Makes a history of these incidents. Their positions stay the same.
+    ///
+    /// To place a failure, every incident that [ends](Self::end) after it is needed.
+    #[must_use]
+    pub fn new(spans: Vec<Span>) -> Self {
+        Self { spans }
+    }
+
+    /// The incidents by their positions.
+    #[must_use]
+    pub fn spans(&self) -> &[Span] {
+        &self.spans
+    }
+
+    /// Returns the incident that lasts at this time, if there is one.
+    #[must_use]
+    pub fn find(&self, at: OffsetDateTime) -> Option<usize> {
+        (0..self.spans.len())
+            .find(|position| self.spans[*position].opened_at <= at && at < self.end(*position))
+    }
+
+    /// Adds a failure, and returns the position of its incident.
+    ///
+    /// That is the incident that lasts at this time; else the next one if it starts within seven
+    /// days, and then it starts here; else a new one. A failure between two incidents never merges
+    /// them.
+    pub fn add_failure(&mut self, at: OffsetDateTime) -> usize {
+        if let Some(position) = self.find(at) {
+            let span = &mut self.spans[position];
+            span.last_evidence_at = span.last_evidence_at.max(at);
+            return position;
+        }
+        let next = (0..self.spans.len())
+            .filter(|position| self.spans[*position].opened_at > at)
+            .min_by_key(|position| self.spans[*position].opened_at)
+            .filter(|position| self.spans[*position].opened_at < at + QUIET_WINDOW);
+        if let Some(position) = next {
+            self.spans[position].opened_at = at;
+            return position;
+        }
+        self.spans.push(Span {
+            opened_at: at,
+            last_evidence_at: at,
+            ended_at: None,
+        });
+        self.spans.len() - 1
+    }
+
+    /// Returns the end of an incident, which may lie in the future: what ended it, else seven days
+    /// of silence, but not later than the start of the next incident.
+    #[must_use]
+    pub fn end(&self, position: usize) -> OffsetDateTime {
+        let span = &self.spans[position];
+        span.ended_at.unwrap_or_else(|| {
+            let quiet_end = span.last_evidence_at + QUIET_WINDOW;
+            self.next_start(position)
+                .map_or(quiet_end, |start| start.min(quiet_end))
+        })
+    }
+
+    /// Returns whether an incident is open. At most the latest one is.
+    #[must_use]
+    pub fn is_open(&self, position: usize, now: OffsetDateTime) -> bool {
+        self.spans[position].ended_at.is_none()
+            && self.next_start(position).is_none()
+            && self.end(position) > now
+    }
+
+    fn next_start(&self, position: usize) -> Option<OffsetDateTime> {
+        let start = self.spans[position].opened_at;
+        let later = self.spans.iter().map(|span| span.opened_at);
+        later.filter(|opened_at| *opened_at > start).min()
+    }
 }
 
 /// The reason why an incident ended.
@@ -89,6 +135,14 @@ impl Resolution {
             Self::Quiet => "quiet",
             Self::Manual => "manual",
         }
+    }
+
+    /// Parses a word of the database.
+    #[must_use]
+    pub fn parse(word: &str) -> Option<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|resolution| resolution.as_str() == word)
     }
 }
 
@@ -148,50 +202,84 @@ mod tests {
         T + time::Duration::minutes(n)
     }
 
-    fn resolved(id: i64, at: i64) -> IncidentSpan {
-        IncidentSpan {
-            id,
-            resolved_at: Some(minutes(at)),
+    fn history(spans: &[(i64, i64, Option<i64>)]) -> History {
+        let span = |(opened, last, ended): &(i64, i64, Option<i64>)| Span {
+            opened_at: days(*opened),
+            last_evidence_at: days(*last),
+            ended_at: ended.map(days),
+        };
+        History::new(spans.iter().map(span).collect())
+    }
+
+    fn days(n: i64) -> OffsetDateTime {
+        T + time::Duration::days(n)
+    }
+
+    #[test]
+    fn a_failure_joins_extends_or_opens_an_incident() {
+        for (spans, at, expected, note) in [
+            (&[][..], 0, (0, 0), "no incident yet"),
+            (&[(0, 0, None)], 6, (0, 0), "within seven days"),
+            (&[(0, 0, None)], 7, (1, 7), "after seven days of silence"),
+            (
+                &[(0, 0, None)],
+                -6,
+                (0, -6),
+                "a late one: the incident starts earlier",
+            ),
+            (&[(0, 0, None)], -7, (1, -7), "seven days before it"),
+            (&[(0, 3, Some(4))], 3, (0, 0), "before its end"),
+            (
+                &[(0, 3, Some(4))],
+                4,
+                (1, 4),
+                "at its end: the next lockout",
+            ),
+            (
+                &[(0, 3, Some(4)), (8, 8, None)],
+                4,
+                (1, 4),
+                "between two: the later starts earlier",
+            ),
+            (
+                &[(0, 0, None), (9, 9, None)],
+                6,
+                (0, 0),
+                "a late bridge stays with the earlier",
+            ),
+            (&[(9, 9, None), (0, 0, None)], 8, (0, 8), "in any order"),
+        ] {
+            let mut history = history(spans);
+            let position = history.add_failure(days(at));
+            let opened_at = history.spans()[position].opened_at;
+            assert_eq!(
+                (position, opened_at),
+                (expected.0, days(expected.1)),
+                "{note}"
+            );
         }
     }
 
-    const OPEN: IncidentSpan = IncidentSpan {
-        id: 9,
-        resolved_at: None,
-    };
+    #[test]
+    fn silence_ends_an_incident_and_a_late_failure_moves_that_end() {
+        let mut history = history(&[(0, 0, None)]);
+        assert!(history.is_open(0, days(6)));
+        assert!(!history.is_open(0, days(7)));
+        history.add_failure(days(5));
+        assert_eq!(history.end(0), days(12));
+        assert!(history.is_open(0, days(7)), "open again");
+        history.add_failure(days(12));
+        assert!(!history.is_open(0, days(7)), "another one follows");
+        history.add_failure(days(11));
+        assert_eq!(history.end(0), days(12), "not past the next one's start");
+    }
 
     #[test]
-    fn a_failure_opens_or_joins_an_incident() {
-        assert_eq!(
-            incident_for_failure(T, &[]),
-            None,
-            "no incident yet: a new one"
-        );
-        assert_eq!(
-            incident_for_failure(T, &[OPEN]),
-            Some(9),
-            "the open incident"
-        );
-        assert_eq!(
-            incident_for_failure(T, &[resolved(1, -5)]),
-            None,
-            "after the last incident: a new one"
-        );
-        assert_eq!(
-            incident_for_failure(T, &[resolved(1, 5)]),
-            Some(1),
-            "before the incident ended: it came late"
-        );
-        assert_eq!(
-            incident_for_failure(T, &[OPEN, resolved(2, 10), resolved(1, 5), resolved(0, -5)]),
-            Some(1),
-            "the first incident to end"
-        );
-        assert_eq!(
-            incident_for_failure(T, &[resolved(1, 0), OPEN]),
-            Some(9),
-            "at the exact end: it is not before the end"
-        );
+    fn another_end_never_moves() {
+        let mut history = history(&[(0, 3, Some(4))]);
+        history.add_failure(days(2));
+        assert_eq!(history.end(0), days(4));
+        assert!(!history.is_open(0, days(3)));
     }
 
     #[test]

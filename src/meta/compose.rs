@@ -5,7 +5,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 
-use super::failure::ACCOUNT_LOCKED;
+use super::status::ACCOUNT_LOCKED;
 
 const ERROR_CODES_PATH: &str = "/documentation/business-messaging/whatsapp/support/error-codes";
 
@@ -75,7 +75,7 @@ impl StatusCallback {
     /// Adds a message that failed because the account is locked (131031).
     #[must_use]
     pub fn failed(self, waba_id: &str, phone_number_id: &str, message_id: &str) -> Self {
-        let mut error = error_object(ACCOUNT_LOCKED, "Business Account locked");
+        let mut error = error_object(ACCOUNT_LOCKED.into(), "Business Account locked");
         error["error_data"] = json!({"details": "Business account has been locked."});
         self.add_message(waba_id, phone_number_id, message_id, "failed", Some(error))
     }

@@ -8,7 +8,7 @@ use serde::Serialize;
 pub const MAX_ID_BYTES: usize = 64;
 
 /// The `entry.id` in callbacks for Meta's test numbers.
-pub(super) const TEST_ACCOUNT_ID: &str = "0";
+const TEST_ACCOUNT_ID: &str = "0";
 
 /// The id of a WhatsApp Business Account (WABA): `entry.id` in a callback.
 ///

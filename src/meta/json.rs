@@ -15,7 +15,7 @@ use serde_json::value::RawValue;
 ///
 /// A field that is absent or `null` is `None`. If a field is repeated, the last one counts. The
 /// result is `None` as a whole if `json` is not an object.
-pub(super) fn fields<'a, const N: usize>(
+pub(crate) fn fields<'a, const N: usize>(
     json: &'a str,
     names: [&str; N],
 ) -> Option<[Option<&'a RawValue>; N]> {
@@ -26,14 +26,14 @@ pub(super) fn fields<'a, const N: usize>(
 }
 
 /// Returns the elements of a JSON array, or `None` if it is not an array.
-pub(super) fn elements(json: &RawValue) -> Option<Vec<&RawValue>> {
+pub(crate) fn elements(json: &RawValue) -> Option<Vec<&RawValue>> {
     serde_json::from_str(json.get()).ok()
 }
 
 /// Returns the text of a JSON string, or `None` if it is not a string.
 ///
 /// A lone surrogate, which Rust text cannot contain, becomes U+FFFD.
-pub(super) fn string(json: &RawValue) -> Option<Cow<'_, str>> {
+pub(crate) fn string(json: &RawValue) -> Option<Cow<'_, str>> {
     if !json.get().starts_with('"') {
         return None;
     }
@@ -43,7 +43,7 @@ pub(super) fn string(json: &RawValue) -> Option<Cow<'_, str>> {
 }
 
 /// Returns the text of a JSON string or number. Meta sends ids as either.
-pub(super) fn scalar(json: &RawValue) -> Option<Cow<'_, str>> {
+pub(crate) fn scalar(json: &RawValue) -> Option<Cow<'_, str>> {
     let raw = json.get();
     if raw.starts_with(|c: char| c == '-' || c.is_ascii_digit()) {
         return Some(raw.into());
@@ -54,7 +54,7 @@ pub(super) fn scalar(json: &RawValue) -> Option<Cow<'_, str>> {
 /// Returns an integer.
 ///
 /// It may be written as an integer, a float without fraction (`131031.0`) or a decimal string.
-pub(super) fn integer(json: &RawValue) -> Option<i64> {
+pub(crate) fn integer(json: &RawValue) -> Option<i64> {
     let written = scalar(json)?;
     if let Ok(integer) = written.trim().parse::<i64>() {
         return Some(integer);
@@ -74,7 +74,7 @@ pub(super) fn integer(json: &RawValue) -> Option<i64> {
 /// Invalid UTF-8 is replaced by U+FFFD. If the text is no valid JSON, control bytes become spaces:
 /// JSON forbids them inside strings and ignores them outside. Borrows the input if nothing had to
 /// be repaired.
-pub(super) fn repair_text(bytes: &[u8]) -> Cow<'_, str> {
+pub(crate) fn repair_text(bytes: &[u8]) -> Cow<'_, str> {
     let text = String::from_utf8_lossy(bytes);
     if !text.bytes().any(|byte| byte < 0x20) {
         return text;

@@ -3,8 +3,8 @@
 //! | module | purpose |
 //! | --- | --- |
 //! | [`signature`] | sign a body as Meta does, and verify a signature |
-//! | [`callback`] | parse a callback into failures and unreadable parts |
-//! | [`failure`] | one failed delivery |
+//! | [`interest`] | whether the bytes of a callback may concern Lockwatch |
+//! | [`status`] | one failed message |
 //! | [`health`] | parse an answer to a `health_status` look-up |
 //! | [`ids`] | ids and texts that Postgres can always store |
 //! | [`capture`] | the file format for callbacks |
@@ -14,12 +14,12 @@
 //! Everything here is a pure function: no I/O, no async, no clock. The meaning of an answer for an
 //! incident is decided in [`lockout`](crate::lockout), not here.
 
-pub mod callback;
 pub mod capture;
 pub mod compose;
-pub mod failure;
 pub mod health;
 pub mod ids;
-mod json;
+pub mod interest;
+pub(crate) mod json;
 pub mod redact;
 pub mod signature;
+pub mod status;

@@ -24,6 +24,7 @@ impl Row for IncidentReport {
         "waba_id",
         "opened_at",
         "last_failure_at",
+        "ended_at",
         "resolved_at",
         "resolution",
         "resolution_note",

@@ -4,6 +4,7 @@
 //! Each function that reads the database fails when it does not answer.
 
 pub(crate) mod appeal;
+pub(crate) mod backlog;
 pub(crate) mod csv;
 mod mask;
 pub(crate) mod text;

@@ -1,10 +1,15 @@
 //! Captures: reads the callbacks that are kept byte for byte.
 
+use std::collections::BTreeSet;
+
+use bytes::Bytes;
 use serde::Serialize;
+use sha2::{Digest, Sha256};
 use sqlx::PgPool;
 use time::OffsetDateTime;
 
 use super::StoreError;
+use crate::intake::Intake;
 use crate::meta::capture::Capture;
 use crate::meta::ids::WabaId;
 use crate::meta::signature;
@@ -17,9 +22,9 @@ pub(crate) const FETCH_LIMIT_ROWS: usize = 500;
 /// A filter for captures. A field that is `None` or `false` does not restrict the list.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct CaptureFilter {
-    /// Only captures that were first received at this time or later.
+    /// Only captures that were received at this time or later.
     pub(crate) since: Option<OffsetDateTime>,
-    /// Only captures that were first received before this time.
+    /// Only captures that were received before this time.
     pub(crate) until: Option<OffsetDateTime>,
     /// Only captures about this account, alone or among others.
     pub(crate) waba_id: Option<WabaId>,
@@ -29,31 +34,88 @@ pub(crate) struct CaptureFilter {
     pub(crate) quarantined: bool,
 }
 
-/// A capture without its body. The fields are columns, which the migration documents.
+/// A capture without its body.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct CaptureSummary {
     pub(crate) id: i64,
-    pub(crate) waba_id: String,
     #[serde(with = "time::serde::rfc3339")]
     pub(crate) received_at: OffsetDateTime,
-    #[serde(with = "time::serde::rfc3339")]
-    pub(crate) last_received_at: OffsetDateTime,
-    pub(crate) times_received: i64,
-    pub(crate) failure_count: i32,
+    /// The accounts with failed messages, or with parts that cannot be read.
+    pub(crate) waba_ids: Vec<String>,
+    /// The failed messages with a watched code in it.
+    pub(crate) failure_count: usize,
     /// The length of the body in bytes.
-    pub(crate) body_bytes: i32,
+    pub(crate) body_bytes: usize,
     /// The SHA-256 of the body in hexadecimal.
     pub(crate) digest: String,
+    /// The position of the app secret that matched the signature, from 1.
     pub(crate) app_secret: Option<i32>,
+    /// `true` while it is in the inbox.
+    pub(crate) waiting: bool,
     /// `true` if a part of the capture is in quarantine.
     pub(crate) quarantined: bool,
 }
 
-/// The position of a capture among all captures, ordered by age.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct CapturePosition {
-    received_at: OffsetDateTime,
+impl CaptureSummary {
+    fn of(row: CaptureRow) -> Self {
+        let body = Bytes::from(row.body);
+        let intake = Intake::parse(&body, row.received_at);
+        let failures = intake.failures.iter().map(|failure| &failure.waba_id);
+        let unreadable = intake
+            .unreadable
+            .iter()
+            .filter_map(|part| part.waba_id.as_ref());
+        let waba_ids: BTreeSet<&WabaId> = failures.chain(unreadable).collect();
+        Self {
+            id: row.id,
+            received_at: row.received_at,
+            waba_ids: waba_ids.into_iter().map(ToString::to_string).collect(),
+            failure_count: intake.failures.len(),
+            body_bytes: body.len(),
+            digest: hex::encode(Sha256::digest(&body)),
+            app_secret: row.app_secret,
+            waiting: row.waiting,
+            quarantined: row.quarantined,
+        }
+    }
+}
+
+struct CaptureRow {
     id: i64,
+    received_at: OffsetDateTime,
+    body: Vec<u8>,
+    app_secret: Option<i32>,
+    waiting: bool,
+    quarantined: bool,
+}
+
+/// Selects captures from a table `c`.
+macro_rules! select_captures {
+    ($as:ident, $columns:literal, $order:literal, $filter:expr, $after:expr, $limit:expr) => {
+        sqlx::query_as!(
+            $as,
+            "select " + $columns + r#"
+               from captures c
+              where c.id > $6
+                and ($1::timestamptz is null or c.received_at >= $1)
+                and ($2::timestamptz is null or c.received_at < $2)
+                and ($3::text is null
+                     or c.id in (select capture_id from failed_deliveries where waba_id = $3
+                                  union all
+                                 select capture_id from quarantine where waba_id = $3))
+                and ($4::bigint is null
+                     or c.id in (select capture_id from failed_deliveries where incident_id = $4))
+                and (not $5 or exists (select from quarantine q where q.capture_id = c.id))
+              order by c.id "# + $order + " limit $7",
+            $filter.since,
+            $filter.until,
+            $filter.waba_id.as_ref().map(WabaId::as_str),
+            $filter.incident,
+            $filter.quarantined,
+            $after,
+            $limit,
+        )
+    };
 }
 
 /// Lists captures, the newest first.
@@ -62,102 +124,55 @@ pub(crate) async fn list(
     filter: &CaptureFilter,
     limit: i64,
 ) -> Result<Vec<CaptureSummary>, StoreError> {
-    let captures = sqlx::query_as!(
-        CaptureSummary,
-        r#"select c.id, c.waba_id, c.received_at, c.last_received_at, c.times_received,
-                  c.failure_count, octet_length(c.body) as "body_bytes!",
-                  encode(c.digest, 'hex') as "digest!", c.app_secret,
-                  exists (select from quarantine q where q.capture_id = c.id) as "quarantined!"
-             from captures c
-            where ($1::timestamptz is null or c.received_at >= $1)
-              and ($2::timestamptz is null or c.received_at < $2)
-              and ($3::text is null
-                   or c.id in (select id from captures where waba_id = $3
-                                union all
-                               select capture_id from failed_deliveries where waba_id = $3))
-              and ($4::bigint is null
-                   or c.id in (select capture_id from failed_deliveries where incident_id = $4))
-              and (not $5 or exists (select from quarantine q where q.capture_id = c.id))
-            order by c.received_at desc, c.id desc
-            limit $6"#,
-        filter.since,
-        filter.until,
-        filter.waba_id.as_ref().map(WabaId::as_str),
-        filter.incident,
-        filter.quarantined,
-        limit,
-    )
-    .fetch_all(db)
-    .await?;
-    Ok(captures)
+    let captures = select_captures!(
+        CaptureRow,
+        r#"c.id, c.received_at, c.body, c.app_secret,
+           exists (select from inbox where capture_id = c.id) as "waiting!",
+           exists (select from quarantine q where q.capture_id = c.id) as "quarantined!""#,
+        "desc",
+        filter,
+        0,
+        limit
+    );
+    let rows = captures.fetch_all(db).await?;
+    Ok(rows.into_iter().map(CaptureSummary::of).collect())
 }
 
-/// Lists the positions of the captures after `after`, the oldest first. The list is empty at the
-/// end. [`fetch`] reads these captures.
-pub(crate) async fn list_positions(
+/// The id of a capture.
+struct CaptureId {
+    id: i64,
+}
+
+/// Lists the ids of the captures after `after`, in the order in which they were stored. The list is
+/// empty at the end. [`fetch`] reads these captures.
+pub(crate) async fn list_ids(
     db: &PgPool,
     filter: &CaptureFilter,
-    after: Option<CapturePosition>,
+    after: i64,
     limit: i64,
-) -> Result<Vec<CapturePosition>, StoreError> {
-    let after = after.unwrap_or(CapturePosition {
-        received_at: OffsetDateTime::UNIX_EPOCH,
-        id: 0,
-    });
-    let positions = sqlx::query_as!(
-        CapturePosition,
-        "select c.received_at, c.id
-           from captures c
-          where (c.received_at, c.id) > ($1, $2)
-            and ($3::timestamptz is null or c.received_at >= $3)
-            and ($4::timestamptz is null or c.received_at < $4)
-            and ($5::text is null
-                 or c.id in (select id from captures where waba_id = $5
-                              union all
-                             select capture_id from failed_deliveries where waba_id = $5))
-            and ($6::bigint is null
-                 or c.id in (select capture_id from failed_deliveries where incident_id = $6))
-            and (not $7 or exists (select from quarantine q where q.capture_id = c.id))
-          order by c.received_at, c.id
-          limit $8",
-        after.received_at,
-        after.id,
-        filter.since,
-        filter.until,
-        filter.waba_id.as_ref().map(WabaId::as_str),
-        filter.incident,
-        filter.quarantined,
-        limit,
-    )
-    .fetch_all(db)
-    .await?;
-    Ok(positions)
+) -> Result<Vec<i64>, StoreError> {
+    let ids = select_captures!(CaptureId, "c.id", "asc", filter, after, limit);
+    Ok(ids
+        .fetch_all(db)
+        .await?
+        .into_iter()
+        .map(|row| row.id)
+        .collect())
 }
 
 /// Fetches the first of these captures, at most [`FETCH_LIMIT_ROWS`], as many as fit into
-/// [`PAGE_BYTES`]; at least one, unless all of them have been deleted. `positions` and the result
-/// are ordered by age.
-pub(crate) async fn fetch(
-    db: &PgPool,
-    positions: &[CapturePosition],
-) -> Result<Vec<(CapturePosition, Capture)>, StoreError> {
-    let (Some(first), Some(last)) = (positions.first(), positions.last()) else {
-        return Ok(Vec::new());
-    };
-    let ids: Vec<i64> = positions.iter().map(|position| position.id).collect();
+/// [`PAGE_BYTES`]; at least one, unless all of them have been deleted. `ids` and the result are in
+/// ascending order.
+pub(crate) async fn fetch(db: &PgPool, ids: &[i64]) -> Result<Vec<(i64, Capture)>, StoreError> {
     let rows = sqlx::query!(
         "select c.received_at, c.id, c.signature, c.body
-           from (select id, waba_id,
-                        sum(octet_length(body)) over (order by received_at, id)
-                        - octet_length(body) as before
+           from (select id, sum(octet_length(body)) over (order by id) - octet_length(body) as before
                    from captures
-                  where received_at between $1 and $2 and id = any($3)) page
-           join captures c using (id, waba_id)
-          where page.before < $4
-          order by c.received_at, c.id",
-        first.received_at,
-        last.received_at,
-        &ids,
+                  where id = any($1)) page
+           join captures c using (id)
+          where page.before < $2
+          order by c.id",
+        ids,
         PAGE_BYTES,
     )
     .fetch_all(db)
@@ -171,11 +186,7 @@ pub(crate) async fn fetch(
             let name = signature::SIGNATURE_HEADER.to_owned();
             capture.headers.insert(name, signature);
         }
-        let position = CapturePosition {
-            received_at: row.received_at,
-            id: row.id,
-        };
-        (position, capture)
+        (row.id, capture)
     });
     Ok(captures.collect())
 }

@@ -266,17 +266,12 @@ pub(super) async fn release(db: &mut PgConnection, claim: &Claim) -> Result<bool
 /// Nothing is changed.
 pub async fn make_denied_due(db: &PgPool) -> Result<(), StoreError> {
     sqlx::query!(
-        "with denied as (
-           select waba_id from accounts
-            where waba_id in (select waba_id from incidents
-                               where resolved_at is null and cause = 'lookup_denied')
-            order by waba_id
-              for update
-         )
-         update affected_numbers n
+        "update affected_numbers n
             set check_due_at = now()
-           from denied
-          where n.waba_id = denied.waba_id and n.check_due_at > now()"
+          where n.check_due_at > now()
+            and n.waba_id in (select waba_id from incidents
+                               where resolved_at is null and cause = 'lookup_denied'
+                                 and pg_try_advisory_xact_lock(hashtextextended(waba_id, 131031)))"
     )
     .execute(db)
     .await?;

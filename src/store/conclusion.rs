@@ -6,18 +6,18 @@ use time::OffsetDateTime;
 
 use super::checks::{self, InsertedCheck};
 use super::claims::{Claim, release};
+use super::incident_life::End;
 use super::{StoreError, Word, incident_life, interval, lock_account};
 use crate::lockout::cause::{self, Evidence, Finding, LockoutCause};
-use crate::lockout::change::Change;
 use crate::lockout::incident::{ClearRun, Resolution, extend_clear_run, is_recovered};
 use crate::lockout::schedule::{self, Progress};
-use crate::meta::health::{Answer, CanSend, Entity, LookupResult};
+use crate::meta::health::{Answer, CanSend, Entity, LookupResult, verdict};
 
 /// The result of saving a look-up.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SavedCheck {
-    /// The check is stored, and its incident changed in these ways.
-    Concluded(Vec<Change>),
+    /// The check is stored, and conclusions are drawn from it.
+    Concluded,
     /// The check is stored, and nothing else changed: the incident was resolved in the meantime, or
     /// the claim expired and another process has taken it.
     Late,
@@ -65,7 +65,8 @@ pub async fn save(
                 incident: &incident,
             };
             step.schedule_next(&mut transaction, chance).await?;
-            SavedCheck::Concluded(step.conclude(&mut transaction).await?)
+            step.conclude(&mut transaction).await?;
+            SavedCheck::Concluded
         }
     };
     transaction.commit().await?;
@@ -75,6 +76,8 @@ pub async fn save(
 /// The open incident of a claim, with the state of the claim's number.
 struct OpenIncident {
     last_failure_at: OffsetDateTime,
+    /// Whether it was over when it was first seen: it waits only for its first answers.
+    is_over: bool,
     cause: LockoutCause,
     severity: Option<CanSend>,
     clear_since: Option<OffsetDateTime>,
@@ -87,8 +90,8 @@ async fn open_incident(
     claim: &Claim,
 ) -> Result<Option<OpenIncident>, StoreError> {
     let row = sqlx::query!(
-        r#"select i.last_failure_at, i.cause as "cause: Word<LockoutCause>", i.cause_severity,
-                  n.clear_since
+        r#"select i.last_failure_at, i.ended_at is not null as "is_over!",
+                  i.cause as "cause: Word<LockoutCause>", i.cause_severity, n.clear_since
              from affected_numbers n
              join incidents i on i.id = n.incident_id and i.waba_id = n.waba_id
             where n.incident_id = $1 and n.waba_id = $2 and n.phone_number_id = $3
@@ -102,6 +105,7 @@ async fn open_incident(
     .await?;
     Ok(row.map(|row| OpenIncident {
         last_failure_at: row.last_failure_at,
+        is_over: row.is_over,
         // A cause of a later version counts as found, so that it is kept and not overwritten.
         cause: row.cause.known().unwrap_or(LockoutCause::OtherRestriction),
         severity: row.cause_severity.map(CanSend::from),
@@ -144,6 +148,12 @@ impl Step<'_> {
             self.check.checked_at,
             incident.last_failure_at,
         )
+    }
+
+    /// Returns whether this look-up shows that the account is still locked.
+    fn shows_block(&self) -> bool {
+        let entities = self.lookup.answer.entities();
+        entities.and_then(verdict) == Some(&CanSend::Blocked)
     }
 
     /// Schedules the number's next check, and makes this one its evidence if Meta answered.
@@ -189,43 +199,56 @@ impl Step<'_> {
 
     /// Derives the cause from the evidence of every number, and resolves the incident if it is
     /// over.
-    async fn conclude(&self, db: &mut PgConnection) -> Result<Vec<Change>, StoreError> {
+    async fn conclude(&self, db: &mut PgConnection) -> Result<(), StoreError> {
         if !self.is_answered() {
-            return Ok(Vec::new());
+            return Ok(());
         }
         let Self {
             claim, incident, ..
         } = self;
-        let (evidence, runs) = evidence(db, claim).await?;
-        let mut changes = Vec::new();
+        let NumberStates {
+            evidence,
+            runs,
+            are_all_answered,
+        } = number_states(db, claim).await?;
         let severity = incident.severity.as_ref();
         let derived = cause::derive(&evidence)
             .filter(|cause| cause::supersedes(cause, incident.cause, severity));
         if let Some(cause) = derived {
-            changes.extend(incident_life::set_cause(db, claim, &cause, incident.cause).await?);
+            incident_life::set_cause(db, claim, &cause, incident.cause).await?;
         }
-        if incident.cause.is_found() && is_recovered(&runs, incident.last_failure_at) {
-            let Claim {
-                incident_id: id,
-                waba_id,
-                ..
-            } = claim;
-            let resolution = Resolution::Recovered;
-            let resolved = incident_life::resolve(db, *id, waba_id, resolution, None).await?;
-            changes.extend(resolved);
+        if self.shows_block() {
+            let at = self.check.checked_at;
+            incident_life::note_evidence(db, claim, at).await?;
         }
-        Ok(changes)
+        let end = if incident.is_over && are_all_answered {
+            End::QUIET
+        } else if incident.cause.is_found() && is_recovered(&runs, incident.last_failure_at) {
+            End {
+                resolution: Resolution::Recovered,
+                at: runs.iter().flatten().map(|run| run.since).max(),
+                note: None,
+            }
+        } else {
+            return Ok(());
+        };
+        incident_life::resolve(db, claim.incident_id, &claim.waba_id, end).await?;
+        Ok(())
     }
 }
 
-/// Reads the evidence of each number of the claim's incident, and its run of clear checks; `None`
-/// if its last check was not clear.
-async fn evidence(
-    db: &mut PgConnection,
-    claim: &Claim,
-) -> Result<(Vec<Evidence>, Vec<Option<ClearRun>>), StoreError> {
+/// The states of the numbers of an incident.
+struct NumberStates {
+    evidence: Vec<Evidence>,
+    /// The run of clear checks of each number; `None` if its last check was not clear.
+    runs: Vec<Option<ClearRun>>,
+    are_all_answered: bool,
+}
+
+/// Reads the states of the numbers of the claim's incident.
+async fn number_states(db: &mut PgConnection, claim: &Claim) -> Result<NumberStates, StoreError> {
     let numbers = sqlx::query!(
-        r#"select n.latest_answer_at, n.clear_since, c.id as "check_id?", c.error,
+        r#"select n.latest_answer_at, n.clear_since, n.check_answers, c.id as "check_id?", c.error,
                   c.entities as "entities: Json<Vec<Entity>>"
              from affected_numbers n
              left join health_checks c on c.id = n.latest_check_id and c.waba_id = n.waba_id
@@ -235,6 +258,7 @@ async fn evidence(
     )
     .fetch_all(db)
     .await?;
+    let are_all_answered = numbers.iter().all(|number| number.check_answers > 0);
     let mut evidence = Vec::new();
     let mut runs = Vec::new();
     for number in numbers {
@@ -248,5 +272,9 @@ async fn evidence(
             evidence.push(Evidence { check_id, finding });
         }
     }
-    Ok((evidence, runs))
+    Ok(NumberStates {
+        evidence,
+        runs,
+        are_all_answered,
+    })
 }

@@ -14,7 +14,7 @@ use tracing::info;
 use super::error::StoreError;
 use super::url::{self, BadDatabaseUrl, ParsedUrl};
 
-/// Connections for the service's own work, except for the recorder, which has its own connection.
+/// Connections for the service's own work, except for inbox and processor, which have their own.
 const POOL_CONNECTIONS: u32 = 8;
 /// Connections for pages. Readers of pages, however many, do not take connections from the work.
 const PAGES_POOL_CONNECTIONS: u32 = 4;
@@ -22,7 +22,7 @@ const PAGES_POOL_CONNECTIONS: u32 = 4;
 /// The longest time that a connection may take to roll back an open transaction of its last user.
 const ROLLBACK_TIMEOUT: Duration = Duration::from_millis(500);
 /// The longest time that the server may work on a statement of a pool.
-const STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest time that users of a pool wait for the server, connecting included. It also covers a
 /// server that does not answer at all.
 const WORK_TIMEOUT: Duration = Duration::from_secs(8);
@@ -31,11 +31,11 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
 /// The same for pages. A reader waits longer before an error is shown.
 const PAGES_ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest time that a statement of a pool waits for a lock.
-const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
+pub(super) const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The same limits for the recorder. They are shorter than Meta waits for an answer.
-const RECORDER_STATEMENT_TIMEOUT: Duration = Duration::from_secs(2);
-const RECORDER_LOCK_TIMEOUT: Duration = Duration::from_secs(1);
+/// The same limits for appending. They are shorter than Meta waits for an answer.
+const INBOX_STATEMENT_TIMEOUT: Duration = Duration::from_secs(2);
+const INBOX_LOCK_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The longest time that one of several hosts may take to accept a connection and answer.
 const HOST_TIMEOUT: Duration = Duration::from_secs(1);
@@ -167,8 +167,8 @@ impl Database {
         self.pools.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Creates the pool for everything except pages and the recorder. It connects when it is first
-    /// used.
+    /// Creates the pool for everything except pages, inbox and processor. It connects when it is
+    /// first used.
     #[must_use]
     pub fn pool(&self) -> PgPool {
         self.build_pool(POOL_CONNECTIONS, ACQUIRE_TIMEOUT)
@@ -180,27 +180,27 @@ impl Database {
         self.build_pool(PAGES_POOL_CONNECTIONS, PAGES_ACQUIRE_TIMEOUT)
     }
 
-    /// Opens a connection for the recorder, with timeouts shorter than Meta waits. It is never
-    /// pooled.
+    /// Opens the connection that appends to the inbox, with timeouts shorter than Meta waits. It is
+    /// never pooled.
     ///
     /// # Errors
     /// There is no connection. The caller limits the time.
-    pub(super) async fn connect_recorder(&self) -> Result<PgConnection, StoreError> {
+    pub(super) async fn connect_inbox(&self) -> Result<PgConnection, StoreError> {
         let session = Session::new(
-            "lockwatch recorder",
-            RECORDER_STATEMENT_TIMEOUT,
-            RECORDER_LOCK_TIMEOUT,
+            "lockwatch inbox",
+            INBOX_STATEMENT_TIMEOUT,
+            INBOX_LOCK_TIMEOUT,
         );
-        let session = session
-            // Its statements are planned only once, because planning takes longer than a small
-            // batch. A plan made while the tables are empty must stay right when they grow, so it
-            // must use indexes.
-            .set("plan_cache_mode", "force_generic_plan")
-            .set("enable_seqscan", "off")
-            .set("jit", "off")
-            // A statement that waited for a lock must read what the previous holder committed.
-            .set("default_transaction_isolation", "read committed");
-        self.connect(&session).await
+        self.connect(&session.planned_once()).await
+    }
+
+    /// Opens the processor's connection. It is never pooled.
+    ///
+    /// # Errors
+    /// There is no connection. The caller limits the time.
+    pub(super) async fn connect_processor(&self) -> Result<PgConnection, StoreError> {
+        let session = Session::new("lockwatch processor", STATEMENT_TIMEOUT, LOCK_TIMEOUT);
+        self.connect(&session.planned_once()).await
     }
 
     fn build_pool(&self, connections: u32, acquire_timeout: Duration) -> PgPool {
@@ -255,8 +255,18 @@ impl Session {
     }
 
     fn set(mut self, name: &'static str, value: &str) -> Self {
+        self.settings.retain(|(set, _)| *set != name);
         self.settings.push((name, value.to_owned()));
         self
+    }
+
+    /// Lets the server plan each statement only once, because planning takes longer than a small
+    /// batch. A plan made while the tables are empty must stay right when they grow, so it must use
+    /// indexes.
+    fn planned_once(self) -> Self {
+        self.set("plan_cache_mode", "force_generic_plan")
+            .set("enable_seqscan", "off")
+            .set("jit", "off")
     }
 
     fn options(&self, host: &PgConnectOptions) -> PgConnectOptions {

@@ -1,94 +1,103 @@
-//! The life of an incident: opens it, sets its cause, and resolves it.
+//! The life of an incident: opens it, sets its cause, ends and reopens it.
 //!
 //! Nothing else writes these columns. Each function expects that the caller has locked the account,
-//! and returns a [`Change`] that takes effect when the caller commits.
+//! and records a [`Change`] in the same transaction.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 
 use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
-use tracing::{info, warn};
 
 use super::claims::Claim;
 use super::incidents::{self, Incident};
-use super::{StoreError, interval, lock_account};
+use super::{StoreError, Word, changes, interval, lock_account};
 use crate::lockout::cause::{Cause, LockoutCause};
 use crate::lockout::change::{Change, ChangeKind};
 use crate::lockout::incident::{QUIET_WINDOW, Resolution};
-use crate::meta::failure::FailedDelivery;
 use crate::meta::ids::WabaId;
 
-/// Opens an incident for each account with failures that belong to none. A failure that is already
-/// recorded opens nothing.
+/// The longest time that an incident that was over when it was first seen waits for Meta's answer.
+const FIRST_ANSWER_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(60);
+
+/// An incident to open.
+#[derive(Debug, Clone)]
+pub(super) struct NewIncident {
+    pub(super) waba_id: WabaId,
+    pub(super) opened_at: OffsetDateTime,
+    pub(super) last_evidence_at: OffsetDateTime,
+    /// The end of an incident that is over already. It is looked up once before it is resolved.
+    pub(super) ended_at: Option<OffsetDateTime>,
+}
+
+/// Opens incidents, and returns their ids in the same order. Each is linked to the account's
+/// incident before it, and the one after it to this one.
 pub(super) async fn open(
     db: &mut PgConnection,
-    failures: &[&FailedDelivery],
-) -> Result<Vec<Change>, StoreError> {
-    let recorded = recorded_digests(db, failures).await?;
-    let mut spans: BTreeMap<&WabaId, (OffsetDateTime, OffsetDateTime)> = BTreeMap::new();
-    for failure in failures {
-        if recorded.contains(failure.digest.as_slice()) {
-            continue;
-        }
-        let at = failure.failed_at;
-        let (first, last) = spans.entry(&failure.waba_id).or_insert((at, at));
-        *first = at.min(*first);
-        *last = at.max(*last);
-    }
+    incidents: &[NewIncident],
+) -> Result<Vec<i64>, StoreError> {
+    let waba_ids: Vec<&str> = incidents.iter().map(|i| i.waba_id.as_str()).collect();
+    let opened_at: Vec<OffsetDateTime> = incidents.iter().map(|i| i.opened_at).collect();
+    sqlx::query!(
+        "insert into accounts (waba_id)
+         select distinct unnest($1::text[]) order by 1 on conflict do nothing",
+        &waba_ids as &[&str],
+    )
+    .execute(&mut *db)
+    .await?;
     let rows = sqlx::query!(
-        r#"insert into incidents (waba_id, opened_at, last_failure_at, previous_incident_id)
-           select a.waba_id, a.opened_at, a.last_failure_at,
-                  (select p.id from incidents p
-                    where p.waba_id = a.waba_id
-                    order by p.resolved_at desc, p.id desc
-                    limit 1)
-             from unnest($1::text[], $2::timestamptz[], $3::timestamptz[])
-                  as a(waba_id, opened_at, last_failure_at)
-           returning id, waba_id as "waba_id: WabaId""#,
-        &spans.keys().map(|id| id.as_str()).collect::<Vec<_>>() as &[&str],
-        &spans.values().map(|(first, _)| *first).collect::<Vec<_>>(),
-        &spans.values().map(|(_, last)| *last).collect::<Vec<_>>(),
+        r#"insert into incidents (waba_id, kind, opened_at, last_failure_at, last_evidence_at, ended_at)
+           select i.waba_id, 'lock', i.opened_at, i.last, i.last, i.ended_at
+             from unnest($1::text[], $2::timestamptz[], $3::timestamptz[], $4::timestamptz[])
+                  as i(waba_id, opened_at, last, ended_at)
+           returning id, waba_id as "waba_id: WabaId", opened_at"#,
+        &waba_ids as &[&str],
+        &opened_at,
+        &incidents.iter().map(|i| i.last_evidence_at).collect::<Vec<_>>(),
+        &incidents.iter().map(|i| i.ended_at).collect::<Vec<_>>() as &[Option<OffsetDateTime>],
     )
-    .fetch_all(db)
+    .fetch_all(&mut *db)
     .await?;
-    let opened = rows.into_iter().map(|row| Change {
-        incident_id: row.id,
-        waba_id: row.waba_id,
-        kind: ChangeKind::Opened,
-    });
-    Ok(opened.collect())
+    sqlx::query!(
+        "update incidents i
+            set previous_incident_id = (select p.id from incidents p
+                                         where p.waba_id = i.waba_id and p.opened_at < i.opened_at
+                                         order by p.opened_at desc
+                                         limit 1)
+           from (select waba_id, min(opened_at) as since
+                   from unnest($1::text[], $2::timestamptz[]) as n(waba_id, opened_at)
+                  group by waba_id) n
+          where i.waba_id = n.waba_id and i.opened_at >= n.since",
+        &waba_ids as &[&str],
+        &opened_at,
+    )
+    .execute(&mut *db)
+    .await?;
+    let opened: Vec<Change> = rows
+        .iter()
+        .map(|row| Change {
+            incident_id: row.id,
+            waba_id: row.waba_id.clone(),
+            kind: ChangeKind::Opened,
+        })
+        .collect();
+    changes::record(db, &opened).await?;
+    // Two incidents of an account start at different times.
+    let ids: BTreeMap<(&WabaId, OffsetDateTime), i64> = rows
+        .iter()
+        .map(|row| ((&row.waba_id, row.opened_at), row.id))
+        .collect();
+    let id_of = |incident: &NewIncident| ids.get(&(&incident.waba_id, incident.opened_at)).copied();
+    Ok(incidents.iter().filter_map(id_of).collect())
 }
 
-async fn recorded_digests(
-    db: &mut PgConnection,
-    failures: &[&FailedDelivery],
-) -> Result<HashSet<Vec<u8>>, StoreError> {
-    let digests = sqlx::query_scalar!(
-        "select d.digest
-           from unnest($1::text[], $2::bytea[]) as f(waba_id, digest)
-           join failed_deliveries d on d.waba_id = f.waba_id and d.digest = f.digest",
-        &failures
-            .iter()
-            .map(|f| f.waba_id.as_str())
-            .collect::<Vec<_>>() as &[&str],
-        &failures
-            .iter()
-            .map(|f| f.digest.as_slice())
-            .collect::<Vec<_>>() as &[&[u8]],
-    )
-    .fetch_all(db)
-    .await?;
-    Ok(digests.into_iter().collect())
-}
-
-/// Sets the cause of the claim's incident. Returns a change only if the `recorded` cause was
-/// another one: the same cause may have got new evidence.
+/// Sets the cause of the claim's incident. It is a change only if the `recorded` cause was another
+/// one: the same cause may have got new evidence.
 pub(super) async fn set_cause(
     db: &mut PgConnection,
     claim: &Claim,
     cause: &Cause,
     recorded: LockoutCause,
-) -> Result<Option<Change>, StoreError> {
+) -> Result<(), StoreError> {
     let (entity_type, entity_id) = cause.entity.clone().unzip();
     sqlx::query!(
         "update incidents
@@ -109,34 +118,100 @@ pub(super) async fn set_cause(
         cause.possible_solution,
         cause.check_id,
     )
-    .execute(db)
+    .execute(&mut *db)
     .await?;
-    Ok((cause.kind != recorded).then(|| Change {
+    if cause.kind == recorded {
+        return Ok(());
+    }
+    let kind = match recorded {
+        LockoutCause::Pending => ChangeKind::CauseFound(cause.kind),
+        _ => ChangeKind::CauseChanged(cause.kind),
+    };
+    let change = Change {
         incident_id: claim.incident_id,
         waba_id: claim.waba_id.clone(),
-        kind: ChangeKind::CauseSet(cause.kind),
-    }))
+        kind,
+    };
+    changes::record(db, &[change]).await
 }
 
-/// Resolves an incident; `None` if it was resolved before.
+/// Notes that a check still showed the lock: seven days of silence begin anew. An incident that was
+/// over when it was first seen stays so: the check is about now.
+pub(super) async fn note_evidence(
+    db: &mut PgConnection,
+    claim: &Claim,
+    at: OffsetDateTime,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "update incidents
+            set last_evidence_at = greatest(last_evidence_at, $3)
+          where id = $1 and waba_id = $2 and ended_at is null",
+        claim.incident_id,
+        claim.waba_id.as_str(),
+        at,
+    )
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+/// What ends an incident.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct End<'e> {
+    pub(super) resolution: Resolution,
+    /// When it was over. `None` is now.
+    pub(super) at: Option<OffsetDateTime>,
+    pub(super) note: Option<&'e str>,
+}
+
+/// Resolves an incident. One that was over before for seven days of silence ends by that, whatever
+/// is noticed now. Returns the resolution, or `None` if it was resolved before.
 pub(super) async fn resolve(
     db: &mut PgConnection,
     id: i64,
     waba_id: &WabaId,
-    resolution: Resolution,
-    note: Option<&str>,
-) -> Result<Option<Change>, StoreError> {
+    end: End<'_>,
+) -> Result<Option<Resolution>, StoreError> {
     let resolved = sqlx::query!(
-        "update incidents
-            set resolved_at = clock_timestamp(), resolution = $3, resolution_note = $4
-          where id = $1 and waba_id = $2 and resolved_at is null",
+        r#"with old as (
+             select id, waba_id, last_evidence_at,
+                    coalesce(ended_at, last_evidence_at + $6) as silence_until
+               from incidents
+              where id = $1 and waba_id = $2 and resolved_at is null
+           )
+           update incidents i
+              set resolved_at = clock_timestamp(), resolution_note = $5,
+                  resolution = case when old.silence_until <= coalesce($4, now()) then 'quiet'
+                                    else $3 end,
+                  ended_at = case when old.silence_until <= coalesce($4, now())
+                                  then old.silence_until
+                                  else greatest(coalesce($4, now()),
+                                                old.last_evidence_at + interval '1 microsecond') end
+             from old
+            where i.id = old.id and i.waba_id = old.waba_id
+           returning i.resolution as "resolution!: Word<Resolution>""#,
         id,
         waba_id.as_str(),
-        resolution.as_str(),
-        note,
+        end.resolution.as_str(),
+        end.at,
+        end.note,
+        interval(QUIET_WINDOW),
     )
-    .execute(&mut *db)
+    .fetch_optional(&mut *db)
     .await?;
+    let Some(resolution) = resolved.and_then(|row| row.resolution.known()) else {
+        return Ok(None);
+    };
+    after_resolving(db, id, waba_id, resolution).await?;
+    Ok(Some(resolution))
+}
+
+async fn after_resolving(
+    db: &mut PgConnection,
+    id: i64,
+    waba_id: &WabaId,
+    resolution: Resolution,
+) -> Result<(), StoreError> {
     sqlx::query!(
         "update affected_numbers
             set check_due_at = null
@@ -144,20 +219,106 @@ pub(super) async fn resolve(
         id,
         waba_id.as_str(),
     )
-    .execute(db)
+    .execute(&mut *db)
     .await?;
-    Ok((resolved.rows_affected() == 1).then(|| Change {
+    let change = Change {
         incident_id: id,
         waba_id: waba_id.clone(),
         kind: ChangeKind::Resolved(resolution),
-    }))
+    };
+    changes::record(db, &[change]).await
+}
+
+/// Resolves an open incident that silence ended at this time: the account's next one begins.
+pub(super) async fn end_by_silence(
+    db: &mut PgConnection,
+    id: i64,
+    waba_id: &WabaId,
+    ended_at: OffsetDateTime,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "update incidents
+            set ended_at = $3, resolved_at = clock_timestamp(), resolution = 'quiet'
+          where id = $1 and waba_id = $2",
+        id,
+        waba_id.as_str(),
+        ended_at,
+    )
+    .execute(&mut *db)
+    .await?;
+    after_resolving(db, id, waba_id, Resolution::Quiet).await
+}
+
+impl End<'_> {
+    /// Silence. Its time follows from the evidence.
+    pub(super) const QUIET: Self = Self {
+        resolution: Resolution::Quiet,
+        at: None,
+        note: None,
+    };
+}
+
+/// Opens an incident again that only silence had ended, and makes its numbers due for a look-up.
+pub(super) async fn reopen(
+    db: &mut PgConnection,
+    id: i64,
+    waba_id: &WabaId,
+) -> Result<(), StoreError> {
+    let before = sqlx::query!(
+        r#"with old as (select id, resolved_at from incidents where id = $1 and waba_id = $2)
+           update incidents i
+              set ended_at = null, resolved_at = null, resolution = null, resolution_note = null
+             from old
+            where i.id = old.id and i.waba_id = $2
+           returning old.resolved_at is not null as "was_resolved!""#,
+        id,
+        waba_id.as_str(),
+    )
+    .fetch_one(&mut *db)
+    .await?;
+    if !before.was_resolved {
+        return Ok(());
+    }
+    sqlx::query!(
+        "update affected_numbers
+            set check_due_at = now(), clear_since = null
+          where incident_id = $1 and waba_id = $2",
+        id,
+        waba_id.as_str(),
+    )
+    .execute(&mut *db)
+    .await?;
+    let change = Change {
+        incident_id: id,
+        waba_id: waba_id.clone(),
+        kind: ChangeKind::Reopened,
+    };
+    changes::record(db, &[change]).await
+}
+
+/// Moves the end of an incident that only silence has ended.
+pub(super) async fn move_end(
+    db: &mut PgConnection,
+    id: i64,
+    waba_id: &WabaId,
+    ended_at: OffsetDateTime,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "update incidents set ended_at = $3 where id = $1 and waba_id = $2",
+        id,
+        waba_id.as_str(),
+        ended_at,
+    )
+    .execute(db)
+    .await?;
+    Ok(())
 }
 
 /// The result of resolving an incident by hand.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ManualResolution {
-    /// The incident is resolved now.
-    Resolved(Change),
+    /// The incident of this account is resolved now.
+    Resolved(WabaId),
     /// The incident was resolved before. Nothing changed.
     AlreadyResolved,
     /// There is no such incident.
@@ -178,90 +339,56 @@ pub async fn resolve_by_hand(
     };
     let mut transaction = db.begin().await?;
     lock_account(&mut transaction, &waba_id).await?;
-    let change = resolve(&mut transaction, id, &waba_id, Resolution::Manual, note).await?;
+    let end = End {
+        resolution: Resolution::Manual,
+        at: None,
+        note,
+    };
+    let resolved = resolve(&mut transaction, id, &waba_id, end).await?;
     transaction.commit().await?;
-    Ok(change.map_or(
-        ManualResolution::AlreadyResolved,
-        ManualResolution::Resolved,
-    ))
+    Ok(match resolved {
+        Some(_) => ManualResolution::Resolved(waba_id),
+        None => ManualResolution::AlreadyResolved,
+    })
 }
 
-/// Resolves some incidents that have been quiet for long enough and have their cause. An account
-/// that another transaction has locked is left for the next time.
+/// Resolves some incidents that are over by seven days of silence. An account that another
+/// transaction has locked is left for the next time. Returns whether there were any.
 ///
 /// # Errors
 /// Nothing is changed.
-pub async fn resolve_quiet(db: &PgPool) -> Result<Vec<Change>, StoreError> {
+pub async fn resolve_quiet(db: &PgPool) -> Result<bool, StoreError> {
     let mut transaction = db.begin().await?;
-    let accounts = sqlx::query_scalar!(
-        "select waba_id from accounts
-          where waba_id in (select waba_id
-                              from incidents
-                             where resolved_at is null
-                               and last_failure_at < now() - $1::interval
-                               and cause <> 'pending'
-                             order by last_failure_at
-                             limit 100)
-          order by waba_id
-            for update skip locked",
-        interval(QUIET_WINDOW),
-    )
-    .fetch_all(&mut *transaction)
-    .await?;
-    let quiet = sqlx::query!(
+    let over = sqlx::query!(
         r#"select id, waba_id as "waba_id: WabaId"
-             from incidents
-            where resolved_at is null and last_failure_at < now() - $1::interval
-              and cause <> 'pending' and waba_id = any($2)"#,
+             from (select id, waba_id
+                     from incidents
+                    where resolved_at is null
+                      and (last_evidence_at + $1 <= now() and ended_at is null
+                           or created_at + $2 <= now() and ended_at is not null)
+                    limit 100) over
+            where pg_try_advisory_xact_lock(hashtextextended(waba_id, 131031))"#,
         interval(QUIET_WINDOW),
-        &accounts,
+        interval(FIRST_ANSWER_TIMEOUT),
     )
     .fetch_all(&mut *transaction)
     .await?;
-    let mut changes = Vec::new();
-    for row in quiet {
-        let resolution = Resolution::Quiet;
-        changes.extend(resolve(&mut transaction, row.id, &row.waba_id, resolution, None).await?);
-    }
-    transaction.commit().await?;
-    Ok(changes)
-}
-
-/// Logs a change, once it is committed.
-pub fn log(change: &Change) {
-    let Change {
-        incident_id: id,
-        waba_id,
-        kind,
-    } = change;
-    match kind {
-        ChangeKind::Opened => warn!(
-            incident.id = id,
-            waba.id = %waba_id,
-            "account locked: incident {id} opened for {waba_id}"
-        ),
-        ChangeKind::CauseSet(LockoutCause::LookupDenied) => warn!(
-            incident.id = id,
-            waba.id = %waba_id,
-            "the cause of incident {id} cannot be looked up: see `lockwatch incidents show {id}`"
-        ),
-        ChangeKind::CauseSet(cause) => warn!(
-            incident.id = id,
-            waba.id = %waba_id,
-            cause = %cause,
-            "cause of incident {id}: {cause}"
-        ),
-        ChangeKind::Resolved(resolution) => {
-            let reason = match resolution {
-                Resolution::Recovered => "is over: recovered",
-                Resolution::Quiet => "is over: seven quiet days",
-                Resolution::Manual => "is resolved by hand",
-            };
-            info!(
-                incident.id = id,
-                waba.id = %waba_id,
-                "incident {id} of {waba_id} {reason}"
-            );
+    let is_any_over = !over.is_empty();
+    for row in over {
+        // Read again behind the lock: a failure may have come in between.
+        let is_over = sqlx::query_scalar!(
+            r#"select ended_at is not null or last_evidence_at + $3 <= now() as "is_over!"
+                 from incidents where id = $1 and waba_id = $2"#,
+            row.id,
+            row.waba_id.as_str(),
+            interval(QUIET_WINDOW),
+        )
+        .fetch_one(&mut *transaction)
+        .await?;
+        if is_over {
+            resolve(&mut transaction, row.id, &row.waba_id, End::QUIET).await?;
         }
     }
+    transaction.commit().await?;
+    Ok(is_any_over)
 }

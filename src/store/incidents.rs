@@ -27,7 +27,10 @@ pub struct Incident {
     /// The time of the latest failure.
     #[serde(with = "time::serde::rfc3339")]
     pub last_failure_at: OffsetDateTime,
-    /// The time it was resolved. Null while it is open.
+    /// The time at which it was over, according to the evidence. Null while it is open.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub ended_at: Option<OffsetDateTime>,
+    /// The time at which that was noticed, or a person resolved it. Null while it is open.
     #[serde(with = "time::serde::rfc3339::option")]
     pub resolved_at: Option<OffsetDateTime>,
     /// The reason why it ended: `recovered`, `quiet` or `manual`.
@@ -156,7 +159,7 @@ async fn select(
     };
     let incidents = sqlx::query_as!(
         Incident,
-        r#"select id, waba_id as "waba_id: _", opened_at, last_failure_at, resolved_at,
+        r#"select id, waba_id as "waba_id: _", opened_at, last_failure_at, ended_at, resolved_at,
                   resolution as "resolution: _", resolution_note, failure_count,
                   cause as "cause: _", cause_severity, cause_summary, cause_entity_type,
                   cause_entity_id, cause_error_code, possible_solution, cause_recorded_at,

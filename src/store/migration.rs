@@ -7,7 +7,7 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tokio::time::{sleep, timeout};
 use tracing::warn;
 
-use super::database::{Database, PING_TIMEOUT, Session};
+use super::database::{Database, PING_TIMEOUT, Session, bounded};
 use super::error::{MigrateError, StoreError};
 use crate::MIGRATOR;
 use crate::error_chain::error_chain;
@@ -22,8 +22,9 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(500);
 
 /// The tables whose ids come from a sequence.
-const NUMBERED_TABLES: [&str; 5] = [
+const NUMBERED_TABLES: [&str; 6] = [
     "incidents",
+    "incident_changes",
     "failed_deliveries",
     "health_checks",
     "quarantine",
@@ -39,6 +40,12 @@ impl Database {
     /// # Errors
     /// The database is unreachable, a migration failed, or the tables are of another build.
     pub async fn migrate(&self) -> Result<(), MigrateError> {
+        let is_direct = timeout(CONNECT_TIMEOUT, self.keeps_prepared_statements())
+            .await
+            .unwrap_or(Err(StoreError::TimedOut));
+        if !is_direct.map_err(MigrateError::Unreachable)? {
+            return Err(MigrateError::OldPooler);
+        }
         let session = Session::new("lockwatch migrate", MIGRATION_TIMEOUT, LOCK_TIMEOUT);
         let mut connection = timeout(CONNECT_TIMEOUT, self.connect(&session))
             .await
@@ -48,6 +55,23 @@ impl Database {
         // Closing releases the advisory lock at once, also after an error.
         let _ = timeout(PING_TIMEOUT, connection.close()).await;
         migrated.map_err(|_| MigrateError::Unreachable(StoreError::TimedOut))?
+    }
+
+    /// Brings the sequences of ids to the largest id of their tables. Logs what it did, and what it
+    /// could not do.
+    pub(crate) async fn advance_sequences(&self) {
+        let session = Session::new("lockwatch migrate", MIGRATION_TIMEOUT, LOCK_TIMEOUT);
+        let advanced = bounded(async {
+            let mut connection = self.connect(&session).await?;
+            advance_all_sequences(&mut connection).await;
+            Ok(connection.close().await?)
+        });
+        if let Err(error) = advanced.await {
+            warn!(
+                "the sequences could not be checked: {}",
+                error_chain(&error)
+            );
+        }
     }
 }
 
@@ -62,13 +86,17 @@ async fn migrate_patiently(connection: &mut PgConnection) -> Result<(), MigrateE
             Ok(()) => break,
         }
     }
+    advance_all_sequences(connection).await;
+    Ok(())
+}
+
+async fn advance_all_sequences(connection: &mut PgConnection) {
     for table in NUMBERED_TABLES {
         if let Err(error) = advance_sequence(connection, table).await {
             let error = error_chain(&error);
             warn!("the sequence of {table} could not be checked: {error}");
         }
     }
-    Ok(())
 }
 
 async fn migrate_once(connection: &mut PgConnection) -> Result<(), MigrateError> {

@@ -3,13 +3,14 @@
 //! Every function fails with a [`StoreError`] when the database does not answer. An `# Errors`
 //! section stands only where there is more to say.
 //!
-//! Transactions live in tasks that nobody cancels (the recorder, the follow-up, a command). If a
+//! Transactions live in tasks that nobody cancels (the processor, the follow-up, a command). If a
 //! future is dropped while its `BEGIN` is in flight, sqlx 0.9 leaves the connection inside a
 //! transaction that nobody commits. A change to an account's incidents first locks the account
 //! (`lock_account`).
 
-pub mod bodies;
+pub(crate) mod backlog;
 pub(crate) mod captures;
+pub(crate) mod changes;
 pub mod checks;
 pub mod claims;
 mod columns;
@@ -17,12 +18,14 @@ pub mod conclusion;
 mod database;
 pub(crate) mod deliveries;
 mod error;
+pub mod inbox;
 pub mod incident_life;
 pub mod incidents;
 mod migration;
 pub(crate) mod overview;
+mod pooler;
+pub mod process;
 mod readiness;
-pub mod record;
 pub(crate) mod retention;
 pub mod timeline;
 mod url;
@@ -43,12 +46,15 @@ use crate::meta::ids::WabaId;
 
 /// Locks an account until the end of the transaction. This one lock orders all changes to the
 /// account's incidents. Statements after it read everything that the previous holder committed.
+///
+/// It is an advisory lock: the processor tries it without waiting, and nobody else's row lock on an
+/// account is in its way.
 async fn lock_account(transaction: &mut PgConnection, waba_id: &WabaId) -> Result<(), StoreError> {
     sqlx::query!(
-        "select from accounts where waba_id = $1 for update",
+        r#"select 1 as "locked!" from pg_advisory_xact_lock(hashtextextended($1, 131031))"#,
         waba_id.as_str()
     )
-    .execute(transaction)
+    .fetch_one(transaction)
     .await?;
     Ok(())
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use sqlx::PgPool;
 
+use super::backlog::{self, Backlog};
 use super::{StoreError, interval};
 use crate::lockout::cause::LockoutCause;
 
@@ -18,9 +19,11 @@ pub(crate) struct Overview {
     /// The numbers whose check has been due for more than two minutes, although their account is
     /// not paused.
     pub(crate) checks_overdue: i64,
+    /// What waits in the inbox, and what is in quarantine.
+    pub(crate) backlog: Backlog,
 }
 
-/// Fetches the overview. Both statements use indexes.
+/// Fetches the overview.
 ///
 /// # Errors
 /// The database does not answer, or has no tables yet.
@@ -54,9 +57,11 @@ pub(crate) async fn fetch(db: &PgPool) -> Result<Overview, StoreError> {
     )
     .fetch_one(&mut *connection)
     .await?;
+    drop(connection);
     Ok(Overview {
         open,
         checks_overdue,
+        backlog: backlog::fetch(db).await?,
     })
 }
 

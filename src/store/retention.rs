@@ -50,7 +50,7 @@ impl fmt::Display for RetainedTable {
     }
 }
 
-/// Deletes the oldest rows that were received longer ago than `age`, one batch of them. Returns
+/// Deletes rows that were received longer ago than `age`, one batch of them. Returns
 /// their count: zero means that no such row is left.
 pub(crate) async fn delete_batch(
     db: &PgPool,
@@ -70,13 +70,12 @@ pub(crate) async fn delete_batch(
 async fn delete_deliveries(db: &PgPool, age: PgInterval) -> sqlx::Result<PgQueryResult> {
     sqlx::query!(
         "delete from failed_deliveries d
-          using (select id, waba_id
+          using (select incident_id, id, waba_id
                    from failed_deliveries
                   where received_at < now() - $1::interval
-                  order by received_at
                   limit $2
                     for update skip locked) old
-          where d.id = old.id and d.waba_id = old.waba_id",
+          where d.incident_id = old.incident_id and d.id = old.id and d.waba_id = old.waba_id",
         age,
         BATCH_ROWS,
     )
@@ -131,19 +130,19 @@ async fn delete_quarantine(db: &PgPool, age: PgInterval) -> sqlx::Result<PgQuery
     .await
 }
 
+/// Spares what the inbox or the quarantine refers to.
 async fn delete_captures(db: &PgPool, age: PgInterval) -> sqlx::Result<PgQueryResult> {
     sqlx::query!(
         "delete from captures c
-          using (select id, waba_id,
-                        sum(octet_length(body)) over (order by received_at, id)
-                        - octet_length(body) as before
-                   from (select id, waba_id, received_at, body
-                           from captures
+          using (select id, sum(octet_length(body)) over (order by id) - octet_length(body) as before
+                   from (select id, body
+                           from captures o
                           where received_at < now() - $1::interval
-                          order by received_at
+                            and not exists (select from inbox where capture_id = o.id)
+                            and not exists (select from quarantine where capture_id = o.id)
                           limit $2
                             for update skip locked) oldest) old
-          where c.id = old.id and c.waba_id = old.waba_id and old.before < $3",
+          where c.id = old.id and old.before < $3",
         age,
         BATCH_ROWS,
         BATCH_BYTES,

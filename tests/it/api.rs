@@ -8,13 +8,14 @@ use lockwatch::store::Database;
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, HeaderMap};
 use reqwest::{Method, Response, StatusCode};
 use serde_json::{Value, json};
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::support::process::lockwatch;
 use crate::support::{
-    ACCESS_TOKEN, APP_SECRET, NUMBER, OTHER_NUMBER, TestApp, WABA, start_service,
+    ACCESS_TOKEN, APP_SECRET, NUMBER, OTHER_NUMBER, TestApp, WABA, one_failure, resume_processing,
+    start_service,
 };
 
 const RECIPIENT: &str = "16505551234";
@@ -83,6 +84,7 @@ async fn send_raw(app: &TestApp, request: &str) -> String {
 async fn lock_two_numbers(app: &TestApp) -> i64 {
     app.simulator.set_scenarios(NUMBER, [Scenario::Payment]);
     let body = StatusCallback::new()
+        .timestamp(OffsetDateTime::now_utc())
         .failed(WABA, NUMBER, "a")
         .failed(WABA, OTHER_NUMBER, "b")
         .into_body();
@@ -225,7 +227,9 @@ async fn deliveries_come_in_pages_newest_first() {
     lock_accounts(&app, [1]).await;
     let id = app.incident().await.id;
     for n in 0..5 {
-        let callback = StatusCallback::new().failed("771", NUMBER, &format!("more {n}"));
+        let callback = StatusCallback::new()
+            .timestamp(OffsetDateTime::now_utc())
+            .failed("771", NUMBER, &format!("more {n}"));
         app.deliver(&callback.into_body()).await;
     }
     let path = format!("/incidents/{id}/deliveries?limit=4");
@@ -274,7 +278,8 @@ async fn each_filter_selects_its_incidents() {
     )
     .await;
     app.execute(
-        "update incidents set resolved_at = now(), resolution = 'quiet' where waba_id = '772'",
+        "update incidents set ended_at = now(), resolved_at = now(), resolution = 'quiet'
+          where waba_id = '772'",
     )
     .await;
     for (query, expected) in [
@@ -523,7 +528,7 @@ async fn a_csv_without_a_limit_holds_all_deliveries() {
     let app = TestApp::start().await;
     app.fail("first").await;
     let id = app.incident().await.id;
-    let mut callback = StatusCallback::new();
+    let mut callback = StatusCallback::new().timestamp(OffsetDateTime::now_utc());
     for n in 0..450 {
         callback = callback.failed(WABA, NUMBER, &n.to_string());
     }
@@ -924,6 +929,70 @@ async fn without_a_database_the_api_answers_503() {
             .contains("<h1>Service Unavailable</h1>")
     );
     service.stop().await;
+}
+
+#[tokio::test]
+async fn the_status_says_what_waits() {
+    let app = TestApp::start().await;
+    app.fail("a").await;
+    assert_eq!(
+        app.api("/status").await,
+        json!({
+            "ready": true,
+            "obstacle": null,
+            "open_incidents": 1,
+            "inbox_callbacks": 0,
+            "inbox_problems": 0,
+            "inbox_oldest_seconds": 0,
+            "quarantined": 0,
+            "quarantined_accounts": [],
+        })
+    );
+    for n in 0..2 {
+        let unreadable = format!("{{\"entry\":[{{\"id\":\"77\",\"changes\":[131031,{n}]}}]}}");
+        app.deliver(unreadable.as_bytes()).await;
+    }
+    app.deliver(b"{\"entry\":[{\"id\":\"77\",\"changes\":[[131031]]}]}")
+        .await;
+    app.deliver(b"{\"entry\":131031}").await;
+    app.execute(
+        "alter table failed_deliveries
+           add constraint no_poison check (message_id <> 'poison')",
+    )
+    .await;
+    let mut processor = app.stop_processing().await;
+    app.acknowledged(&one_failure("poison")).await;
+    app.acknowledged(&one_failure("waits")).await;
+    assert_eq!(app.api("/status").await["inbox_callbacks"], 2);
+    resume_processing(&mut processor).await;
+    app.eventually("only the poison is left", async || {
+        let status = app.api("/status").await;
+        status["inbox_callbacks"] == 1 && status["inbox_problems"] == 1
+    })
+    .await;
+    app.let_time_pass(Duration::minutes(5)).await;
+    let status = app.api("/status").await;
+    let oldest = status["inbox_oldest_seconds"].as_i64().unwrap();
+    assert!((300..330).contains(&oldest), "{status}");
+    assert_eq!(
+        (&status["quarantined"], &status["quarantined_accounts"]),
+        (
+            &json!(3),
+            &json!([
+                {"waba_id": "77", "parts": 2, "reason": "the change is not an object"},
+                {"waba_id": "unknown", "parts": 1, "reason": "`entry` is not a list"},
+            ])
+        )
+    );
+    app.execute("alter table captures add constraint closed check (false) not valid")
+        .await;
+    let refused = app.post(&one_failure("refused")).await;
+    assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
+    let status = app.api("/status").await;
+    assert_eq!(
+        (&status["ready"], &status["obstacle"]),
+        (&json!(false), &json!("the last append to the inbox failed"))
+    );
 }
 
 #[tokio::test]

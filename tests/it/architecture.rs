@@ -94,7 +94,7 @@ fn reports_know_neither_html_nor_terminals() {
 }
 
 #[test]
-fn meta_and_lockout_know_no_io_no_async_and_no_clock() {
+fn meta_intake_and_lockout_know_no_io_no_async_and_no_clock() {
     let words = [
         "tokio",
         "async ",
@@ -105,12 +105,26 @@ fn meta_and_lockout_know_no_io_no_async_and_no_clock() {
         "Instant",
         "fastrand",
     ];
-    assert_unused_in("meta/", &words);
-    assert_unused_in("lockout/", &words);
+    for pure in ["meta/", "lockout/", "intake.rs"] {
+        assert_unused_in(pure, &words);
+    }
 }
 
 #[test]
-fn http_and_followup_meet_only_in_the_database() {
-    assert_unused_in("http/", &["followup", "graph::"]);
-    assert_unused_in("followup.rs", &["crate::http"]);
+fn http_processor_and_followup_meet_only_in_the_database() {
+    assert_unused_in("http/", &["processor", "followup", "graph::"]);
+    assert_unused_in("followup.rs", &["crate::http", "processor"]);
+    for part in ["processor.rs", "processor/", "inbox.rs"] {
+        assert_unused_in(part, &["crate::http", "followup", "graph::"]);
+    }
+}
+
+#[test]
+fn nothing_is_read_before_it_is_acknowledged() {
+    for before in ["http/webhook.rs", "inbox.rs", "store/inbox.rs"] {
+        assert_unused_in(
+            before,
+            &["Intake", "serde_json", "lock_account", "incidents"],
+        );
+    }
 }

@@ -38,7 +38,7 @@ async fn seed_resolved_incident(app: &TestApp) {
     resolve_by_hand(&app.db, id, Some("Meta granted the review"))
         .await
         .unwrap();
-    app.execute("update incidents set resolved_at = opened_at + interval '20 hours'")
+    app.execute("update incidents set (ended_at, resolved_at) = (opened_at + interval '20 hours', opened_at + interval '20 hours')")
         .await;
 }
 

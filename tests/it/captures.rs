@@ -59,13 +59,15 @@ async fn start_app() -> TestApp {
 }
 
 const NOT_LOOKED_UP: &str = "
-    select count(*) from affected_numbers n
+    select count(*)
+      from affected_numbers n
+      join incidents i on i.id = n.incident_id and i.resolved_at is null
      where not exists (
            select from health_checks h
             where h.incident_id = n.incident_id and h.phone_number_id = n.phone_number_id)";
 
-/// Every row as a line of text, without the times that Meta did not give, and without the number of
-/// times that a body came.
+/// Every row as a line of text, without the times that Meta did not give. A body that was captured
+/// several times is there once.
 const RECORDED_ROWS: &str = "
     select line from (
         select 1 as part, waba_id as a, '' as b, format(
@@ -88,24 +90,26 @@ const RECORDED_ROWS: &str = "
                E'failed delivery %s\n'
                '  account %s, number %s, recipient %s, participant %s, %s\n'
                '  %s %s | %s | %s\n'
-               '  callback data %s, capture of %s',
+               '  callback data %s, %s',
                d.message_id, d.waba_id, d.phone_number_id, coalesce(d.recipient_id, '-'),
                coalesce(d.participant_id, '-'),
                case when d.failed_at = d.received_at then 'when received'
                     else to_char(d.failed_at at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS') end,
                d.error_code, coalesce(d.error_title, '-'), coalesce(d.error_message, '-'),
-               coalesce(d.error_details, '-'), coalesce(d.callback_data, '-'), c.waba_id)
+               coalesce(d.error_details, '-'), coalesce(d.callback_data, '-'),
+               case when c.id is null then 'no capture' else 'captured' end)
           from failed_deliveries d
           left join captures c on c.id = d.capture_id
         union all
         select 4, q.waba_id, encode(q.digest, 'hex'), format(
-               'quarantine of %s: %s, %s bytes, capture of %s',
-               q.waba_id, q.reason, octet_length(q.body), c.waba_id)
+               'quarantine of %s: %s, %s bytes, %s',
+               q.waba_id, q.reason, octet_length(q.body),
+               case when c.id is null then 'no capture' else 'captured' end)
           from quarantine q
           left join captures c on c.id = q.capture_id
         union all
-        select 5, waba_id, encode(digest, 'hex'), format(
-               'capture of %s: %s bytes, %s failures', waba_id, octet_length(body), failure_count)
+        select distinct 5, '', encode(sha256(body), 'hex'), format(
+               'capture of %s bytes', octet_length(body))
           from captures
     ) lines order by part, a collate \"C\", b collate \"C\", line collate \"C\"";
 
@@ -113,6 +117,12 @@ const RECORDED_ROWS: &str = "
 async fn recorded_text(app: &TestApp) -> String {
     eventually("every number is looked up", async || {
         app.count(NOT_LOOKED_UP).await == 0
+    })
+    .await;
+    eventually("what is over is resolved", async || {
+        let over =
+            "select count(*) from incidents where ended_at is not null and resolved_at is null";
+        app.count(over).await == 0
     })
     .await;
     let rows: Vec<String> = sqlx::query_scalar(RECORDED_ROWS)
@@ -124,6 +134,53 @@ async fn recorded_text(app: &TestApp) -> String {
     } else {
         rows.join("\n")
     }
+}
+
+/// What was recorded in all, whatever incidents it is in: to which of two incidents a failure between
+/// them belongs depends on which of the three came first.
+const RECORDED_TOTALS: &str = "
+    select line from (
+        select format('account %s: %s failures, from %s to %s', waba_id, sum(failure_count),
+               case when min(opened_at) > now() - interval '1 hour' then 'now'
+                    else min(opened_at)::text end,
+               case when max(last_failure_at) > now() - interval '1 hour' then 'now'
+                    else max(last_failure_at)::text end) as line
+          from incidents group by waba_id
+        union all
+        select format('number %s (%s) of %s: %s failures', phone_number_id,
+               coalesce(max(display_phone_number), '-'), waba_id, sum(failure_count))
+          from affected_numbers group by waba_id, phone_number_id
+    ) lines order by line collate \"C\"";
+
+/// Counts the failures outside of the span of their incident, and the incidents whose count is wrong
+/// or that overlap with another one.
+const MISPLACED: &str = "
+    select (select count(*)
+              from failed_deliveries d
+              join incidents i on i.id = d.incident_id
+             where d.failed_at < i.opened_at or d.failed_at >= i.ended_at)
+         + (select count(*)
+              from incidents a
+              join incidents b on b.waba_id = a.waba_id and b.opened_at > a.opened_at
+             where a.ended_at is null or a.ended_at > b.opened_at)
+         + (select count(*)
+              from incidents i
+             where i.failure_count <> (select count(*) from failed_deliveries
+                                        where incident_id = i.id))";
+
+/// Returns everything that was recorded as text, without incidents.
+async fn recorded_totals(app: &TestApp) -> String {
+    assert_eq!(app.count(MISPLACED).await, 0);
+    let mut lines: Vec<String> = sqlx::query_scalar(RECORDED_TOTALS)
+        .fetch_all(&app.db)
+        .await
+        .unwrap();
+    let recorded = recorded_text(app).await;
+    let rows = recorded.lines().map(str::to_owned);
+    lines.extend(
+        rows.filter(|line| !line.starts_with("incident of") && !line.starts_with("number ")),
+    );
+    lines.join("\n")
 }
 
 /// Delivers a body three times. Returns its name and what was recorded.
@@ -187,7 +244,7 @@ async fn order_and_repetition_do_not_change_the_rows() {
         stream::iter(&bodies)
             .for_each_concurrent(8, async |(_, body)| app.deliver(body).await)
             .await;
-        outcomes.push(recorded_text(&app).await);
+        outcomes.push(recorded_totals(&app).await);
         app.service.stop().await;
     }
     assert_eq!(outcomes[1], outcomes[0]);

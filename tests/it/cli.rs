@@ -506,6 +506,7 @@ async fn serve_works_although_its_log_cannot_be_written() {
             .is_ok_and(|answer| answer.status() == StatusCode::OK)
     })
     .await;
+    app.settle().await;
     assert_eq!(app.incident().await.failure_count, 1);
     kill_process(Pid::from_child(&child), Signal::HUP).unwrap();
     assert_eq!(
@@ -587,6 +588,7 @@ async fn a_request_in_flight_is_answered_before_the_stop() {
     let started = Instant::now();
     assert_eq!(serve.wait().code(), Some(0));
     assert!(started.elapsed() < Duration::from_secs(20));
+    app.settle().await;
     assert_eq!(app.incident().await.failure_count, 1);
 }
 

@@ -77,7 +77,8 @@ async fn lock_for_payment(app: &TestApp) {
 async fn lock_and_resolve(app: &TestApp) {
     lock_for_payment(app).await;
     app.execute(
-        "update incidents set resolved_at = now(), resolution = 'manual', resolution_note = 'paid'",
+        "update incidents set ended_at = now(), resolved_at = now(), resolution = 'manual',
+                              resolution_note = 'paid'",
     )
     .await;
 }

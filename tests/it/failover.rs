@@ -117,6 +117,14 @@ impl Node {
         let _ = fs::remove_file(self.folder.path().join(".s.PGSQL.5432.lock"));
     }
 
+    fn stop(&self) {
+        let data = self.data();
+        self.run_well(
+            "pg_ctl",
+            &["stop", "-w", "-m", "fast", "-D", data.to_str().unwrap()],
+        );
+    }
+
     fn promote(&self) {
         let data = self.data();
         self.run_well("pg_ctl", &["promote", "-w", "-D", data.to_str().unwrap()]);
@@ -209,6 +217,38 @@ async fn a_failover_loses_no_acknowledged_failure() {
     assert_reads(&load, &second_process).await;
     let load = load.to(second_process.webhook.clone());
     assert_eq!(load.send("wamid.afterwards").await, Some(StatusCode::OK));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commits_that_wait_for_a_dead_standby_are_refused_and_pile_up_no_sessions() {
+    let (primary, standby) = start_pair().await;
+    let serve = Serve::on_database(&primary.url(), &[("META_GRAPH_URL", "http://127.0.0.1:1")]);
+    let load = Load::new(serve.webhook.clone());
+    let is_ready = async || {
+        let answer = load.client().get(format!("{}/readyz", serve.admin)).send();
+        answer.await.unwrap().status() == StatusCode::OK
+    };
+    let outage = async {
+        load.wait_for_acknowledgements(ACKNOWLEDGEMENTS).await;
+        standby.stop();
+        load.wait_for_refusals(ACKNOWLEDGEMENTS).await;
+        assert!(!is_ready().await, "commits hang");
+        load.wait_for_refusals(10 * ACKNOWLEDGEMENTS).await;
+        assert!(!is_ready().await, "commits still hang");
+        let hanging = primary
+            .count(
+                "select count(*) from pg_stat_activity
+                  where application_name = 'lockwatch inbox' and wait_event = 'SyncRep'",
+            )
+            .await;
+        assert!((1..=2).contains(&hanging), "{hanging} sessions hang");
+        standby.start();
+        load.wait_for_acknowledgements(ACKNOWLEDGEMENTS).await;
+        eventually("it is ready again", is_ready).await;
+        load.stop();
+    };
+    tokio::join!(load.run(), outage);
+    load.check_database(&primary.url()).await;
 }
 
 /// Waits until the API reads the incident.

@@ -31,8 +31,8 @@ async fn lock_accounts(db: &Pool, accounts: RangeInclusive<i32>, numbers: i32) {
            select '5' || lpad(n::text, 5, '0') from generate_series($1, $2) n
            returning waba_id
          ), i as (
-           insert into incidents (waba_id, opened_at, last_failure_at)
-           select waba_id, now(), now() from a order by waba_id
+           insert into incidents (waba_id, opened_at, last_failure_at, last_evidence_at)
+           select waba_id, now(), now(), now() from a order by waba_id
            returning id, waba_id
          )
          insert into affected_numbers (incident_id, waba_id, phone_number_id, first_failure_at,

@@ -11,7 +11,7 @@ use lockwatch::simulator::{Scenario, Simulator};
 use lockwatch::store::Database;
 use reqwest::StatusCode;
 use rustix::process::{Pid, Signal, kill_process};
-use sqlx::{Connection, PgConnection};
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -119,25 +119,142 @@ async fn service_survives_a_read_only_database() {
     check_fault(start_postgres(), set_read_only, set_writable).await;
 }
 
+/// Locks a table until the connection ends its transaction.
+async fn lock_table(embedded: &EmbeddedPostgres, table: &str) -> PgConnection {
+    let mut connection = PgConnection::connect(&embedded.url()).await.unwrap();
+    let lock = format!("begin; lock table {table} in access exclusive mode");
+    sqlx::raw_sql(AssertSqlSafe(lock))
+        .execute(&mut connection)
+        .await
+        .unwrap();
+    connection
+}
+
+async fn roll_back(connection: &mut PgConnection) {
+    sqlx::raw_sql("rollback").execute(connection).await.unwrap();
+}
+
 #[tokio::test]
-async fn service_survives_a_locked_table() {
-    let embedded = start_postgres();
+async fn service_survives_a_locked_inbox() {
     let locker = tokio::sync::Mutex::new(None);
     let lock = async |embedded: &EmbeddedPostgres| {
-        let mut connection = PgConnection::connect(&embedded.url()).await.unwrap();
-        sqlx::raw_sql("begin; lock table failed_deliveries in access exclusive mode")
-            .execute(&mut connection)
-            .await
-            .unwrap();
-        *locker.lock().await = Some(connection);
+        *locker.lock().await = Some(lock_table(embedded, "inbox").await);
     };
     let unlock = async |_: &EmbeddedPostgres| {
-        sqlx::raw_sql("rollback")
-            .execute(locker.lock().await.as_mut().unwrap())
+        roll_back(locker.lock().await.as_mut().unwrap()).await;
+    };
+    check_fault(start_postgres(), lock, unlock).await;
+}
+
+/// Injects a fault into the database of a service under load. Callbacks must be acknowledged all
+/// the same, at most some refused at its start; and at its end everything must be recorded.
+async fn check_harmless_fault(
+    start_fault: impl AsyncFnOnce(&EmbeddedPostgres),
+    end_fault: impl AsyncFnOnce(&EmbeddedPostgres),
+    refusals_limit: usize,
+) {
+    let embedded = start_postgres();
+    let (service, _simulator) = start_on(&embedded).await;
+    let load = Load::new(format!("http://{}/webhook", service.address));
+    let fault = async {
+        load.wait_for_acknowledgements(ACKNOWLEDGEMENTS).await;
+        start_fault(&embedded).await;
+        load.wait_for_acknowledgements(ACKNOWLEDGEMENTS).await;
+        assert_unrelated_is_acknowledged(&load).await;
+        end_fault(&embedded).await;
+        load.wait_for_acknowledgements(ACKNOWLEDGEMENTS).await;
+        load.stop();
+    };
+    tokio::join!(load.run(), fault);
+    let (slowest, refusals) = (load.slowest(), load.refusals());
+    assert!(slowest < ANSWER_TIMEOUT, "{slowest:?}");
+    assert!(refusals <= refusals_limit, "{refusals} refusals");
+    load.check_database(&embedded.url()).await;
+    service.stop().await;
+}
+
+async fn count(connection: &mut PgConnection, sql: &'static str) -> i64 {
+    sqlx::query_scalar(sql).fetch_one(connection).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_locked_table_of_records_costs_no_answer() {
+    let locker = tokio::sync::Mutex::new(None);
+    let recorded = "select count(*) from failed_deliveries";
+    let lock = async |embedded: &EmbeddedPostgres| {
+        let mut connection = lock_table(embedded, "failed_deliveries").await;
+        let before = count(&mut connection, recorded).await;
+        *locker.lock().await = Some((connection, before));
+    };
+    let unlock = async |_: &EmbeddedPostgres| {
+        let mut locker = locker.lock().await;
+        let (connection, before) = locker.as_mut().unwrap();
+        assert_eq!(count(connection, recorded).await, *before);
+        let waiting = count(connection, "select count(*) from inbox").await;
+        assert!(waiting >= ACKNOWLEDGEMENTS as i64, "{waiting} in the inbox");
+        let problems = count(connection, "select count(problem) from inbox").await;
+        assert_eq!(problems, 0, "the callbacks are not to blame");
+        roll_back(connection).await;
+    };
+    check_harmless_fault(lock, unlock, 0).await;
+}
+
+/// Pauses the backend of this session within its transaction: it waits for a table that is locked
+/// for a moment.
+async fn pause_in_transaction(
+    embedded: &EmbeddedPostgres,
+    session: &'static str,
+    table: &str,
+) -> Pid {
+    let mut connection = lock_table(embedded, table).await;
+    let waiting = "select pid from pg_stat_activity
+                    where application_name = $1 and wait_event_type = 'Lock'";
+    let pid = loop {
+        let pid: Option<i32> = sqlx::query_scalar(waiting)
+            .bind(session)
+            .fetch_optional(&mut connection)
             .await
             .unwrap();
+        if let Some(pid) = pid {
+            break Pid::from_raw(pid).unwrap();
+        }
     };
-    check_fault(embedded, lock, unlock).await;
+    kill_process(pid, Signal::STOP).unwrap();
+    roll_back(&mut connection).await;
+    pid
+}
+
+#[tokio::test]
+async fn a_processor_paused_in_its_transaction_costs_no_answer() {
+    // It holds the processor's lock and the account's.
+    let paused = Mutex::new(None);
+    let stop = async |embedded: &EmbeddedPostgres| {
+        let pid = pause_in_transaction(embedded, "lockwatch processor", "failed_deliveries").await;
+        *paused.lock().unwrap() = Some(pid);
+    };
+    let resume = async |embedded: &EmbeddedPostgres| {
+        let mut connection = PgConnection::connect(&embedded.url()).await.unwrap();
+        let waiting = count(&mut connection, "select count(*) from inbox").await;
+        assert!(waiting >= ACKNOWLEDGEMENTS as i64, "{waiting} in the inbox");
+        let pid = paused.lock().unwrap().take().unwrap();
+        kill_process(pid, Signal::CONT).unwrap();
+    };
+    check_harmless_fault(stop, resume, 0).await;
+}
+
+#[tokio::test]
+async fn a_backend_paused_in_an_append_costs_its_batch_only() {
+    let paused = Mutex::new(None);
+    let stop = async |embedded: &EmbeddedPostgres| {
+        let pid = pause_in_transaction(embedded, "lockwatch inbox", "inbox").await;
+        *paused.lock().unwrap() = Some(pid);
+    };
+    let resume = async |_: &EmbeddedPostgres| {
+        let pid = paused.lock().unwrap().take().unwrap();
+        kill_process(pid, Signal::CONT).unwrap();
+    };
+    // Each of the senders has at most one callback in that batch, and one that waits behind it.
+    check_harmless_fault(stop, resume, 32).await;
 }
 
 #[tokio::test]
@@ -158,47 +275,6 @@ async fn service_survives_a_stopped_database() {
         .await;
     };
     check_fault(embedded, stop, start).await;
-}
-
-#[tokio::test]
-async fn service_survives_a_backend_paused_in_a_transaction() {
-    // The recorder's connection is paused within its transaction, while it holds the account's
-    // lock.
-    let paused = Mutex::new(None);
-    let stop = async |embedded: &EmbeddedPostgres| {
-        let mut connection = PgConnection::connect(&embedded.url()).await.unwrap();
-        // The recorder locks the number's row last, after it has locked the account.
-        sqlx::raw_sql("begin; select from affected_numbers for update")
-            .execute(&mut connection)
-            .await
-            .unwrap();
-        let pid = find_waiting_recorder(&mut connection).await;
-        kill_process(pid, Signal::STOP).unwrap();
-        sqlx::raw_sql("rollback")
-            .execute(&mut connection)
-            .await
-            .unwrap();
-        *paused.lock().unwrap() = Some(pid);
-    };
-    let resume = async |_: &EmbeddedPostgres| {
-        let pid = paused.lock().unwrap().take().unwrap();
-        kill_process(pid, Signal::CONT).unwrap();
-    };
-    check_fault(start_postgres(), stop, resume).await;
-}
-
-async fn find_waiting_recorder(connection: &mut PgConnection) -> Pid {
-    let waiting = "select pid from pg_stat_activity
-                    where application_name = 'lockwatch recorder' and wait_event_type = 'Lock'";
-    loop {
-        let pid = sqlx::query_scalar::<_, i32>(waiting)
-            .fetch_optional(&mut *connection)
-            .await
-            .unwrap();
-        if let Some(pid) = pid {
-            return Pid::from_raw(pid).unwrap();
-        }
-    }
 }
 
 #[tokio::test]

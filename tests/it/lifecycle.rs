@@ -1,8 +1,6 @@
 //! The life of an incident: the incident that a failure belongs to, and the end of an incident.
 
 use futures_util::future::join_all;
-use lockwatch::lockout::change::{Change, ChangeKind};
-use lockwatch::lockout::incident::Resolution;
 use lockwatch::meta::compose::StatusCallback;
 use lockwatch::simulator::Scenario;
 use lockwatch::store::incident_life::{ManualResolution, resolve_by_hand, resolve_quiet};
@@ -17,13 +15,23 @@ fn minutes_ago(minutes: i64) -> OffsetDateTime {
         .unwrap()
 }
 
-fn resolved(incident_id: i64, resolution: Resolution) -> Change {
-    Change {
-        incident_id,
-        waba_id: waba(),
-        kind: ChangeKind::Resolved(resolution),
-    }
+/// The changes of all incidents, in their order: the kind, and the cause or resolution.
+async fn changes(app: &TestApp) -> Vec<String> {
+    let sql = "select concat_ws(' ', kind, detail) from incident_changes order by id";
+    sqlx::query_scalar(sql).fetch_all(&app.db).await.unwrap()
 }
+
+/// Counts the failures that are not within the span of their incident, and the incidents that
+/// overlap with another one of their account.
+const MISPLACED: &str = "
+    select (select count(*)
+              from failed_deliveries d
+              join incidents i on i.id = d.incident_id
+             where d.failed_at < i.opened_at or d.failed_at >= i.ended_at)
+         + (select count(*)
+              from incidents a
+              join incidents b on b.waba_id = a.waba_id and b.opened_at > a.opened_at
+             where a.ended_at is null or a.ended_at > b.opened_at)";
 
 async fn wait_for_recovery(app: &TestApp) {
     app.eventually("the incident is recovered", async || {
@@ -71,7 +79,7 @@ async fn a_failure_after_the_resolution_opens_a_new_incident() {
         resolve_by_hand(&app.db, first.id, Some("appeal granted"))
             .await
             .unwrap(),
-        ManualResolution::Resolved(resolved(first.id, Resolution::Manual))
+        ManualResolution::Resolved(waba())
     );
     app.fail_at("b", OffsetDateTime::now_utc() + Duration::seconds(5))
         .await;
@@ -91,18 +99,26 @@ async fn a_failure_after_the_resolution_opens_a_new_incident() {
         (incidents[1].resolved_at, incidents[1].previous_incident_id),
         (None, Some(first.id))
     );
+    let changes = changes(&app).await;
+    let by_hand = changes.iter().filter(|change| *change == "resolved manual");
+    assert_eq!(by_hand.count(), 1, "{changes:?}");
+    let opened = changes.iter().filter(|change| *change == "opened");
+    assert_eq!(opened.count(), 2, "{changes:?}");
 }
 
 #[tokio::test]
 async fn a_repeated_failure_opens_no_new_incident() {
     let app = TestApp::start().await;
-    let soon = OffsetDateTime::now_utc() + Duration::minutes(5);
+    let soon = OffsetDateTime::now_utc() + Duration::seconds(40);
     app.fail_at("a", soon).await;
     resolve_by_hand(&app.db, app.incident().await.id, None)
         .await
         .unwrap();
-    app.fail_at("a", soon).await;
-    assert_eq!(app.incident().await.failure_count, 1);
+    // The second time also with a time after the resolution: it is the same failure.
+    for seconds in [0, 10] {
+        app.fail_at("a", soon + Duration::seconds(seconds)).await;
+        assert_eq!(app.incident().await.failure_count, 1);
+    }
 }
 
 #[tokio::test]
@@ -138,12 +154,13 @@ async fn a_late_failure_joins_its_resolved_incident() {
 #[tokio::test]
 async fn resolving_under_load_misplaces_no_failure() {
     let app = TestApp::start().await;
-    // Later than every resolution here, so that each failure belongs to the open incident.
-    let at = OffsetDateTime::now_utc() + Duration::hours(1);
-    refuse_misplaced_failures(&app).await;
+    // The failures of a round have a time after every resolution of the rounds before: they open
+    // the next incident, or join it although it is resolved by then.
+    let start = OffsetDateTime::now_utc() + Duration::seconds(10);
     let deliver_all = async {
         for round in 0..20 {
             let ids: Vec<String> = (0..10).map(|n| format!("{round}.{n}")).collect();
+            let at = start + Duration::seconds(2 * round);
             join_all(ids.iter().map(|id| app.fail_at(id, at))).await;
         }
     };
@@ -153,6 +170,7 @@ async fn resolving_under_load_misplaces_no_failure() {
     }
     let deliveries = app.count("select count(*) from failed_deliveries").await;
     assert_eq!(deliveries, 200);
+    assert_eq!(app.count(MISPLACED).await, 0);
     let miscounted = "select count(*) from incidents i where failure_count <>
                       (select count(*) from failed_deliveries d where d.incident_id = i.id)";
     assert_eq!(app.count(miscounted).await, 0);
@@ -165,26 +183,15 @@ async fn resolving_under_load_misplaces_no_failure() {
     assert!(incidents > 1, "some incidents were resolved meanwhile");
     let open = "select count(*) from incidents where resolved_at is null";
     assert!(app.count(open).await <= 1);
-    let unlinked = "select count(*) from incidents i
-                     where id > (select min(id) from incidents) and previous_incident_id is null";
+    let unlinked = "select count(*)
+                      from (select previous_incident_id, lag(id) over (order by opened_at) as before
+                              from incidents) i
+                     where previous_incident_id is distinct from before";
     assert_eq!(app.count(unlinked).await, 0);
-}
-
-/// Makes the database refuse a failure of a resolved incident.
-async fn refuse_misplaced_failures(app: &TestApp) {
-    sqlx::raw_sql(
-        "create function misplaced() returns trigger language plpgsql as $$ begin
-           if (select resolved_at from incidents where id = new.incident_id) is not null then
-             raise exception 'a failure was put into a resolved incident';
-           end if;
-           return new;
-         end $$;
-         create trigger misplaced before insert on failed_deliveries
-           for each row execute function misplaced()",
-    )
-    .execute(&app.db)
-    .await
-    .unwrap();
+    let unchanged = "select count(*) from incidents i where not exists
+                     (select from incident_changes c
+                       where c.incident_id = i.id and c.kind = 'opened')";
+    assert_eq!(app.count(unchanged).await, 0);
 }
 
 async fn resolve_forever(app: &TestApp) {
@@ -277,32 +284,160 @@ async fn recovery_needs_every_number_clear_since_the_last_failure() {
     wait_for_recovery(&app).await;
 }
 
-#[tokio::test]
-async fn seven_quiet_days_resolve_an_incident_with_a_cause() {
-    let app = TestApp::start().await;
-    app.fail_at("a", minutes_ago(1)).await;
-    app.wait_for_cause("unreported").await;
-    // No further look-up: another answer would resolve the incident first, as recovered.
-    app.execute("update affected_numbers set check_due_at = null")
-        .await;
-    app.let_time_pass(Duration::days(6)).await;
-    assert_eq!(resolve_quiet(&app.db).await.unwrap(), []);
-    app.let_time_pass(Duration::days(1)).await;
-    let id = app.incident().await.id;
-    assert_eq!(
-        resolve_quiet(&app.db).await.unwrap(),
-        [resolved(id, Resolution::Quiet)]
-    );
-    assert_eq!(resolution(&app).await.as_deref(), Some("quiet"));
+/// Looks for incidents that are over by silence, as the service does now and then.
+async fn end_quiet_incidents(app: &TestApp) {
+    while resolve_quiet(&app.db).await.unwrap() {}
 }
 
 #[tokio::test]
-async fn quiet_days_do_not_resolve_an_incident_without_a_cause() {
+async fn seven_quiet_days_end_an_incident_with_a_cause_and_one_without() {
+    for (scenario, cause) in [
+        (Scenario::Available, "unreported"),
+        (Scenario::ServerError, "pending"),
+    ] {
+        let app = TestApp::start().await;
+        app.simulator.set_scenarios(NUMBER, [scenario]);
+        app.fail_at("a", minutes_ago(1)).await;
+        app.eventually("the look-up is saved", async || {
+            app.count("select count(*) from health_checks").await == 1
+        })
+        .await;
+        assert_eq!(app.incident().await.cause, cause);
+        // No further look-up: another answer would resolve the incident first, as recovered.
+        app.execute("update affected_numbers set check_due_at = null")
+            .await;
+        app.let_time_pass(Duration::days(7) - Duration::minutes(2))
+            .await;
+        end_quiet_incidents(&app).await;
+        assert_eq!(app.incident().await.ended_at, None, "{cause}");
+        app.let_time_pass(Duration::minutes(2)).await;
+        end_quiet_incidents(&app).await;
+        let incident = app.incident().await;
+        assert_eq!(resolution(&app).await.as_deref(), Some("quiet"), "{cause}");
+        assert_eq!(
+            incident.ended_at,
+            Some(incident.last_failure_at + Duration::days(7)),
+            "it was over when the silence was long enough"
+        );
+        assert_eq!(changes(&app).await.last().unwrap(), "resolved quiet");
+    }
+}
+
+#[tokio::test]
+async fn an_incident_that_was_over_when_first_seen_is_looked_up_once() {
+    let app = TestApp::start().await;
+    app.simulator.set_scenarios(NUMBER, [Scenario::Payment]);
+    let failed_at = minutes_ago(8 * 24 * 60);
+    app.fail_at("a", failed_at).await;
+    assert_eq!(
+        app.incident().await.ended_at,
+        Some(failed_at + Duration::days(7))
+    );
+    app.eventually("it is resolved", async || {
+        resolution(&app).await.as_deref() == Some("quiet")
+    })
+    .await;
+    let incident = app.incident().await;
+    assert_eq!(incident.cause, "payment");
+    assert_eq!(incident.ended_at, Some(failed_at + Duration::days(7)));
+    assert_eq!(
+        changes(&app).await,
+        ["opened", "cause_found payment", "resolved quiet"]
+    );
+    assert_eq!(app.simulator.requests().len(), 1);
+    let due = "select count(*) from affected_numbers where check_due_at is not null";
+    assert_eq!(app.count(due).await, 0);
+}
+
+#[tokio::test]
+async fn an_incident_that_was_over_when_first_seen_waits_a_minute_for_an_answer() {
     let app = TestApp::start().await;
     app.simulator.set_scenarios(NUMBER, [Scenario::ServerError]);
     app.fail_at("a", minutes_ago(8 * 24 * 60)).await;
-    assert_eq!(resolve_quiet(&app.db).await.unwrap(), []);
+    app.eventually("the look-up is saved", async || {
+        app.count("select count(*) from health_checks").await >= 1
+    })
+    .await;
+    app.let_time_pass(Duration::seconds(30)).await;
+    end_quiet_incidents(&app).await;
+    assert_eq!(app.incident().await.resolved_at, None);
+    app.let_time_pass(Duration::seconds(31)).await;
+    end_quiet_incidents(&app).await;
+    assert_eq!(resolution(&app).await.as_deref(), Some("quiet"));
     assert_eq!(app.incident().await.cause, "pending");
+}
+
+#[tokio::test]
+async fn a_week_of_silence_between_two_failures_makes_two_incidents() {
+    let app = TestApp::start().await;
+    let (first, second) = (minutes_ago(9 * 24 * 60), minutes_ago(2 * 24 * 60));
+    app.fail_at("a", first).await;
+    app.fail_at("b", second - Duration::seconds(1)).await;
+    assert_eq!(app.incident().await.failure_count, 2, "a second less");
+    app.let_time_pass(Duration::days(6)).await;
+    app.fail("c").await;
+    let incidents = app.incidents().await;
+    assert_eq!(incidents.len(), 2);
+    assert_eq!(
+        incidents[0].ended_at,
+        Some(incidents[0].last_failure_at + Duration::days(7))
+    );
+    assert_eq!(
+        incidents[0].resolution.as_ref().map(|word| word.as_str()),
+        Some("quiet")
+    );
+    assert_eq!(
+        (incidents[1].ended_at, incidents[1].previous_incident_id),
+        (None, Some(incidents[0].id))
+    );
+    assert_eq!(app.count(MISPLACED).await, 0);
+}
+
+#[tokio::test]
+async fn a_late_failure_opens_an_incident_again_that_only_silence_had_ended() {
+    let app = TestApp::start().await;
+    app.fail_at("a", minutes_ago(8 * 24 * 60)).await;
+    app.eventually("it is resolved", async || {
+        resolution(&app).await.as_deref() == Some("quiet")
+    })
+    .await;
+    let requests = app.simulator.requests().len();
+    // Still long ago: the end moves and stays in the past.
+    let moved = minutes_ago(8 * 24 * 60 - 10);
+    app.fail_at("b", moved).await;
+    let incident = app.incident().await;
+    assert_eq!(incident.ended_at, Some(moved + Duration::days(7)));
+    assert_eq!(resolution(&app).await.as_deref(), Some("quiet"));
+    app.fail_at("c", minutes_ago(3 * 24 * 60)).await;
+    let incident = app.incident().await;
+    assert_eq!(
+        (
+            incident.ended_at,
+            incident.resolved_at,
+            incident.failure_count
+        ),
+        (None, None, 3)
+    );
+    assert!(changes(&app).await.contains(&"reopened".to_owned()));
+    app.eventually("its number is looked up again", async || {
+        app.simulator.requests().len() > requests
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_late_failure_never_opens_an_incident_again_that_a_person_resolved() {
+    let app = TestApp::start().await;
+    app.fail_at("a", minutes_ago(60)).await;
+    resolve_by_hand(&app.db, app.incident().await.id, Some("paid"))
+        .await
+        .unwrap();
+    let ended_at = app.incident().await.ended_at;
+    app.fail_at("b", minutes_ago(1)).await;
+    let incident = app.incident().await;
+    assert_eq!((incident.ended_at, incident.failure_count), (ended_at, 2));
+    assert_eq!(incident.resolution_note.as_deref(), Some("paid"));
+    assert!(!changes(&app).await.contains(&"reopened".to_owned()));
 }
 
 #[tokio::test]
@@ -312,7 +447,7 @@ async fn resolving_twice_or_an_unknown_incident_is_reported() {
     let id = app.incident().await.id;
     assert_eq!(
         resolve_by_hand(&app.db, id, None).await.unwrap(),
-        ManualResolution::Resolved(resolved(id, Resolution::Manual))
+        ManualResolution::Resolved(waba())
     );
     assert_eq!(
         resolve_by_hand(&app.db, id, Some("again")).await.unwrap(),

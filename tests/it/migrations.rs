@@ -14,6 +14,22 @@ async fn execute(url: &str, sql: impl Into<String>) {
     statements.execute(&mut connection).await.unwrap();
 }
 
+/// SHA-384 of the files in `migrations`. A migration that has been released never changes.
+const CHECKSUMS: [&str; 2] = [
+    "08a2f2d8f42528b7080a088e38b556135abc5d5c1a3f5ee65cc4c7057ee64f53cef67f7112f32d6cf27a9a26d2b2d184",
+    "e22f5e0e9f21d771a2fda5ba1e89cb5bbc0cb6485b028c3c50f60fcd1f30d9c8ddcb638aae41c36011788ba6776cb3d2",
+];
+
+#[test]
+fn the_checksums_of_migrations_are_pinned() {
+    let migrations = lockwatch::MIGRATOR.iter();
+    let checksums: Vec<(i64, String)> = migrations
+        .map(|migration| (migration.version, hex::encode(&migration.checksum)))
+        .collect();
+    let pinned = CHECKSUMS.iter().map(|checksum| (*checksum).to_owned());
+    assert_eq!(checksums, (1..).zip(pinned).collect::<Vec<_>>());
+}
+
 #[tokio::test]
 async fn a_role_that_may_not_create_can_serve() {
     let database = TestDatabase::create().await;

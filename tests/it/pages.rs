@@ -21,13 +21,13 @@ fn worst_case_sql(filler: char) -> String {
     format!(
         "insert into accounts (waba_id) select {id} || n from generate_series(1, 90) n;
 
-         insert into incidents (waba_id, opened_at, last_failure_at, resolved_at, resolution,
-                                resolution_note, failure_count, cause, cause_severity,
+         insert into incidents (waba_id, opened_at, last_failure_at, last_evidence_at, ended_at,
+                                resolved_at, resolution, resolution_note, failure_count, cause, cause_severity,
                                 cause_summary, cause_entity_type, cause_entity_id,
                                 cause_error_code, possible_solution, cause_recorded_at,
                                 previous_incident_id)
-         select {id} || n, now() - interval '58 minutes', now(), case when n > 60 then now() end,
-                case when n > 60 then 'manual' end, {long}, 1234567, 'other_restriction', {short},
+         select {id} || n, now() - interval '58 minutes', now(), now(), case when n > 60 then now() end,
+                case when n > 60 then now() end, case when n > 60 then 'manual' end, {long}, 1234567, 'other_restriction', {short},
                 {long} || {long}, {short}, {short}, 141006, {long},
                 now() - interval '57 minutes', 1
            from generate_series(1, 90) n;

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
-use lockwatch::meta::callback::CallbackContents;
+use lockwatch::intake::Intake;
 use lockwatch::meta::capture::Capture;
 use lockwatch::meta::compose::StatusCallback;
 use lockwatch::meta::health;
@@ -58,7 +58,7 @@ fn any_body_is_parsed_twice_with_the_same_result() {
         let answer = health::parse_answer(status, std::str::from_utf8(&body).ok(), &body);
         prop_assert_eq!(answer, health::parse_answer(status, std::str::from_utf8(&body).ok(), &body));
         let body = Bytes::from(body);
-        let parse = || format!("{:?}", CallbackContents::parse(&body, now));
+        let parse = || format!("{:?}", Intake::parse(&body, now));
         prop_assert_eq!(parse(), parse());
     });
 }
@@ -229,8 +229,7 @@ struct PostedParts {
 
 impl PostedParts {
     fn add(&mut self, body: &[u8]) {
-        let findings =
-            CallbackContents::parse(&Bytes::copy_from_slice(body), OffsetDateTime::now_utc());
+        let findings = Intake::parse(&Bytes::copy_from_slice(body), OffsetDateTime::now_utc());
         for failure in findings.failures {
             self.failures
                 .insert((failure.waba_id.to_string(), failure.digest.to_vec()));

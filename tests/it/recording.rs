@@ -12,6 +12,7 @@ use crate::support::database::TestDatabase;
 use crate::support::process::Serve;
 use crate::support::{
     ACCESS_TOKEN, APP_SECRET, NUMBER, OTHER_NUMBER, TestApp, WABA, client, eventually, one_failure,
+    resume_processing, settle,
 };
 
 fn now() -> OffsetDateTime {
@@ -136,8 +137,10 @@ async fn late_and_repeated_failures_are_counted_in_their_minute() {
         app.deliver(&body).await;
         app.deliver(&body).await;
     }
-    app.execute("update incidents set resolved_at = now(), resolution = 'manual'")
-        .await;
+    app.execute(
+        "update incidents set ended_at = now(), resolved_at = now(), resolution = 'manual'",
+    )
+    .await;
     app.deliver(&failures_by_age(&[("late", 150), ("a", 9200)]))
         .await;
     assert_eq!(
@@ -148,29 +151,51 @@ async fn late_and_repeated_failures_are_counted_in_their_minute() {
     assert_eq!(app.count(MISCOUNTED).await, 0);
 }
 
+/// Waits until a callback of another account, posted now, is recorded: the processor has then passed
+/// everything that came before it.
+async fn pass_by(app: &TestApp, message_id: &str) {
+    let body = StatusCallback::new()
+        .timestamp(now())
+        .failed("1033", "2077", message_id);
+    app.acknowledged(&body.into_body()).await;
+    app.eventually("another account's failure is recorded", async || {
+        let recorded = "select exists (select from failed_deliveries where message_id = $1)";
+        let recorded = sqlx::query_scalar(recorded).bind(message_id);
+        recorded.fetch_one(&app.db).await.unwrap()
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn an_incident_resolved_meanwhile_gets_no_more_failures() {
     let app = TestApp::start().await;
     app.fail("first").await;
     app.wait_for_cause("unreported").await;
-    // A resolution locks the account first, then the incident.
+    // A resolution locks the account first.
     let mut resolution = app.db.begin().await.unwrap();
-    sqlx::query("select from accounts for update")
+    sqlx::query("select pg_advisory_xact_lock(hashtextextended($1, 131031))")
+        .bind(WABA)
         .execute(&mut *resolution)
         .await
         .unwrap();
-    let resolve = async {
-        app.eventually("the batch waits for the account", async || {
-            app.waiting_recorders().await == 1
-        })
-        .await;
-        let sql = "update incidents set resolved_at = now(), resolution = 'manual'";
-        sqlx::query(sql).execute(&mut *resolution).await.unwrap();
-        resolution.commit().await.unwrap();
-    };
     let later = OffsetDateTime::now_utc() + time::Duration::seconds(5);
-    tokio::join!(app.fail_at("second", later), resolve);
-    let incidents = app.incidents().await;
+    let second = StatusCallback::new()
+        .timestamp(later)
+        .failed(WABA, NUMBER, "second");
+    app.acknowledged(&second.into_body()).await;
+    pass_by(&app, "beside").await;
+    assert_eq!(app.count("select count(*) from inbox").await, 1);
+    let sql = "update incidents set ended_at = now(), resolved_at = now(), resolution = 'manual'
+                where waba_id = $1";
+    sqlx::query(sql)
+        .bind(WABA)
+        .execute(&mut *resolution)
+        .await
+        .unwrap();
+    resolution.commit().await.unwrap();
+    app.settle().await;
+    let mut incidents = app.incidents().await;
+    incidents.retain(|incident| incident.waba_id == WABA);
     let counts: Vec<_> = incidents
         .iter()
         .map(|incident| (incident.failure_count, incident.resolved_at.is_some()))
@@ -180,11 +205,63 @@ async fn an_incident_resolved_meanwhile_gets_no_more_failures() {
 }
 
 #[tokio::test]
+async fn a_callback_waits_for_its_account_and_no_other_waits() {
+    let app = TestApp::start().await;
+    app.fail("first").await;
+    app.wait_for_cause("unreported").await;
+    for (n, lock) in [
+        "select pg_advisory_xact_lock(hashtextextended('102290129340398', 131031))",
+        "select from incidents where waba_id = '102290129340398' for update",
+        "select from affected_numbers where waba_id = '102290129340398' for update",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut holder = app.db.begin().await.unwrap();
+        sqlx::query(lock).execute(&mut *holder).await.unwrap();
+        let held = [format!("held.{n}"), format!("held too.{n}")];
+        app.acknowledged(&one_failure(&held[0])).await;
+        pass_by(&app, &format!("beside.{n}")).await;
+        let both = StatusCallback::new()
+            .timestamp(now())
+            .failed("1033", "2077", &format!("with the held one.{n}"))
+            .failed(WABA, NUMBER, &held[1]);
+        app.acknowledged(&both.into_body()).await;
+        pass_by(&app, &format!("beside too.{n}")).await;
+        let recorded = "select count(*) from failed_deliveries
+                         where message_id like '%held%.' || $1";
+        let recorded = async || -> i64 {
+            let recorded = sqlx::query_scalar(recorded).bind(n.to_string());
+            recorded.fetch_one(&app.db).await.unwrap()
+        };
+        assert_eq!(recorded().await, 0, "{lock}");
+        assert_eq!(app.count("select count(*) from inbox").await, 2, "{lock}");
+        assert_eq!(
+            app.count("select count(problem) from inbox").await,
+            0,
+            "nothing is wrong with them: {lock}"
+        );
+        holder.rollback().await.unwrap();
+        app.settle().await;
+        assert_eq!(recorded().await, 3, "{lock}");
+    }
+    let counts: Vec<i64> = app
+        .incidents()
+        .await
+        .iter()
+        .map(|incident| incident.failure_count)
+        .collect();
+    assert_eq!(counts, [7, 9]);
+}
+
+#[tokio::test]
 async fn a_late_failure_joins_the_incident_of_its_time() {
     let app = TestApp::start().await;
     app.fail("first").await;
-    app.execute("update incidents set resolved_at = now(), resolution = 'manual'")
-        .await;
+    app.execute(
+        "update incidents set ended_at = now(), resolved_at = now(), resolution = 'manual'",
+    )
+    .await;
     for (n, seconds) in [5, -60, 6, -61].into_iter().enumerate() {
         app.fail_at(
             &format!("then {n}"),
@@ -201,32 +278,95 @@ async fn a_late_failure_joins_the_incident_of_its_time() {
     assert_eq!(counts, [3, 2]);
 }
 
+/// Lets every commit fail that has inserted into a table, until [`let_commits_work`]. Counts them in
+/// a sequence, which no rollback sets back.
+async fn let_commits_fail(app: &TestApp, table: &str) {
+    let sql = format!(
+        "create sequence failed_commits;
+         create function fail_late() returns trigger language plpgsql as
+             'begin
+                perform nextval(''failed_commits'');
+                raise exception using errcode = ''40001'';
+              end';
+         create constraint trigger fail_late after insert on {table}
+             deferrable initially deferred for each row execute function fail_late()"
+    );
+    let sql = sqlx::raw_sql(sqlx::AssertSqlSafe(sql));
+    sql.execute(&app.db).await.unwrap();
+}
+
+async fn let_commits_work(app: &TestApp) {
+    sqlx::raw_sql("drop function fail_late cascade; drop sequence failed_commits")
+        .execute(&app.db)
+        .await
+        .unwrap();
+}
+
 #[tokio::test]
-async fn a_batch_that_fails_at_its_commit_is_not_acknowledged() {
+async fn an_append_that_fails_at_its_commit_is_not_acknowledged() {
     let app = TestApp::start().await;
-    for is_account_known in [false, true] {
-        let fails_late = "
-            create function fail_late() returns trigger language plpgsql as
-                'begin raise exception using errcode = ''40001''; end';
-            create constraint trigger fail_late after insert on failed_deliveries
-                deferrable initially deferred for each row execute function fail_late()";
-        sqlx::raw_sql(fails_late).execute(&app.db).await.unwrap();
+    for table in ["inbox", "captures"] {
+        let before = app.count("select count(*) from captures").await;
+        let_commits_fail(&app, table).await;
+        let body = one_failure(&format!("wamid.{table}"));
+        let response = app.post(&body).await;
         assert_eq!(
-            app.post(&one_failure("wamid.1")).await.status(),
+            response.status(),
             StatusCode::SERVICE_UNAVAILABLE,
-            "account known: {is_account_known}"
+            "{table}"
+        );
+        assert_eq!(response.headers()["retry-after"], "5");
+        let text = response.text().await.unwrap();
+        assert_eq!(text, "not stored: the database did not commit\n");
+        assert_eq!(
+            app.count("select last_value from failed_commits").await,
+            1,
+            "it was this commit that failed"
+        );
+        assert_eq!(app.count("select count(*) from inbox").await, 0);
+        assert_eq!(app.count("select count(*) from captures").await, before);
+        let_commits_work(&app).await;
+        app.deliver(&body).await;
+        assert_eq!(app.count("select count(*) from captures").await, before + 1);
+    }
+    assert_eq!(app.count("select count(*) from failed_deliveries").await, 2);
+}
+
+#[tokio::test]
+async fn a_record_that_fails_at_its_commit_stays_in_the_inbox_and_is_made_once() {
+    let app = TestApp::start().await;
+    for (n, is_account_known) in [false, true].into_iter().enumerate() {
+        let_commits_fail(&app, "failed_deliveries").await;
+        app.acknowledged(&one_failure(&format!("wamid.{n}"))).await;
+        app.eventually("it is tried again and again", async || {
+            app.count("select last_value from failed_commits").await >= 3
+        })
+        .await;
+        let note = format!("account known: {is_account_known}");
+        let recorded = "select count(*) from failed_deliveries";
+        assert_eq!(app.count(recorded).await, n as i64, "{note}");
+        assert_eq!(
+            app.count("select count(*) from incidents").await,
+            i64::from(is_account_known),
+            "{note}"
         );
         assert_eq!(
-            app.count("select count(*) from failed_deliveries where message_id = 'wamid.1'")
+            app.count("select count(*) from inbox where problem is null")
                 .await,
-            0
+            1,
+            "the callback is not to blame, {note}"
         );
-        sqlx::raw_sql("drop function fail_late cascade")
-            .execute(&app.db)
-            .await
-            .unwrap();
-        app.fail("the account is known from here on").await;
+        let_commits_work(&app).await;
+        app.settle().await;
+        assert_eq!(app.count(recorded).await, n as i64 + 1, "{note}");
+        assert_eq!(app.incident().await.failure_count, n as i64 + 1, "{note}");
+        assert_eq!(app.count(MISCOUNTED).await, 0);
     }
+    assert_eq!(
+        app.count("select count(*) from incident_changes where kind = 'opened'")
+            .await,
+        1
+    );
 }
 
 #[tokio::test]
@@ -335,8 +475,12 @@ async fn an_unreadable_body_is_quarantined_byte_for_byte() {
 #[tokio::test]
 async fn a_row_that_the_database_refuses_harms_no_other() {
     let app = TestApp::start().await;
-    app.execute("alter table failed_deliveries add check (message_id <> 'wamid.poison')")
-        .await;
+    app.fail("wamid.first").await;
+    app.execute(
+        "alter table failed_deliveries
+           add constraint no_poison check (message_id <> 'wamid.poison')",
+    )
+    .await;
     let mut callback = StatusCallback::new().timestamp(now());
     for n in 0..20 {
         callback = callback.failed(WABA, NUMBER, &format!("wamid.{n}"));
@@ -345,39 +489,112 @@ async fn a_row_that_the_database_refuses_harms_no_other() {
         }
     }
     let body = callback.into_body();
-    let neighbour = one_failure("wamid.beside");
-    let (first, second) = tokio::join!(app.post(&body), app.post(&neighbour));
-    assert_eq!(
-        (first.status(), second.status()),
-        (StatusCode::OK, StatusCode::OK)
-    );
+    let neighbours: Vec<Vec<u8>> = (0..6)
+        .map(|n| one_failure(&format!("wamid.beside.{n}")))
+        .collect();
+    // All of them are in one batch.
+    let mut processor = app.stop_processing().await;
+    for neighbour in &neighbours[..3] {
+        app.acknowledged(neighbour).await;
+    }
+    app.acknowledged(&body).await;
+    for neighbour in &neighbours[3..] {
+        app.acknowledged(neighbour).await;
+    }
+    assert_eq!(app.count("select count(*) from inbox").await, 7);
+    resume_processing(&mut processor).await;
+    app.eventually("only the poison is left", async || {
+        app.count("select count(*) from inbox").await == 1
+            && app.count("select count(problem) from inbox").await == 1
+    })
+    .await;
+    let (waiting, problem, attempts, is_delayed): (Vec<u8>, String, i32, bool) = sqlx::query_as(
+        "select body, problem, attempts, retry_at > now()
+           from inbox join captures c on c.id = capture_id",
+    )
+    .fetch_one(&app.db)
+    .await
+    .unwrap();
+    assert_eq!(waiting, body);
+    assert!(problem.contains("no_poison"), "{problem}");
+    assert_eq!((attempts, is_delayed), (1, true));
+    assert_eq!(app.count("select count(*) from failed_deliveries").await, 7);
+    assert_eq!(app.incident().await.failure_count, 7);
+    assert_eq!(app.count("select count(*) from quarantine").await, 0);
+
+    app.execute("alter table failed_deliveries drop constraint no_poison")
+        .await;
+    app.execute("update inbox set retry_at = null").await;
+    app.settle().await;
     assert_eq!(
         app.count("select count(*) from failed_deliveries").await,
-        21
+        28
     );
-    assert_eq!(app.incident().await.failure_count, 21);
-    let quarantined: Vec<u8> = sqlx::query_scalar("select body from quarantine")
-        .fetch_one(&app.db)
-        .await
-        .unwrap();
-    assert_eq!(quarantined, body);
+    assert_eq!(app.incident().await.failure_count, 28);
+    assert_eq!(app.count(MISCOUNTED).await, 0);
+}
+
+#[tokio::test]
+async fn while_a_table_takes_nothing_few_callbacks_are_blamed_and_none_is_lost() {
+    let app = TestApp::start().await;
+    app.execute("alter table failed_deliveries add constraint closed check (false)")
+        .await;
+    let mut processor = app.stop_processing().await;
+    let bodies: Vec<Vec<u8>> = (0..40)
+        .map(|n| one_failure(&format!("wamid.{n}")))
+        .collect();
+    for body in &bodies {
+        app.acknowledged(body).await;
+    }
+    resume_processing(&mut processor).await;
+    app.eventually("some are blamed", async || {
+        app.count("select count(problem) from inbox").await >= 8
+    })
+    .await;
+    assert_eq!(app.count("select count(problem) from inbox").await, 8);
+    assert_eq!(
+        app.count("select max(attempts)::bigint from inbox").await,
+        1
+    );
+    app.execute("alter table failed_deliveries drop constraint closed")
+        .await;
+    // What was blamed is due at once when others are recorded.
+    app.settle().await;
+    assert_eq!(
+        app.count("select count(*) from failed_deliveries").await,
+        40
+    );
+    assert_eq!(app.incident().await.failure_count, 40);
+    assert_eq!(app.count(MISCOUNTED).await, 0);
+}
+
+#[tokio::test]
+async fn a_sequence_set_back_meanwhile_costs_nothing_that_was_acknowledged() {
+    let app = TestApp::start().await;
+    for n in 0..10 {
+        app.fail(&format!("before.{n}")).await;
+    }
+    app.execute("select setval('failed_deliveries_id_seq', 1, false)")
+        .await;
+    app.fail("after the first").await;
+    app.execute("select setval('captures_id_seq', 1, false)")
+        .await;
+    let body = one_failure("after the second");
+    app.eventually("the append works again", async || {
+        app.post(&body).await.status() == StatusCode::OK
+    })
+    .await;
+    app.settle().await;
+    assert_eq!(
+        app.count("select count(*) from failed_deliveries").await,
+        12
+    );
+    assert_eq!(app.incident().await.failure_count, 12);
 }
 
 #[tokio::test]
 async fn many_bad_statuses_are_quarantined_as_one_body() {
     let app = TestApp::start().await;
-    app.execute("alter table failed_deliveries add check (message_id not like 'poison%')")
-        .await;
-    let mut callback = StatusCallback::new()
-        .timestamp(now())
-        .failed(WABA, NUMBER, "good");
-    for n in 0..100 {
-        callback = callback.failed(WABA, NUMBER, &format!("poison.{n}"));
-    }
-    app.deliver(&callback.into_body()).await;
-    assert_eq!(app.count("select count(*) from failed_deliveries").await, 1);
-    assert_eq!(app.count("select count(*) from quarantine").await, 1);
-
     let mut callback = StatusCallback::new()
         .timestamp(now())
         .failed(WABA, NUMBER, "HERE");
@@ -395,8 +612,14 @@ async fn many_bad_statuses_are_quarantined_as_one_body() {
         .unwrap();
     body[marker] = 0xff;
     app.deliver(&body).await;
-    assert_eq!(app.count("select count(*) from failed_deliveries").await, 2);
-    assert_eq!(app.count("select count(*) from quarantine").await, 2);
+    assert_eq!(app.count("select count(*) from failed_deliveries").await, 1);
+    let quarantined: Vec<Vec<u8>> = sqlx::query_scalar(
+        "select q.body from quarantine q join captures c on c.id = q.capture_id",
+    )
+    .fetch_all(&app.db)
+    .await
+    .unwrap();
+    assert_eq!(quarantined, [body]);
 }
 
 /// Returns a callback of 3 MB, the most that Meta sends, with 1,000 failures.
@@ -432,9 +655,10 @@ async fn the_largest_callback_is_recorded_within_64_mib() {
     .await;
     let before = peak_memory_kib(serve.child.id());
     assert_eq!(post(body).await, StatusCode::OK);
+    let db = database.database().pool();
+    settle(&db).await;
     let growth = peak_memory_kib(serve.child.id()) - before;
     assert!(growth < 64 * 1024, "memory grew by {growth} KiB");
-    let db = database.database().pool();
     let rows: i64 = sqlx::query_scalar("select failure_count from incidents")
         .fetch_one(&db)
         .await
@@ -510,6 +734,7 @@ async fn two_processes_on_one_database_record_each_failure_once() {
     post_to_both(&processes).await;
 
     let db = database.database().pool();
+    settle(&db).await;
     let count = async |sql: &'static str| {
         sqlx::query_scalar::<_, i64>(sql)
             .fetch_one(&db)

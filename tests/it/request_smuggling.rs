@@ -97,6 +97,7 @@ async fn check_cases(cases: &[Case<'_>]) {
 
 /// The ids of the recorded failures. Nothing may be in quarantine.
 async fn recorded_ids(app: &TestApp) -> BTreeSet<String> {
+    app.settle().await;
     let ids: Vec<String> = sqlx::query_scalar("select message_id from failed_deliveries")
         .fetch_all(&app.db)
         .await

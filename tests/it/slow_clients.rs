@@ -19,7 +19,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
 use crate::support::database::TestDatabase;
 use crate::support::process::Serve;
-use crate::support::{APP_SECRET, client, eventually, one_failure};
+use crate::support::{APP_SECRET, client, eventually, one_failure, settle};
 
 /// The time within which 99 % of the honest callbacks must be answered.
 const P99_LIMIT: Duration = Duration::from_millis(250);
@@ -238,6 +238,7 @@ impl AttackedServer {
 
     async fn count_recorded(&self) -> i64 {
         let db = self.database.database().pool();
+        settle(&db).await;
         sqlx::query_scalar("select count(*) from failed_deliveries")
             .fetch_one(&db)
             .await

@@ -134,9 +134,13 @@ async fn any_other_signature_than_that_of_the_body_is_refused() {
     let status = post_signed(&app, &body, b"sha256=\xff\xfe").await;
     assert_eq!(status, StatusCode::UNAUTHORIZED, "not even text");
     assert_eq!(
-        app.count("select count(*) from accounts").await,
+        app.count(
+            "select (select count(*) from captures) + (select count(*) from inbox)
+                  + (select count(*) from accounts)"
+        )
+        .await,
         0,
-        "nothing was recorded"
+        "nothing was stored"
     );
 }
 
@@ -168,9 +172,13 @@ async fn exactly_one_signature_header_is_required() {
         assert_eq!(response.status(), StatusCode::UNAUTHORIZED, "{case}");
     }
     assert_eq!(
-        app.count("select count(*) from accounts").await,
+        app.count(
+            "select (select count(*) from captures) + (select count(*) from inbox)
+                  + (select count(*) from accounts)"
+        )
+        .await,
         0,
-        "nothing was recorded"
+        "nothing was stored"
     );
 }
 
@@ -188,6 +196,7 @@ async fn a_valid_signature_may_have_capitals_and_spaces_around_it() {
         let status = post_signed(&app, &body, signature).await;
         assert_eq!(status, StatusCode::OK, "{case}");
     }
+    app.settle().await;
     assert_eq!(app.count("select count(*) from failed_deliveries").await, 1);
 }
 
@@ -211,6 +220,7 @@ async fn any_of_several_app_secrets_may_have_signed() {
             StatusCode::OK
         );
     }
+    app.settle().await;
     assert_eq!(app.incident().await.failure_count, 2);
 }
 
@@ -281,6 +291,38 @@ async fn the_admin_listener_serves_readyz_and_no_webhook() {
     app.eventually("readiness", async || get("/readyz").await == StatusCode::OK)
         .await;
     assert_eq!(get("/webhook").await, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn a_service_that_cannot_append_is_not_ready_until_it_can_again() {
+    let app = TestApp::start().await;
+    app.fail("wamid.1").await;
+    let readiness = async || {
+        let url = format!("http://{}/readyz", app.service.admin_address);
+        let answer = app.client.get(url).send().await.unwrap();
+        (answer.status(), answer.text().await.unwrap())
+    };
+    let ready = (StatusCode::OK, "ready\n".to_owned());
+    assert_eq!(readiness().await, ready);
+    app.execute("alter table captures add constraint closed check (false) not valid")
+        .await;
+    let refused = app.post(&one_failure("wamid.2")).await;
+    assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(
+        readiness().await,
+        (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the last append to the inbox failed\n".to_owned()
+        )
+    );
+    app.execute("alter table captures drop constraint closed")
+        .await;
+    app.eventually("it finds out by itself", async || {
+        readiness().await == ready
+    })
+    .await;
+    assert_eq!(app.count("select count(*) from captures").await, 1);
+    assert_eq!(app.count("select count(*) from inbox").await, 0);
 }
 
 #[tokio::test]

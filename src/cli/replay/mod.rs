@@ -8,14 +8,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use reqwest::Url;
-use tokio::sync::Notify;
 use tokio::sync::mpsc::Receiver;
 use tokio::task::{JoinError, JoinHandle, JoinSet};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
 
 use self::files::{CaptureFiles, LocatedCapture, Location, ReadError};
 use self::results::{Completion, Results};
@@ -23,9 +23,17 @@ use self::target::{DatabaseTarget, Target, WebhookTarget};
 use super::serve::StopSignals;
 use super::{Failure, open_database};
 use crate::config::{CaptureArgs, DataArgs, SigningArgs, read_app_secrets};
+use crate::inbox::{Capturing, Inbox, inbox};
 use crate::meta::signature::Verifier;
-use crate::metrics::RecorderMetrics;
-use crate::recorder::recorder;
+use crate::metrics::{InboxMetrics, ProcessorMetrics};
+use crate::processor::Processor;
+use crate::progress::Progress;
+use crate::report::text::format_count;
+use crate::store::{Database, Pool, backlog, bounded};
+use crate::woken::Woken;
+
+/// The pause between two looks at what is left in the inbox.
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -43,8 +51,8 @@ pub(super) struct ReplayArgs {
     /// path of each capture
     #[arg(long, value_name = "URL", value_parser = parse_webhook_url)]
     to: Option<Url>,
-    /// Record into the database, without HTTP: failures, incidents and captures, with the times at
-    /// which they were received. A running serve looks up the causes
+    /// Append to the database's inbox, without HTTP, with the times at which callbacks were received,
+    /// and process it: failures, incidents and captures. A running serve looks up the causes
     #[arg(long, conflicts_with_all = ["to", "app_secret_file"])]
     into_database: bool,
     /// Send the original signatures; with --into-database: verify them before recording
@@ -91,22 +99,22 @@ fn parse_rate(text: &str) -> Result<f64, String> {
 pub(super) async fn run(mut args: ReplayArgs) -> Result<(), Failure> {
     let files = CaptureFiles::new(std::mem::take(&mut args.paths));
     let bar = progress_bar(files.total_size());
-    let (target, recorder_task) = open_target(&args, bar.clone()).await?;
+    let (target, recording) = open_target(&args, bar.clone()).await?;
     let mut replay = Replay::new(target, bar, args.rate);
     replay.run(files, usize::from(args.concurrency)).await?;
-    // This drops the target, and with it the only sender to the recorder, which then ends.
+    // This drops the target, and with it the only sender to the inbox, which then ends.
     let result = replay.print_summary();
-    if let Some(task) = recorder_task {
-        task.await.context("the recorder")?;
+    if let Some(recording) = recording {
+        recording.finish().await?;
     }
     result
 }
 
-/// Opens the target, and starts the recorder's task if the target is the database.
+/// Opens the target, and starts inbox and processor if the target is the database.
 async fn open_target(
     args: &ReplayArgs,
     bar: ProgressBar,
-) -> Result<(Target, Option<JoinHandle<()>>), Failure> {
+) -> Result<(Target, Option<Recording>), Failure> {
     if args.dry_run {
         return Ok((Target::DryRun, None));
     }
@@ -130,13 +138,72 @@ async fn open_target(
         None
     };
     let database = open_database(&args.data).await?;
-    let (recorder, task) = recorder(
-        database,
-        Arc::new(Notify::new()),
-        RecorderMetrics::default(),
-    );
-    let target = DatabaseTarget::new(recorder, args.capture.capture, verifier);
-    Ok((Target::Database(target), Some(tokio::spawn(task.run()))))
+    let capturing = args.capture.capture;
+    let (inbox, recording) = Recording::start(&database, capturing);
+    let target = DatabaseTarget::new(inbox, capturing, verifier);
+    Ok((Target::Database(target), Some(recording)))
+}
+
+/// The inbox and the processor of a replay into the database.
+struct Recording {
+    db: Pool,
+    inbox: JoinHandle<()>,
+    processor: JoinHandle<()>,
+    stop: CancellationToken,
+}
+
+impl Recording {
+    fn start(database: &Database, capturing: Capturing) -> (Inbox, Self) {
+        let (woken, progress) = (Woken::default(), Progress::default());
+        let (inbox, task) = inbox(
+            database.clone(),
+            woken.clone(),
+            progress.clone(),
+            InboxMetrics::default(),
+        );
+        let metrics = ProcessorMetrics::default();
+        let processor = Processor::new(database.clone(), capturing, woken, progress, metrics);
+        let stop = CancellationToken::new();
+        let recording = Self {
+            db: database.pool(),
+            inbox: tokio::spawn(task.run()),
+            processor: tokio::spawn(processor.run(stop.clone())),
+            stop,
+        };
+        (inbox, recording)
+    }
+
+    /// Waits until everything that was appended so far is processed, or has a problem. Fails in the
+    /// second case.
+    async fn finish(self) -> Result<(), Failure> {
+        self.inbox.await.context("the inbox")?;
+        let last = bounded(backlog::last_id(&self.db))
+            .await
+            .context("cannot read the inbox")?;
+        let mut stop = StopSignals::install()?;
+        let left = loop {
+            match bounded(backlog::count_until(&self.db, last)).await {
+                Ok(left) if left.waiting == 0 => break left,
+                // The processor says why nothing happens.
+                _ => {}
+            }
+            tokio::select! {
+                () = sleep(POLL_INTERVAL) => {}
+                _ = stop.wait() => {
+                    anstream::eprintln!("lockwatch: interrupted; a running serve processes the rest");
+                    return Err(Failure::Reported);
+                }
+            }
+        };
+        self.stop.cancel();
+        self.processor.await.context("the processor")?;
+        if left.problems > 0 {
+            let callbacks = format_count(left.problems, "callback", "callbacks");
+            let error = anyhow!("{callbacks} could not be processed: see lockwatch inbox list");
+            return Err(error.into());
+        }
+        Ok(())
+    }
 }
 
 /// Creates the progress bar, which is hidden if there is no terminal.

@@ -15,9 +15,11 @@ use tokio::time::{Instant, sleep};
 
 use crate::cli::Failure;
 use crate::error_chain::error_chain;
+use crate::inbox::{Capturing, Inbox, NewCallback, NotStored, Submitted};
+use crate::intake::Intake;
 use crate::meta::capture::Capture;
+use crate::meta::interest::may_concern_us;
 use crate::meta::signature::{SIGNATURE_HEADER, Signature, Verifier, sign};
-use crate::recorder::{Callback, Capturing, Found, NotRecorded, Recorder, Submitted};
 
 /// The only status that counts as success, for Meta and here.
 const STATUS_OK: u16 = 200;
@@ -58,8 +60,8 @@ impl Target {
         Box::pin(async move {
             match &*self {
                 Self::Webhook(webhook) => webhook.post(capture).await,
-                Self::Database(database) => database.record(capture, submission).await,
-                Self::DryRun => classify(capture),
+                Self::Database(database) => database.store(capture, submission).await,
+                Self::DryRun => classify(&capture),
             }
         })
     }
@@ -280,37 +282,33 @@ async fn read_body_start(response: &mut Response) -> reqwest::Result<Vec<u8>> {
     Ok(start)
 }
 
-/// The database, in which callbacks are recorded as `serve` would, but without HTTP.
+/// The database, into whose inbox callbacks are appended as `serve` would, but without HTTP.
 pub(super) struct DatabaseTarget {
-    recorder: Recorder,
+    inbox: Inbox,
     capturing: Capturing,
     /// Verifies the original signatures, if that is wanted.
     verifier: Option<Verifier>,
 }
 
-/// The first step of recording: `None` if there is nothing to record.
+/// The first step of an append: `None` if there is nothing to record.
 type Submission = Option<Result<Submitted, SubmitError>>;
 
-/// The reason why a callback did not reach the recorder.
+/// The reason why a callback did not reach the inbox.
 enum SubmitError {
     BadSignature(&'static str),
-    NotRecorded(NotRecorded),
+    NotStored(NotStored),
 }
 
 impl DatabaseTarget {
-    pub(super) fn new(
-        recorder: Recorder,
-        capturing: Capturing,
-        verifier: Option<Verifier>,
-    ) -> Self {
+    pub(super) fn new(inbox: Inbox, capturing: Capturing, verifier: Option<Verifier>) -> Self {
         Self {
-            recorder,
+            inbox,
             capturing,
             verifier,
         }
     }
 
-    /// Hands a callback to the recorder.
+    /// Hands a callback to the inbox.
     fn submit(&self, capture: &Capture) -> Submission {
         let signature = parse_original_signature(capture);
         let app_secret = match (&self.verifier, &signature) {
@@ -321,36 +319,40 @@ impl DatabaseTarget {
             },
             (Some(_), Err(reason)) => return Some(Err(SubmitError::BadSignature(reason))),
         };
-        let callback = Callback {
+        let is_of_interest = may_concern_us(&capture.body);
+        if !is_of_interest && self.capturing != Capturing::All {
+            return None;
+        }
+        let callback = NewCallback {
             body: capture.body.clone(),
-            received_at: capture.received_at.unwrap_or_else(OffsetDateTime::now_utc),
-            signature: signature.ok(),
+            received_at: capture.received_at,
+            signature: signature.ok().map(|signature| signature.to_string()),
             app_secret,
+            is_of_interest,
         };
-        let found = callback.find(self.capturing)?;
-        // The reader of the files limits the memory; the recorder's own permit is only a formality.
+        // The reader of the files limits the memory; the inbox's own permit is only a formality.
         let permit = Arc::new(Semaphore::new(1))
             .try_acquire_owned()
             .expect("a new semaphore has its permit");
-        let submitted = self.recorder.submit(found, Instant::now(), permit);
-        Some(submitted.map_err(SubmitError::NotRecorded))
+        let submitted = self.inbox.submit(callback, Instant::now(), permit);
+        Some(submitted.map_err(SubmitError::NotStored))
     }
 
-    /// Waits until a callback is recorded. Retries if that fails.
-    async fn record(&self, capture: Capture, first: Submission) -> Outcome {
+    /// Waits until a callback is stored. Retries if that fails.
+    async fn store(&self, capture: Capture, first: Submission) -> Outcome {
         let mut submission = first;
         let mut attempt = 1;
         loop {
             let started = Instant::now();
-            let recorded = match submission {
+            let stored = match submission {
                 None => return Outcome::success("nothing to record", None),
                 Some(Err(SubmitError::BadSignature(reason))) => {
                     return Outcome::failure("refused", reason, None);
                 }
-                Some(Err(SubmitError::NotRecorded(error))) => Err(error),
+                Some(Err(SubmitError::NotStored(error))) => Err(error),
                 Some(Ok(submitted)) => submitted.committed().await,
             };
-            match recorded {
+            match stored {
                 Ok(()) => return Outcome::success("recorded", Some(started.elapsed())),
                 Err(_) if attempt < ATTEMPTS_LIMIT => sleep(RETRY_INTERVAL).await,
                 Err(error) => return Outcome::fatal_failure("not recorded", &error.to_string()),
@@ -369,17 +371,12 @@ fn parse_original_signature(capture: &Capture) -> Result<Signature, &'static str
 }
 
 /// Reads a callback without sending it, and names its kind.
-fn classify(capture: Capture) -> Outcome {
-    let callback = Callback {
-        body: capture.body,
-        received_at: OffsetDateTime::UNIX_EPOCH,
-        signature: None,
-        app_secret: None,
-    };
-    let found = callback.find(Capturing::Off);
-    let kind = match found.as_ref().map(Found::findings) {
+fn classify(capture: &Capture) -> Outcome {
+    let is_of_interest = may_concern_us(&capture.body);
+    let intake = is_of_interest.then(|| Intake::parse(&capture.body, OffsetDateTime::UNIX_EPOCH));
+    let kind = match intake.filter(|intake| !intake.is_empty()) {
         None => "nothing about a lockout",
-        Some(findings) if findings.unreadable.is_empty() => "lockouts",
+        Some(intake) if intake.unreadable.is_empty() => "lockouts",
         Some(_) => "something that cannot be read",
     };
     Outcome::success(kind, None)

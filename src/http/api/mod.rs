@@ -5,6 +5,7 @@ mod openapi;
 mod paging;
 
 use std::sync::LazyLock;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Bytes;
@@ -20,16 +21,22 @@ pub use self::openapi::openapi;
 use self::openapi::{BadParameter, Moment, NoIncident, OtherProblem, PageParameters, Reveal};
 use self::paging::ListRequest;
 use super::error::Problem;
+use super::ops::find_obstacle;
 use super::query::{IncidentId, List, Query, parse_filter, parse_reveal};
 use super::resolve::{complete_body, resolve_by_hand};
 use crate::lockout::cause::LockoutCause;
+use crate::progress::Progress;
 use crate::report::{self, IncidentReport};
-use crate::store::Pool;
+use crate::store::backlog::{self, Backlog};
 use crate::store::checks::HealthCheck;
 use crate::store::deliveries::Delivery;
-use crate::store::incidents::{IncidentFilter, IncidentState};
+use crate::store::incidents::{self, IncidentFilter, IncidentState};
+use crate::store::{Pool, StoreError, bounded};
 
-pub(super) fn router(db: Pool) -> Router {
+pub(super) fn router(db: Pool, progress: Progress) -> Router {
+    let status = Router::new()
+        .route("/api/v1/status", get(get_status))
+        .with_state((db.clone(), progress));
     Router::new()
         .route("/openapi.json", get(get_openapi))
         .route("/api/v1/incidents", get(list_incidents))
@@ -38,7 +45,11 @@ pub(super) fn router(db: Pool) -> Router {
         .route("/api/v1/incidents/{id}/checks", get(list_checks))
         .route("/api/v1/incidents/{id}/resolve", post(resolve_incident))
         .with_state(db)
+        .merge(status)
 }
+
+/// The longest wait for the database's readiness.
+const STATUS_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// A page of incidents.
 #[derive(Debug, Serialize, ToSchema)]
@@ -75,6 +86,46 @@ struct Resolution {
     #[serde(default)]
     #[schema(max_length = 2000, example = "Meta granted the review")]
     note: Option<String>,
+}
+
+/// Whether lockouts are recorded, and what waits.
+#[derive(Debug, Serialize, ToSchema)]
+struct Status {
+    /// `true` if lockouts can be recorded now, as `/readyz` says.
+    ready: bool,
+    /// The reason why not.
+    obstacle: Option<String>,
+    /// The incidents that are open.
+    open_incidents: i64,
+    /// What waits in the inbox, and what is in quarantine.
+    #[serde(flatten)]
+    backlog: Backlog,
+}
+
+/// Get the status
+///
+/// After a callback was answered with 200, its rows appear when it has left the inbox, usually
+/// within milliseconds.
+#[utoipa::path(
+    get,
+    path = "/api/v1/status",
+    tag = "status",
+    responses(
+        (status = 200, description = "The status", body = Status),
+        (status = "default", response = OtherProblem),
+    )
+)]
+async fn get_status(State((db, progress)): State<(Pool, Progress)>) -> Result<Response, Problem> {
+    let status = bounded(async {
+        let obstacle = find_obstacle(&db, &progress, STATUS_TIMEOUT).await;
+        Ok::<_, StoreError>(Status {
+            ready: obstacle.is_none(),
+            obstacle: obstacle.map(|reason| reason.trim_end().to_owned()),
+            open_incidents: incidents::count_open(&db).await?,
+            backlog: backlog::fetch(&db).await?,
+        })
+    });
+    Ok(json(&status.await?))
 }
 
 /// List incidents

@@ -36,7 +36,8 @@ pub fn openapi() -> String {
         super::get_incident,
         super::list_deliveries,
         super::list_checks,
-        super::resolve_incident
+        super::resolve_incident,
+        super::get_status
     ),
     components(
         schemas(IncidentState, LockoutCause, Moment, Format, Reveal),

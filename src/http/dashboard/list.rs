@@ -21,11 +21,12 @@ use crate::report::text::{
 use crate::report::timeline::load_sparklines;
 use crate::report::{self, IncidentReport, NumberReport, Page};
 use crate::store::incidents::{self, IncidentFilter, IncidentState};
-use crate::store::{Pool, bounded};
+use crate::store::{Pool, backlog, bounded};
 
 const OPEN_ROWS: i64 = 20;
 const RESOLVED_ROWS: i64 = 25;
 const SEARCH_LIMIT_CHARACTERS: usize = 64;
+const BACKLOG_LIMIT_CHARACTERS: usize = 2000;
 
 /// The query of the page: its filters and the text to search for.
 struct ListQuery {
@@ -120,6 +121,7 @@ pub(super) async fn show(
     let resolved = load_page(&db, &query, IncidentState::Resolved, RESOLVED_ROWS).await?;
     let open_reports = open.as_ref().map_or(&[][..], |page| &page.data);
     let sparklines = load_sparklines(&db, open_reports, now).await?;
+    let backlog = report::backlog::describe(&bounded(backlog::fetch(&db)).await?);
     let title = headline(open_count);
     let is_empty = [&open, &resolved]
         .into_iter()
@@ -128,6 +130,13 @@ pub(super) async fn show(
     let main = html! {
         div #headline data-live .headline .alarm[open_count > 0] {
             h1 { (title) }
+        }
+        @if !backlog.is_empty() {
+            div #backlog data-live .notice {
+                @for sentence in &backlog {
+                    p { (sentence_with_commands(sentence)) }
+                }
+            }
         }
         @if is_empty && !query.is_filtered() {
             (welcome())
@@ -142,6 +151,15 @@ pub(super) async fn show(
         }
     };
     Ok(page_response(&title, Refresh::Always, now, &main))
+}
+
+/// Renders a sentence, with its commands between backticks as code.
+fn sentence_with_commands(sentence: &str) -> Markup {
+    html! {
+        @for (n, part) in sentence.split('`').enumerate() {
+            @if n % 2 == 1 { code { (part) } } @else { (untrusted(part, BACKLOG_LIMIT_CHARACTERS)) }
+        }
+    }
 }
 
 /// Loads a page of incidents in one state. `None` if the filter asks for the other state.

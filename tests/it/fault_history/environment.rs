@@ -7,8 +7,10 @@ use fastrand::Rng;
 use futures_util::future::join_all;
 use lockwatch::simulator::{Scenario, Simulator};
 use reqwest::StatusCode;
+use tokio::time::{Instant, sleep};
 
 use super::ledger::Ledger;
+use super::oracle::Answers;
 use super::postgres::PostgresServer;
 use super::replica::Replica;
 use super::workload::{Account, HOT_ACCOUNTS, Workload, create_accounts};
@@ -24,13 +26,14 @@ pub struct Environment {
     pub postgres: PostgresServer,
     pub accounts: Vec<Account>,
     pub ledger: Ledger,
+    pub answers: Answers,
 }
 
 impl Environment {
     /// Starts one or two processes on a new database, and waits until they are ready.
     pub async fn start(rng: &mut Rng, disk_mib: u64) -> Self {
         let accounts = create_accounts();
-        let simulator = start_simulator(&accounts, rng).await;
+        let (simulator, answers) = start_simulator(&accounts, rng).await;
         let postgres = PostgresServer::start(disk_mib).await;
         let replicas = 1 + usize::from(rng.u8(..4) > 0);
         let replicas =
@@ -41,6 +44,7 @@ impl Environment {
             postgres,
             accounts,
             ledger: Ledger::default(),
+            answers,
         };
         environment.wait_until_ready().await;
         environment
@@ -56,6 +60,22 @@ impl Environment {
                 answer.is_ok_and(|answer| answer.status() == StatusCode::OK)
             })
             .await;
+        }
+    }
+
+    /// Waits until every acknowledged callback is processed.
+    pub async fn wait_until_processed(&self) {
+        let mut session = self.postgres.connect().await;
+        let deadline = Instant::now() + READY_TIMEOUT;
+        let waiting = "select count(*) from inbox";
+        while sqlx::query_scalar::<_, i64>(waiting)
+            .fetch_one(&mut session)
+            .await
+            .unwrap()
+            > 0
+        {
+            assert!(Instant::now() < deadline, "the inbox is not processed");
+            sleep(Duration::from_millis(50)).await;
         }
     }
 
@@ -80,19 +100,32 @@ impl Environment {
 }
 
 /// Starts a simulator with a script of random answers, at a random pace, for every number.
-async fn start_simulator(accounts: &[Account], rng: &mut Rng) -> Simulator {
+async fn start_simulator(accounts: &[Account], rng: &mut Rng) -> (Simulator, Answers) {
+    let mut told = Answers::new();
     let simulator = Simulator::start(ACCESS_TOKEN, APP_SECRET).await.unwrap();
     for (n, account) in accounts.iter().enumerate() {
         for number in &account.numbers {
             let mut answers: Vec<_> = (0..rng.usize(1..4))
                 .map(|_| random_answer(rng, n < HOT_ACCOUNTS))
                 .collect();
+            let causes = answers.iter().filter_map(cause_of).collect();
+            told.insert(number.clone(), causes);
             answers.push(slow_answer(rng, 3000, Scenario::Available));
             simulator.set_scenarios(number, answers);
             simulator.set_account(number, &account.waba_id);
         }
     }
-    simulator
+    (simulator, told)
+}
+
+/// The cause that Meta gives with an answer, if it gives one.
+fn cause_of(answer: &Scenario) -> Option<&'static str> {
+    match answer {
+        Scenario::Delayed(_, answer) => cause_of(answer),
+        Scenario::Payment => Some("payment"),
+        Scenario::Policy => Some("policy_violation"),
+        _ => None,
+    }
 }
 
 fn random_answer(rng: &mut Rng, is_hot: bool) -> Scenario {

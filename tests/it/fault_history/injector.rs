@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use lockwatch::store::Database;
 use rustix::process::Signal;
 use tokio::time::{Instant, sleep};
 
@@ -72,6 +73,20 @@ impl<'e> FaultInjector<'e> {
             }
             Fault::PausedPostgres => postgres.pause(duration).await,
             Fault::LockedTable(table) => postgres.lock_table(table, duration).await,
+            Fault::HeldAccount { waba_id, holds_row } => {
+                postgres.hold_account(waba_id, holds_row, duration).await;
+            }
+            Fault::SequenceSetBack(table) => postgres.set_sequence_back(table).await,
+            Fault::ForeignKey(table) => postgres.add_foreign_key(table, duration).await,
+            Fault::LongSnapshot => postgres.keep_snapshot(duration).await,
+            Fault::ShiftedClock(minutes) => postgres.shift_clock(minutes, duration).await,
+            Fault::Migration => {
+                let database = Database::parse(&postgres.url()).unwrap();
+                database
+                    .migrate()
+                    .await
+                    .expect("every migration is applied");
+            }
             Fault::FullDisk => postgres.fill_disk(duration).await,
             Fault::ReadOnlyDatabase => postgres.make_read_only(duration).await,
             Fault::KilledServe => {

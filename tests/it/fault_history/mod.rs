@@ -96,9 +96,10 @@ async fn check_promises(environment: &Environment) {
         .assert_none();
     environment.wait_until_ready().await;
     Workload::new(environment).resend_unacknowledged().await;
+    environment.wait_until_processed().await;
     let ledger = environment.ledger.snapshot();
     println!("{}", oracle::summarize(&mut session, &ledger).await);
-    oracle::check_settled(&mut session, &ledger)
+    oracle::check_settled(&mut session, &ledger, &environment.answers)
         .await
         .assert_none();
     assert!(

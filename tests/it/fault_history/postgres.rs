@@ -116,6 +116,91 @@ impl PostgresServer {
         session.close().await.unwrap();
     }
 
+    /// Holds an account's lock, or its incidents' rows, in an open transaction.
+    pub async fn hold_account(&self, waba_id: &str, holds_row: bool, duration: Duration) {
+        let hold = if holds_row {
+            format!(
+                "update incidents set resolution_note = resolution_note where waba_id = '{waba_id}'"
+            )
+        } else {
+            format!("select pg_advisory_xact_lock(hashtextextended('{waba_id}', 131031))")
+        };
+        let mut session = self.connect().await;
+        sqlx::raw_sql(sqlx::AssertSqlSafe(format!("begin; {hold}")))
+            .execute(&mut session)
+            .await
+            .unwrap();
+        sleep(duration).await;
+        session.close().await.unwrap();
+    }
+
+    /// Lets the ids of a table start anew. Service must recover by itself.
+    pub async fn set_sequence_back(&self, table: &str) {
+        self.execute(format!("select setval('{table}_id_seq', 1, false)"))
+            .await;
+    }
+
+    /// Adds a foreign key that no row satisfies, for this time.
+    pub async fn add_foreign_key(&self, table: &str, duration: Duration) {
+        self.execute(format!(
+            "create table if not exists tenants (waba_id text primary key);
+             alter table {table} add constraint tenant
+               foreign key (waba_id) references tenants not valid"
+        ))
+        .await;
+        sleep(duration).await;
+        self.execute(format!(
+            "alter table {table} drop constraint tenant; drop table tenants"
+        ))
+        .await;
+    }
+
+    /// Keeps a snapshot open.
+    pub async fn keep_snapshot(&self, duration: Duration) {
+        let mut session = self.connect().await;
+        let snapshot = "begin isolation level repeatable read; select count(*) from inbox";
+        sqlx::raw_sql(snapshot).execute(&mut session).await.unwrap();
+        sleep(duration).await;
+        session.close().await.unwrap();
+    }
+
+    /// Shifts what our sessions take for the time.
+    pub async fn shift_clock(&self, minutes: i32, duration: Duration) {
+        const RECONNECT: &str = "select pg_terminate_backend(pid) from pg_stat_activity
+                                  where application_name like 'lockwatch%'";
+        self.execute(format!(
+            "create schema clock;
+             create function clock.now() returns timestamptz language sql stable as
+               $$select pg_catalog.now() + interval '{minutes} minutes'$$;
+             create function clock.clock_timestamp() returns timestamptz language sql volatile as
+               $$select pg_catalog.clock_timestamp() + interval '{minutes} minutes'$$;
+             alter role current_user set search_path = clock, public, pg_catalog"
+        ))
+        .await;
+        self.execute(RECONNECT.to_owned()).await;
+        sleep(duration).await;
+        self.execute("alter role current_user reset search_path".to_owned())
+            .await;
+        self.execute(RECONNECT.to_owned()).await;
+        self.execute("drop schema clock cascade".to_owned()).await;
+    }
+
+    pub fn url(&self) -> String {
+        self.embedded.url()
+    }
+
+    /// Executes statements once the server takes them: another fault may be active.
+    async fn execute(&self, sql: String) {
+        eventually_within(RESTART_TIMEOUT, &sql, async || {
+            let Ok(mut session) = PgConnection::connect(&self.embedded.url()).await else {
+                return false;
+            };
+            let statements = sqlx::raw_sql(sqlx::AssertSqlSafe(sql.clone()));
+            statements.execute(&mut session).await.is_ok()
+        })
+        .await;
+    }
+
     /// Makes the server read-only, as after a failover when the address still leads to the old
     /// primary.
     pub async fn make_read_only(&self, duration: Duration) {

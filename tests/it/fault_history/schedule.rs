@@ -20,6 +20,21 @@ pub enum Fault {
     /// SIGSTOP of the server and all its backends.
     PausedPostgres,
     LockedTable(&'static str),
+    /// Somebody's transaction holds the account, or its incident's row.
+    HeldAccount {
+        waba_id: &'static str,
+        holds_row: bool,
+    },
+    /// The ids of a table start anew, as after a copy of the rows alone.
+    SequenceSetBack(&'static str),
+    /// A foreign key of the user's that no row satisfies.
+    ForeignKey(&'static str),
+    /// An open snapshot, as of `pg_dump`: nothing can be vacuumed away.
+    LongSnapshot,
+    /// The clock of the database is wrong by these minutes.
+    ShiftedClock(i32),
+    /// `lockwatch migrate` beside the load.
+    Migration,
     FullDisk,
     ReadOnlyDatabase,
     /// `kill -9`.
@@ -33,6 +48,9 @@ pub enum Fault {
         state: LinkState,
     },
 }
+
+/// The first of the accounts that get most of the callbacks.
+const HOT_ACCOUNT: &str = "10220000";
 
 /// The two links of every replica.
 #[derive(Debug, Clone, Copy)]
@@ -51,22 +69,41 @@ pub struct ScheduledFault {
 
 /// A round of faults of the database: each kind once, in random order.
 pub fn database_faults(rng: &mut Rng) -> Vec<ScheduledFault> {
-    const TABLES: [&str; 6] = [
+    const TABLES: [&str; 8] = [
         "accounts",
         "incidents",
+        "incident_changes",
         "affected_numbers",
         "failed_deliveries",
         "health_checks",
         "captures",
+        "inbox",
     ];
-    let table = rng.choice(TABLES).expect("there are tables");
+    const NUMBERED: [&str; 4] = [
+        "captures",
+        "incidents",
+        "incident_changes",
+        "failed_deliveries",
+    ];
+    const REFERRING: [&str; 3] = ["incidents", "failed_deliveries", "affected_numbers"];
+    let mut choose = |tables: &[&'static str]| *rng.choice(tables).expect("there are tables");
+    let (table, numbered, referring) = (choose(&TABLES), choose(&NUMBERED), choose(&REFERRING));
     let faults = vec![
         Fault::PostgresImmediateStop,
         Fault::PostgresFastStop,
-        paused_backend(rng, "lockwatch recorder"),
+        paused_backend(rng, "lockwatch processor"),
         paused_backend(rng, "lockwatch"),
         Fault::PausedPostgres,
         Fault::LockedTable(table),
+        Fault::HeldAccount {
+            waba_id: HOT_ACCOUNT,
+            holds_row: rng.bool(),
+        },
+        Fault::SequenceSetBack(numbered),
+        Fault::ForeignKey(referring),
+        Fault::LongSnapshot,
+        Fault::ShiftedClock(if rng.bool() { 5 } else { -5 }),
+        Fault::Migration,
         Fault::FullDisk,
         Fault::ReadOnlyDatabase,
     ];

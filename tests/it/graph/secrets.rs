@@ -6,6 +6,7 @@ use std::time::Duration;
 use lockwatch::meta::compose::StatusCallback;
 use lockwatch::meta::signature::{SIGNATURE_HEADER, appsecret_proof, sign};
 use rustix::process::Signal;
+use time::OffsetDateTime;
 use tokio::net::TcpListener;
 use tokio::time::timeout;
 
@@ -99,7 +100,7 @@ fn scripts_with_secrets(echoes: &[String], proof: &str) -> Vec<Vec<Step>> {
 
 /// Posts a callback with one failure for each number, which must be acknowledged.
 async fn post_failures(serve: &Serve, numbers: &[String]) {
-    let mut callback = StatusCallback::new();
+    let mut callback = StatusCallback::new().timestamp(OffsetDateTime::now_utc());
     for number in numbers {
         callback = callback.failed(number, number, "x");
     }

@@ -5,13 +5,17 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::future::join_all;
+use lockwatch::intake::Intake;
 use lockwatch::meta::signature::{SIGNATURE_HEADER, sign};
+use lockwatch::store::Database;
 use reqwest::{Client, StatusCode};
 use sqlx::{Connection, PgConnection};
+use time::OffsetDateTime;
 use tokio::time::Instant;
 
-use super::{APP_SECRET, client, eventually, one_failure};
+use super::{APP_SECRET, client, eventually, one_failure, settle};
 
 const SENDERS: u32 = 16;
 
@@ -74,6 +78,11 @@ impl Load {
         *self.slowest.lock().unwrap()
     }
 
+    /// The number of callbacks that were not acknowledged.
+    pub fn refusals(&self) -> usize {
+        self.refused.lock().unwrap().len()
+    }
+
     /// Ends [`run`](Self::run).
     pub fn stop(&self) {
         self.stop.store(true, Ordering::Relaxed);
@@ -115,8 +124,8 @@ impl Load {
         .await;
     }
 
-    /// Checks that every acknowledged failure is stored. Then sends the refused ones again, and
-    /// checks that every failure is stored once.
+    /// Checks that every acknowledged failure is stored, recorded or in the inbox. Then sends the
+    /// refused ones again, and checks that every failure is recorded once.
     pub async fn check_database(&self, url: &str) {
         let acknowledged: HashSet<String> = self.acknowledged.lock().unwrap().drain(..).collect();
         let stored = stored_ids(url).await;
@@ -132,6 +141,7 @@ impl Load {
         let answers = join_all(refused.iter().map(|id| self.send(id))).await;
         assert!(answers.iter().all(|answer| *answer == Some(StatusCode::OK)));
         let sent = i64::try_from(acknowledged.len() + refused.len()).unwrap();
+        settle(&Database::parse(url).unwrap().pool()).await;
         assert_counts(url, sent).await;
         // A backend that works may be in a transaction for a moment.
         eventually("no backend is left in a transaction", async || {
@@ -141,13 +151,30 @@ impl Load {
     }
 }
 
+/// The ids of the failures that are recorded, and of those in the inbox.
 async fn stored_ids(url: &str) -> HashSet<String> {
     let mut connection = PgConnection::connect(url).await.unwrap();
-    let ids: Vec<String> = sqlx::query_scalar("select message_id from failed_deliveries")
-        .fetch_all(&mut connection)
-        .await
-        .unwrap();
-    ids.into_iter().collect()
+    // One statement, so that nothing moves from one to the other meanwhile.
+    let stored: Vec<(Option<String>, Option<Vec<u8>>)> = sqlx::query_as(
+        "select message_id, null from failed_deliveries
+          union all
+         select null, c.body from inbox i join captures c on c.id = i.capture_id",
+    )
+    .fetch_all(&mut connection)
+    .await
+    .unwrap();
+    let mut ids = HashSet::new();
+    for (recorded, waiting) in stored {
+        ids.extend(recorded);
+        let body = Bytes::from(waiting.unwrap_or_default());
+        let failures = Intake::parse(&body, OffsetDateTime::now_utc()).failures;
+        ids.extend(
+            failures
+                .iter()
+                .map(|failure| failure.message_id.as_str().to_owned()),
+        );
+    }
+    ids
 }
 
 /// Checks that this number of failures is stored and counted, in one open incident.

@@ -11,10 +11,10 @@ pub mod scripted_server;
 use std::time::Duration;
 
 use lockwatch::graph::{Graph, GraphSettings, Tokens};
+use lockwatch::inbox::Capturing;
 use lockwatch::meta::compose::StatusCallback;
 use lockwatch::meta::ids::WabaId;
 use lockwatch::meta::signature::{SIGNATURE_HEADER, sign};
-use lockwatch::recorder::Capturing;
 use lockwatch::service::{Service, Settings};
 use lockwatch::simulator::{Scenario, Simulator};
 use lockwatch::store::checks::{self, HealthCheck};
@@ -23,7 +23,7 @@ use lockwatch::store::{Database, Pool};
 use reqwest::{Client, RequestBuilder, Response, StatusCode};
 use secrecy::SecretString;
 use serde_json::Value;
-use sqlx::AssertSqlSafe;
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use time::OffsetDateTime;
 use tokio::time::{Instant, sleep};
 
@@ -166,11 +166,33 @@ impl TestApp {
             .unwrap()
     }
 
-    /// Posts a signed body, which must be answered with 200.
+    /// Posts a signed body, which must be answered with 200, and waits until it is processed.
     pub async fn deliver(&self, body: &[u8]) {
+        self.acknowledged(body).await;
+        self.settle().await;
+    }
+
+    /// Posts a signed body, which must be answered with 200.
+    pub async fn acknowledged(&self, body: &[u8]) {
         let response = self.post(body).await;
         let status = response.status();
         assert_eq!(status, StatusCode::OK, "{}", response.text().await.unwrap());
+    }
+
+    /// Waits until every callback is processed.
+    pub async fn settle(&self) {
+        settle(&self.db).await;
+    }
+
+    /// Takes the processor's lock: callbacks stay in the inbox until [`resume_processing`], or
+    /// until the connection is closed.
+    pub async fn stop_processing(&self) -> PgConnection {
+        let mut connection = PgConnection::connect(&self.database.url).await.unwrap();
+        sqlx::query("select pg_advisory_lock(131031000)")
+            .execute(&mut connection)
+            .await
+            .unwrap();
+        connection
     }
 
     /// Delivers a callback: a message of the test number failed now.
@@ -245,17 +267,6 @@ impl TestApp {
         sqlx::query_scalar(sql).fetch_one(&self.db).await.unwrap()
     }
 
-    /// The number of recorders that wait for a lock in this database.
-    pub async fn waiting_recorders(&self) -> i64 {
-        self.count(
-            "select count(*) from pg_stat_activity
-              where datname = current_database()
-                and application_name = 'lockwatch recorder'
-                and wait_event_type = 'Lock'",
-        )
-        .await
-    }
-
     /// Moves every time in the database into the past, as if time had passed.
     pub async fn let_time_pass(&self, time: time::Duration) {
         let columns: Vec<(String, String)> = sqlx::query_as(
@@ -295,6 +306,29 @@ impl TestApp {
         })
         .await;
     }
+}
+
+/// Waits until every callback in this database is processed.
+pub async fn settle(db: &Pool) {
+    let deadline = Instant::now() + EVENT_TIMEOUT;
+    let waiting = "select count(*) from inbox";
+    while sqlx::query_scalar::<_, i64>(waiting)
+        .fetch_one(db)
+        .await
+        .unwrap()
+        > 0
+    {
+        assert!(Instant::now() < deadline, "the inbox is not processed");
+        sleep(Duration::from_millis(2)).await;
+    }
+}
+
+/// Gives back the lock of [`TestApp::stop_processing`].
+pub async fn resume_processing(connection: &mut PgConnection) {
+    sqlx::query("select pg_advisory_unlock_all()")
+        .execute(connection)
+        .await
+        .unwrap();
 }
 
 /// Waits until a condition holds; panics with the event's name when the time is over.
