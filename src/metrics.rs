@@ -281,9 +281,14 @@ impl ProcessorMetrics {
         }
     }
 
-    /// Counts a transaction that was committed. Each callback had waited so many seconds when it
-    /// began.
-    pub(crate) fn count_batch(&self, written: &Written, waited: &[f64], took: Duration) {
+    /// Counts a transaction that was committed. Each of its callbacks had waited so many seconds when
+    /// it began.
+    pub(crate) fn count_batch(
+        &self,
+        written: &Written,
+        waited: impl Iterator<Item = f64>,
+        took: Duration,
+    ) {
         let took = took.as_secs_f64();
         self.recorded.inc_by(written.new);
         self.repeated.inc_by(written.repeated);

@@ -8,6 +8,7 @@ mod position;
 mod waiting;
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,8 +38,8 @@ const POLL_INTERVAL: Duration = Duration::from_millis(250);
 const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(10);
 /// Under load, callbacks gather for this long before a round: a large batch costs less per row.
 const GATHER_INTERVAL: Duration = Duration::from_millis(10);
-/// The size of a batch that means load.
-const GATHER_CALLBACKS: usize = 16;
+/// The sizes of a batch that mean load, and that a larger one would cost less.
+const GATHER_CALLBACKS: Range<usize> = 16..256;
 /// When this many callbacks fail alone in a round, the tables are at fault, not they.
 const FAILURES_ALONE_LIMIT: usize = 8;
 /// The pause of all when the tables are at fault.
@@ -142,7 +143,7 @@ impl Processor {
                     self.waiting.pause().min(POLL_INTERVAL)
                 }
                 Ok(Round::Processed(callbacks)) => {
-                    if (GATHER_CALLBACKS..BATCH_CALLBACKS).contains(&callbacks) {
+                    if GATHER_CALLBACKS.contains(&callbacks) {
                         sleep(GATHER_INTERVAL).await;
                     }
                     continue;
@@ -319,7 +320,6 @@ impl Processor {
             processing.commit().await?;
             return Ok(Done::default());
         }
-        let waits: Vec<f64> = callbacks.iter().map(|callback| callback.waited).collect();
         let (read, unreadable) = read(callbacks);
         let accounts: BTreeSet<WabaId> = read.iter().flat_map(accounts_of).cloned().collect();
         let held = processing.lock_accounts(&accounts, checks_rows).await?;
@@ -337,8 +337,9 @@ impl Processor {
         if written.changed {
             self.woken.changed.notify_one();
         }
+        let waited = free.iter().map(|callback| callback.waited);
         self.metrics
-            .count_batch(&written, &waits, started.elapsed());
+            .count_batch(&written, waited, started.elapsed());
         Ok(Done {
             processed: free.len(),
             unreadable,
@@ -393,13 +394,14 @@ fn read(callbacks: Vec<InboxCallback>) -> (Vec<ReadCallback>, Vec<i64>) {
             capture_id,
             body,
             received_at,
-            ..
+            waited,
         } = callback;
         let body = Bytes::from(body);
         match catch_unwind(AssertUnwindSafe(|| Intake::parse(&body, received_at))) {
             Ok(intake) => read.push(ReadCallback {
                 capture_id,
                 received_at,
+                waited,
                 intake,
             }),
             Err(_) => unreadable.push(capture_id),

@@ -18,7 +18,9 @@ pub struct Span {
 /// The incidents of one account and kind. Spans never overlap.
 ///
 /// Whether an incident is open follows from its evidence and from the incidents after it, not from
-/// what was noticed when. So the same failures give the same incidents in any order.
+/// what was noticed when. So the same failures give the same incidents in any order, but for one
+/// case: two incidents that are recorded stay two, also when a failure arrives late that would have
+/// made them one.
 ///
 /// ```
 /// use lockwatch::lockout::incident::History;

@@ -323,6 +323,12 @@ async fn a_failure_is_counted_as_recorded_once_then_as_repeated() {
             .into_body(),
     )
     .await;
+    // Counted a moment after the commit.
+    app.eventually("all are counted", async || {
+        let scrape = Scrape::fetch(&app.service).await;
+        scrape.value("inbox_wait_seconds_count") >= 3.0
+    })
+    .await;
     let scrape = Scrape::fetch(&app.service).await;
     assert_eq!(
         scrape.nonzero("failures_total"),
@@ -363,6 +369,11 @@ async fn a_quarantined_body_is_counted_once() {
     }
     let quarantined = app.count("select count(*) from quarantine").await;
     assert!(quarantined > 1, "{quarantined}");
+    app.eventually("all callbacks are counted", async || {
+        let scrape = Scrape::fetch(&app.service).await;
+        scrape.value("inbox_wait_seconds_count") >= 4.0
+    })
+    .await;
     let scrape = Scrape::fetch(&app.service).await;
     assert_eq!(scrape.value("quarantined_total"), quarantined as f64);
     assert_eq!(scrape.value("quarantine_parts"), quarantined as f64);
@@ -380,9 +391,51 @@ async fn a_quarantined_body_is_counted_once() {
 }
 
 #[tokio::test]
+async fn a_callback_that_waits_for_its_account_is_observed_once() {
+    let app = TestApp::start().await;
+    app.fail("first").await;
+    let mut holder = app.db.begin().await.unwrap();
+    sqlx::query("select pg_advisory_xact_lock(hashtextextended($1, 131031))")
+        .bind(WABA)
+        .execute(&mut *holder)
+        .await
+        .unwrap();
+    app.acknowledged(&one_failure("held")).await;
+    // Others are processed meanwhile, one by one, so it is tried many times.
+    for n in 0..20 {
+        let beside = StatusCallback::new().failed("2044", OTHER_NUMBER, &n.to_string());
+        app.acknowledged(&beside.into_body()).await;
+        app.eventually("only the held one is left", async || {
+            app.count("select count(*) from inbox").await == 1
+        })
+        .await;
+    }
+    app.eventually("the first is observed", async || {
+        let scrape = Scrape::fetch(&app.service).await;
+        scrape.value("inbox_wait_seconds_count") >= 21.0
+    })
+    .await;
+    let waits = async || {
+        Scrape::fetch(&app.service)
+            .await
+            .value("inbox_wait_seconds_count")
+    };
+    assert_eq!(waits().await, 21.0, "not yet");
+    holder.rollback().await.unwrap();
+    app.settle().await;
+    app.eventually("it is observed", async || waits().await == 22.0)
+        .await;
+}
+
+#[tokio::test]
 async fn what_waits_in_the_inbox_is_measured() {
     let app = TestApp::start().await;
     app.fail("first").await;
+    app.eventually("it is counted", async || {
+        let scrape = Scrape::fetch(&app.service).await;
+        scrape.value("inbox_wait_seconds_count") == 1.0
+    })
+    .await;
     let before = Scrape::fetch(&app.service).await;
     app.execute(
         "alter table failed_deliveries
@@ -563,20 +616,20 @@ async fn received_text_never_becomes_a_series() {
         .get(app.url("/webhook?hub.mode=strange"))
         .header("user-agent", "strange");
     handshake.send().await.unwrap();
+    app.eventually("all are counted", async || {
+        let scrape = Scrape::fetch(&app.service).await;
+        scrape.nonzero("failures_total")[0].1 >= 301.0
+    })
+    .await;
     let after = Scrape::fetch(&app.service).await;
-    assert!(
-        after.nonzero("failures_total")[0].1 >= 301.0,
-        "{}",
-        after.text
-    );
     let series = |scrape: &Scrape| scrape.values.keys().cloned().collect::<Vec<_>>();
     assert_eq!(series(&before), series(&after));
     // Any digits may stand in a value.
-    let names = after
-        .text
-        .lines()
-        .map(|line| line.rsplit_once(' ').map_or(line, |(name, _)| name));
-    let names: Vec<&str> = names.collect();
+    let name = |line: &str| {
+        line.rsplit_once(' ')
+            .map_or(String::new(), |(name, _)| name.to_owned())
+    };
+    let names: Vec<String> = after.text.lines().map(name).collect();
     for received in ["strange", "770", "880", "wamid", WABA, NUMBER] {
         assert!(
             !names.iter().any(|name| name.contains(received)),

@@ -657,3 +657,38 @@ async fn many_callbacks_of_a_held_account_leave_room_for_others() {
         1502
     );
 }
+
+#[tokio::test]
+async fn two_incidents_a_month_apart_survive_export_and_replay() {
+    let app = TestApp::start().await;
+    for (id, days) in [("1", 45), ("2", 40), ("3", 5), ("4", 1)] {
+        app.fail_at(id, days_ago(days)).await;
+        app.fail_at(id, days_ago(days)).await;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let exported = folder.path().join("captures.jsonl");
+    let export = run(&["captures", "export", "--database-url", &app.database.url]);
+    std::fs::write(&exported, export.stdout).unwrap();
+    let empty = TestDatabase::create().await;
+    let path = exported.to_str().unwrap();
+    let replayed = run(&[
+        "replay",
+        path,
+        "--into-database",
+        "--database-url",
+        &empty.url,
+    ]);
+    assert!(replayed.status.success(), "{replayed:?}");
+    let db = empty.database().pool();
+    let spans = "select array_agg(failure_count || ' ' || (ended_at is null) order by opened_at)
+                   from incidents";
+    for pool in [&app.db, &db] {
+        let spans: Vec<String> = sqlx::query_scalar(spans).fetch_one(pool).await.unwrap();
+        assert_eq!(spans, ["2 false", "2 true"]);
+    }
+    let waiting: i64 = sqlx::query_scalar("select count(*) from inbox")
+        .fetch_one(&db)
+        .await
+        .unwrap();
+    assert_eq!(waiting, 0, "it returns when everything is processed");
+}

@@ -181,7 +181,7 @@ impl AttackedServer {
     /// Sends lockouts for a while. Each must get 200 and be recorded, and 99 % of the answers must
     /// be in time, in one of [`MEASURE_ATTEMPTS`].
     async fn assert_responsive(&self, situation: &str) {
-        for _ in 0..MEASURE_ATTEMPTS {
+        for attempt in 1..=MEASURE_ATTEMPTS {
             let times = self.measure_senders(MEASURE_WINDOW).await;
             let [median, p99, worst] = [50, 99, 100].map(|percent| percentile(&times, percent));
             println!(
@@ -193,6 +193,11 @@ impl AttackedServer {
             if p99 < self.p99_limit {
                 return;
             }
+            println!(
+                "!! MISSED: window {attempt} of {MEASURE_ATTEMPTS}, {situation}: p99 {p99:?}, \
+                 the limit is {:?}",
+                self.p99_limit
+            );
         }
         panic!("{situation}: honest callbacks take too long");
     }

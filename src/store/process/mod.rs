@@ -54,6 +54,8 @@ pub struct ReadCallback {
     pub capture_id: i64,
     /// The time it was received.
     pub received_at: OffsetDateTime,
+    /// The seconds that it had waited when it was taken.
+    pub waited: f64,
     /// What it holds.
     pub intake: Intake,
 }
@@ -272,7 +274,7 @@ impl Processing<'_> {
         let unkept = callbacks.iter().filter(|callback| match kept {
             KeptCaptures::All => false,
             KeptCaptures::WithFindings => callback.intake.is_empty(),
-            KeptCaptures::Quarantined => callback.intake.unreadable.is_empty(),
+            KeptCaptures::Quarantined => true,
         });
         delete_captures(db, &unkept.map(|c| c.capture_id).collect::<Vec<_>>()).await?;
         let ids: Vec<i64> = callbacks.iter().map(|c| c.capture_id).collect();
@@ -310,11 +312,17 @@ async fn record_failures(
     Ok(())
 }
 
+/// Deletes captures to which the quarantine does not refer.
 async fn delete_captures(db: &mut PgConnection, ids: &[i64]) -> Result<(), StoreError> {
     if !ids.is_empty() {
-        sqlx::query!("delete from captures where id = any($1)", ids)
-            .execute(db)
-            .await?;
+        sqlx::query!(
+            "delete from captures c
+              where c.id = any($1)
+                and not exists (select from quarantine where capture_id = c.id)",
+            ids,
+        )
+        .execute(db)
+        .await?;
     }
     Ok(())
 }

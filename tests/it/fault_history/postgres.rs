@@ -220,7 +220,7 @@ impl PostgresServer {
     /// Fills the disk, or prints that there is no small disk to fill.
     pub async fn fill_disk(&self, duration: Duration) {
         let Some(disk) = &self.disk else {
-            println!("          skipped: without root there is no small disk to fill");
+            println!("!! NOT RUN: a full disk: without root there is no small disk to fill");
             return;
         };
         let fill_file = disk.fill();

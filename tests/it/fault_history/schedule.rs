@@ -91,6 +91,8 @@ pub fn database_faults(rng: &mut Rng) -> Vec<ScheduledFault> {
     let faults = vec![
         Fault::PostgresImmediateStop,
         Fault::PostgresFastStop,
+        // It commits after the client gave up: the answer to COMMIT is lost.
+        paused_backend(rng, "lockwatch inbox"),
         paused_backend(rng, "lockwatch processor"),
         paused_backend(rng, "lockwatch"),
         Fault::PausedPostgres,
