@@ -59,8 +59,8 @@ pub struct Processor {
     position: Position,
     waiting: Waiting,
     round: RoundState,
-    /// Whether something failed since the last success, at first: whether it may have.
-    is_failing: bool,
+    /// The state since the last success.
+    trouble: Trouble,
     logged: Option<Instant>,
 }
 
@@ -69,7 +69,18 @@ pub struct Processor {
 struct RoundState {
     failed_alone: usize,
     has_advanced_sequences: bool,
-    processed: usize,
+    taken: usize,
+    recorded: usize,
+}
+
+/// What has failed since the last success.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Trouble {
+    None,
+    /// The database, or at the start perhaps: what has a problem may have none any more.
+    Database,
+    /// The tables. Only a callback that is recorded shows that they are mended.
+    Tables,
 }
 
 /// Which callbacks to take.
@@ -86,7 +97,8 @@ enum Source {
 /// The end of a round.
 #[derive(Debug, PartialEq, Eq)]
 enum Round {
-    Processed(usize),
+    /// So many callbacks were taken.
+    Done(usize),
     /// Another process holds the lock.
     Contended,
 }
@@ -127,7 +139,7 @@ impl Processor {
             position: Position::default(),
             waiting: Waiting::default(),
             round: RoundState::default(),
-            is_failing: true,
+            trouble: Trouble::Database,
             logged: None,
         }
     }
@@ -138,11 +150,11 @@ impl Processor {
         let mut own_wait = false;
         while !stop.is_cancelled() {
             let pause = match self.round().await {
-                Ok(Round::Processed(0)) => {
+                Ok(Round::Done(0)) => {
                     own_wait = false;
                     self.waiting.pause().min(POLL_INTERVAL)
                 }
-                Ok(Round::Processed(callbacks)) => {
+                Ok(Round::Done(callbacks)) => {
                     if GATHER_CALLBACKS.contains(&callbacks) {
                         sleep(GATHER_INTERVAL).await;
                     }
@@ -186,10 +198,12 @@ impl Processor {
             Err(given_up) => return Err(given_up),
         }
         self.progress.note_processing();
-        if self.is_failing {
-            self.recover().await?;
+        match self.trouble {
+            Trouble::None => {}
+            Trouble::Tables if self.round.recorded == 0 => {}
+            Trouble::Tables | Trouble::Database => self.recover().await?,
         }
-        Ok(Round::Processed(self.round.processed))
+        Ok(Round::Done(self.round.taken))
     }
 
     /// Makes what failed due at once: the reason may be gone.
@@ -197,7 +211,7 @@ impl Processor {
         if let Some(connection) = &mut self.connection {
             bounded(connection.make_due()).await?;
             self.position.reset();
-            self.is_failing = false;
+            self.trouble = Trouble::None;
             if self.logged.take().is_some() {
                 info!("callbacks are processed again");
             }
@@ -206,7 +220,10 @@ impl Processor {
     }
 
     fn fail(&mut self, given_up: &GivenUp) {
-        self.is_failing = true;
+        self.trouble = match given_up {
+            GivenUp::TablesAtFault(_) => Trouble::Tables,
+            GivenUp::Failed(_) | GivenUp::Contended => Trouble::Database,
+        };
         if self
             .logged
             .is_none_or(|at| at.elapsed() > LOG_REPEAT_INTERVAL)
@@ -341,7 +358,8 @@ impl Processor {
         self.metrics
             .count_batch(&written, waited, started.elapsed());
         Ok(Done {
-            processed: free.len(),
+            taken: taken.len(),
+            recorded: free.len(),
             unreadable,
         })
     }
@@ -370,7 +388,8 @@ impl Processor {
     }
 
     async fn settle(&mut self, done: Done) -> Result<(), GivenUp> {
-        self.round.processed += done.processed;
+        self.round.taken += done.taken;
+        self.round.recorded += done.recorded;
         for id in done.unreadable {
             self.note_problem(id, "the reader panicked").await?;
         }
@@ -381,7 +400,8 @@ impl Processor {
 /// What a transaction did.
 #[derive(Default)]
 struct Done {
-    processed: usize,
+    taken: usize,
+    recorded: usize,
     /// The callbacks whose reading panicked.
     unreadable: Vec<i64>,
 }

@@ -15,6 +15,7 @@ mod plain_servers;
 #[path = "../support/serve.rs"]
 mod serve;
 mod time_to_lookup;
+mod time_to_row;
 
 use std::error::Error;
 use std::process::ExitCode;
@@ -77,6 +78,9 @@ async fn measure_all(filters: &[String]) -> Result<ExitCode, Box<dyn Error>> {
     if is_selected("first failure to look-up", filters) {
         is_kept &= time_to_lookup::measure(&postgres, false).await?;
         is_kept &= time_to_lookup::measure(&postgres, true).await?;
+    }
+    if is_selected("answer to row", filters) {
+        is_kept &= time_to_row::measure(&postgres).await?;
     }
     if is_selected("memory", filters) {
         is_kept &= memory::measure(&postgres, MEMORY_CALLBACK_COUNT).await?;
@@ -187,11 +191,11 @@ fn comparisons() -> Vec<Comparison> {
         is_burst: false,
     };
     let one_failure = |name, connections, min_ratio| {
-        let (ours, other) = (ONE_FAILURE, ONE_FAILURE);
+        let (ours, other) = (SERVE, inserting);
         compare(
             name,
-            SERVE.with(ours, connections),
-            inserting.with(other, connections),
+            ours.with(ONE_FAILURE, connections),
+            other.with(ONE_FAILURE, connections),
             min_ratio,
         )
     };

@@ -278,23 +278,35 @@ impl TestApp {
         .fetch_all(&self.db)
         .await
         .unwrap();
-        let mut transaction = self.db.begin().await.unwrap();
+        let mut statements = Vec::new();
         for (table, column) in columns {
             // Two steps, because a moved row must not collide with a row that has not moved yet.
             for step in [
                 format!("+ interval '400 years {} seconds'", -time.whole_seconds()),
                 "- interval '400 years'".to_owned(),
             ] {
-                let sql = format!(
+                statements.push(format!(
                     "update {table} set {column} = {column} {step} where {column} is not null"
-                );
-                sqlx::query(AssertSqlSafe(sql))
-                    .execute(&mut *transaction)
-                    .await
-                    .unwrap();
+                ));
             }
         }
-        transaction.commit().await.unwrap();
+        // The service changes rows as well, in another order: one of the two may have to give way.
+        self.eventually("time passes", async || {
+            let mut transaction = self.db.begin().await.unwrap();
+            for sql in &statements {
+                let moved = sqlx::query(AssertSqlSafe(sql.clone()))
+                    .execute(&mut *transaction)
+                    .await;
+                match moved {
+                    Ok(_) => {}
+                    Err(error) if is_deadlock(&error) => return false,
+                    Err(error) => panic!("{sql}: {error}"),
+                }
+            }
+            transaction.commit().await.unwrap();
+            true
+        })
+        .await;
     }
 
     /// Lets time pass until the next health check is due, and waits for its answer.
@@ -306,6 +318,11 @@ impl TestApp {
         })
         .await;
     }
+}
+
+fn is_deadlock(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code());
+    code.is_some_and(|code| code == "40P01")
 }
 
 /// Waits until every callback in this database is processed.
