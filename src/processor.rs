@@ -266,7 +266,7 @@ impl Processor {
                 self.database.advance_sequences().await;
                 return Box::pin(self.process(Source::These(taken), checks_rows)).await;
             }
-            (_, [id]) => return self.note_problem(*id, &error_chain(&error)).await,
+            (_, [id]) => return self.note_problem(*id, &error.reason()).await,
             (_, ids) => {
                 let (older, newer) = ids.split_at(ids.len() / 2);
                 for half in [older, newer] {

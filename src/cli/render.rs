@@ -7,7 +7,9 @@ use comfy_table::{CellAlignment, ContentArrangement, Table};
 use time::OffsetDateTime;
 
 use crate::meta::health::Entity;
-use crate::report::text::{format_number, format_short_time, format_time, printable, state_word};
+use crate::report::text::{
+    format_number, format_short_time, format_time, printable, state_word, was_noticed_later,
+};
 use crate::report::timeline::NumberHealth;
 use crate::report::{IncidentReport, NumberReport};
 use crate::store::backlog::WaitingCallback;
@@ -117,6 +119,9 @@ pub(super) fn incident_details(report: &IncidentReport) -> String {
     push_field("State", state_word(incident));
     push_field("Opened", &format_time(incident.opened_at));
     push_field("Last failure", &format_time(incident.last_failure_at));
+    if let Some(at) = incident.ended_at.filter(|_| was_noticed_later(incident)) {
+        push_field("Ended", &format_time(at));
+    }
     if let Some(at) = incident.resolved_at {
         push_field("Resolved", &format_time(at));
     }

@@ -153,6 +153,12 @@ pub(crate) fn describe_state(incident: &Incident) -> Cow<'_, str> {
     }
 }
 
+/// Returns whether an incident was over for a while before that was noticed.
+pub(crate) fn was_noticed_later(incident: &Incident) -> bool {
+    let noticed = incident.ended_at.zip(incident.resolved_at);
+    noticed.is_some_and(|(ended_at, resolved_at)| resolved_at - ended_at > Duration::MINUTE)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,5 +1,7 @@
 //! Errors of the database: one variant for each reaction of a caller.
 
+use crate::error_chain::error_chain;
+
 /// A statement or a transaction failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -23,6 +25,18 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// The reason in the database's own words, if it gave one.
+    #[must_use]
+    pub fn reason(&self) -> String {
+        let (Self::Unavailable(error) | Self::Busy(error) | Self::Refused(error)) = self else {
+            return self.to_string();
+        };
+        match error.as_database_error() {
+            Some(answer) => format!("{self}: {}", answer.message()),
+            None => error_chain(self),
+        }
+    }
+
     /// Returns whether a unique key was violated, as when a sequence is behind its table.
     #[must_use]
     pub fn is_duplicate(&self) -> bool {

@@ -90,6 +90,20 @@ pub(super) async fn open(
     Ok(incidents.iter().filter_map(id_of).collect())
 }
 
+async fn record(
+    db: &mut PgConnection,
+    incident_id: i64,
+    waba_id: &WabaId,
+    kind: ChangeKind,
+) -> Result<(), StoreError> {
+    let change = Change {
+        incident_id,
+        waba_id: waba_id.clone(),
+        kind,
+    };
+    changes::record(db, &[change]).await
+}
+
 /// Sets the cause of the claim's incident. It is a change only if the `recorded` cause was another
 /// one: the same cause may have got new evidence.
 pub(super) async fn set_cause(
@@ -127,12 +141,7 @@ pub(super) async fn set_cause(
         LockoutCause::Pending => ChangeKind::CauseFound(cause.kind),
         _ => ChangeKind::CauseChanged(cause.kind),
     };
-    let change = Change {
-        incident_id: claim.incident_id,
-        waba_id: claim.waba_id.clone(),
-        kind,
-    };
-    changes::record(db, &[change]).await
+    record(db, claim.incident_id, &claim.waba_id, kind).await
 }
 
 /// Notes that a check still showed the lock: seven days of silence begin anew. An incident that was
@@ -221,12 +230,7 @@ async fn after_resolving(
     )
     .execute(&mut *db)
     .await?;
-    let change = Change {
-        incident_id: id,
-        waba_id: waba_id.clone(),
-        kind: ChangeKind::Resolved(resolution),
-    };
-    changes::record(db, &[change]).await
+    record(db, id, waba_id, ChangeKind::Resolved(resolution)).await
 }
 
 /// Resolves an open incident that silence ended at this time: the account's next one begins.
@@ -288,12 +292,7 @@ pub(super) async fn reopen(
     )
     .execute(&mut *db)
     .await?;
-    let change = Change {
-        incident_id: id,
-        waba_id: waba_id.clone(),
-        kind: ChangeKind::Reopened,
-    };
-    changes::record(db, &[change]).await
+    record(db, id, waba_id, ChangeKind::Reopened).await
 }
 
 /// Moves the end of an incident that only silence has ended.

@@ -23,7 +23,9 @@ use crate::http::resolve::{complete_body, resolve_by_hand};
 use crate::lockout::cause::LockoutCause;
 use crate::lockout::note::Note;
 use crate::report::appeal::{EXAMPLE_LIMIT, write_appeal};
-use crate::report::text::{describe_state, format_count, format_duration, format_number};
+use crate::report::text::{
+    describe_state, format_count, format_duration, format_number, was_noticed_later,
+};
 use crate::report::timeline::{CHART_BINS, NumberHealth, Timeline, load_timeline};
 use crate::report::{self, IncidentReport, NumberReport, Page, Recipients};
 use crate::store::Pool;
@@ -155,7 +157,13 @@ fn facts_list(report: &IncidentReport, now: OffsetDateTime) -> Markup {
         dl #facts data-live .facts {
             (fact(locked, opened))
             @if let Some(at) = incident.resolved_at {
-                (fact("Resolved", resolution_time(at, at - incident.opened_at)))
+                @let ended_at = incident.ended_at.unwrap_or(at);
+                @if was_noticed_later(incident) {
+                    (fact("Ended", resolution_time(ended_at, ended_at - incident.opened_at)))
+                    (fact("Noticed", timestamp(at)))
+                } @else {
+                    (fact("Resolved", resolution_time(at, ended_at - incident.opened_at)))
+                }
             }
             (fact("Messages failed", big_number(incident.failure_count)))
             (fact("Latest failure", latest_failure))

@@ -408,7 +408,7 @@ fn resolved_section(query: &ListQuery, page: &Page<IncidentReport>) -> Markup {
 fn resolved_row(report: &IncidentReport) -> Markup {
     let incident = &report.incident;
     let url = format!("/incidents/{}", incident.id);
-    let lasted = incident.resolved_at.map(|at| at - incident.opened_at);
+    let lasted = incident.ended_at.map(|at| at - incident.opened_at);
     html! {
         tr {
             th scope="row" {

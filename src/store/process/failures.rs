@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 
-use super::incidents::Placed;
 use super::sum_by;
 use crate::meta::ids::{PhoneNumberId, Text, WabaId};
 use crate::meta::status::FailedMessage;
@@ -107,10 +106,11 @@ struct NumberCount {
 }
 
 /// Adds the new failures to their numbers. A number that is new to its incident is due for a
-/// look-up, unless the incident is resolved. Returns whether there is one.
+/// look-up, unless the incident is among the `resolved`. Returns whether there is one.
 pub(super) async fn count_by_number(
     db: &mut PgConnection,
-    placed: &Placed<'_>,
+    items: &[PlacedItem<'_>],
+    resolved: &[i64],
     fresh: &[Fresh],
 ) -> Result<bool, StoreError> {
     let counts = fresh.iter().map(|f| {
@@ -124,7 +124,7 @@ pub(super) async fn count_by_number(
         sum.count += more.count;
     });
     let mut names: BTreeMap<(i64, &PhoneNumberId), &str> = BTreeMap::new();
-    for PlacedItem { item, incident_id } in &placed.items {
+    for PlacedItem { item, incident_id } in items {
         if let Some(name) = optional(&item.failure.display_phone_number) {
             names.insert((*incident_id, &item.failure.phone_number_id), name);
         }
@@ -159,7 +159,7 @@ pub(super) async fn count_by_number(
         &numbers.values().map(|n| n.first).collect::<Vec<_>>(),
         &numbers.values().map(|n| n.last).collect::<Vec<_>>(),
         &numbers.values().map(|n| n.count).collect::<Vec<_>>(),
-        &placed.resolved,
+        resolved,
     )
     .fetch_all(db)
     .await?;

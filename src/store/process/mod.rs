@@ -304,7 +304,9 @@ async fn record_failures(
     let placed = incidents::place(db, items, now).await?;
     let fresh = failures::insert(db, &placed.items).await?;
     incidents::count(db, &fresh).await?;
-    written.check_due = failures::count_by_number(db, &placed, &fresh).await? | placed.reopened;
+    written.check_due = failures::count_by_number(db, &placed.items, &placed.resolved, &fresh)
+        .await?
+        | placed.reopened;
     failures::count_over_time(db, &fresh).await?;
     written.new = fresh.iter().map(|fresh| fresh.count.unsigned_abs()).sum();
     written.repeated = all - written.new;
