@@ -14,10 +14,10 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep};
 
-use crate::ONE_FAILURE;
 use crate::contenders::create_database;
-use crate::load::{Load, read_status, signed_request};
+use crate::load::{read_status, signed_request};
 use crate::serve::{ACCESS_TOKEN, APP_SECRET, Serve};
+use crate::time_to_row::send_steadily;
 
 const SAMPLE_COUNT: usize = 300;
 /// The time between two accounts: long enough for the descriptors that the look-ups hold, short
@@ -43,13 +43,15 @@ pub async fn measure(
         ("META_ACCESS_TOKEN", ACCESS_TOKEN),
     ];
     let serve = Serve::start(&url, &settings)?;
-    let mut load = Load::connect(&[&serve.webhook], 64, ONE_FAILURE).await?;
     let duration = LOCK_INTERVAL * u32::try_from(SAMPLE_COUNT)?;
-    if under_load {
-        load.prepare(30_000 * usize::try_from(duration.as_secs() + 1)?);
-    }
-    let (sent_at, outcome) = tokio::join!(lock_accounts(&serve), load.run_turn(duration));
-    let (sent_at, outcome) = (sent_at?, outcome?);
+    let load = async {
+        if under_load {
+            return send_steadily(&serve.webhook, duration).await;
+        }
+        Ok(0)
+    };
+    let (sent_at, sent) = tokio::join!(lock_accounts(&serve), load);
+    let (sent_at, sent) = (sent_at?, sent?);
 
     let times = times_to_lookup(&simulator, &sent_at).await?;
     let [p50, p99] = [0.5, 0.99].map(|quantile| times.value_at_quantile(quantile) as f64 / 1000.0);
@@ -57,7 +59,7 @@ pub async fn measure(
     println!(
         "first failure to look-up, {:.0} callbacks/s beside it: \
          p50 {p50:.1} ms (limit {P50_LIMIT_MS}), p99 {p99:.1} ms (limit {P99_LIMIT_MS}){}",
-        outcome.acknowledged as f64 / outcome.elapsed.as_secs_f64(),
+        sent as f64 / duration.as_secs_f64(),
         if is_kept { "" } else { "  MISSED" }
     );
     Ok(is_kept)

@@ -25,8 +25,7 @@ const P99_LIMIT: &str = "0.05";
 pub async fn measure(postgres: &EmbeddedPostgres) -> Result<bool, Box<dyn Error>> {
     let serve = Serve::start(&create_database(postgres).await?, &[])?;
     let started = Instant::now();
-    let counts = try_join_all((0..SENDERS).map(|_| send(&serve.webhook))).await?;
-    let sent: u64 = counts.iter().sum();
+    let sent = send_steadily(&serve.webhook, DURATION).await?;
     let per_second = sent as f64 / started.elapsed().as_secs_f64();
     let metrics = loop {
         let metrics = scrape(&serve).await?;
@@ -47,14 +46,19 @@ pub async fn measure(postgres: &EmbeddedPostgres) -> Result<bool, Box<dyn Error>
     Ok(is_kept)
 }
 
-/// Sends callbacks at a steady pace. Returns their number.
-async fn send(address: &str) -> Result<u64, Box<dyn Error>> {
+/// Sends 1,000 callbacks a second. Returns their number.
+pub async fn send_steadily(address: &str, duration: Duration) -> Result<u64, Box<dyn Error>> {
+    let counts = try_join_all((0..SENDERS).map(|_| send(address, duration))).await?;
+    Ok(counts.iter().sum())
+}
+
+async fn send(address: &str, duration: Duration) -> Result<u64, Box<dyn Error>> {
     let mut stream = TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;
     let mut pace = interval(SEND_INTERVAL);
     pace.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let (started, mut answer, mut sent) = (Instant::now(), Vec::new(), 0);
-    while started.elapsed() < DURATION {
+    while started.elapsed() < duration {
         pace.tick().await;
         stream.write_all(&ONE_FAILURE.build_request()).await?;
         if read_status(&mut stream, &mut answer).await? != 200 {

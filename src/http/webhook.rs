@@ -156,7 +156,7 @@ impl SignedCallback {
             is_of_interest: may_concern_us(&body),
             body,
             received_at: None,
-            signature: Some(signature.to_string()),
+            signature: Some(signature),
             app_secret: i32::try_from(position + 1).ok(),
         };
         Ok(Self {

@@ -9,6 +9,7 @@ use tokio::time::{Instant, timeout};
 
 use super::database::{Database, PING_TIMEOUT};
 use super::error::StoreError;
+use crate::meta::signature::Signature;
 
 /// The version of the reader that processes what this version appends. A version that reads more
 /// from a callback has a higher one: an older one beside it then leaves its callbacks alone.
@@ -22,7 +23,7 @@ pub struct NewCallback {
     /// The time it was received. `None` is now, by the database's clock.
     pub received_at: Option<OffsetDateTime>,
     /// The signature as it came.
-    pub signature: Option<String>,
+    pub signature: Option<Signature>,
     /// The position of the app secret that matched it, from 1.
     pub app_secret: Option<i32>,
     /// Whether it may concern us. One that does not is kept, but never processed.
@@ -115,7 +116,7 @@ impl InboxConnection {
 struct Columns<'c> {
     received_at: Vec<Option<OffsetDateTime>>,
     bodies: Vec<&'c [u8]>,
-    signatures: Vec<Option<&'c str>>,
+    signatures: Vec<Option<String>>,
     app_secrets: Vec<Option<i32>>,
 }
 
@@ -124,7 +125,10 @@ impl<'c> Columns<'c> {
         Self {
             received_at: callbacks.clone().map(|c| c.received_at).collect(),
             bodies: callbacks.clone().map(|c| c.body.as_ref()).collect(),
-            signatures: callbacks.clone().map(|c| c.signature.as_deref()).collect(),
+            signatures: callbacks
+                .clone()
+                .map(|c| c.signature.as_ref().map(ToString::to_string))
+                .collect(),
             app_secrets: callbacks.map(|c| c.app_secret).collect(),
         }
     }
@@ -151,11 +155,11 @@ async fn append(db: &mut PgConnection, callbacks: &[&NewCallback]) -> Result<(),
          select id, $9 from ours",
         &ours.received_at as &[Option<OffsetDateTime>],
         &ours.bodies as &[&[u8]],
-        &ours.signatures as &[Option<&str>],
+        &ours.signatures as &[Option<String>],
         &ours.app_secrets as &[Option<i32>],
         &others.received_at as &[Option<OffsetDateTime>],
         &others.bodies as &[&[u8]],
-        &others.signatures as &[Option<&str>],
+        &others.signatures as &[Option<String>],
         &others.app_secrets as &[Option<i32>],
         READER,
     )

@@ -326,7 +326,7 @@ impl DatabaseTarget {
         let callback = NewCallback {
             body: capture.body.clone(),
             received_at: capture.received_at,
-            signature: signature.ok().map(|signature| signature.to_string()),
+            signature: signature.ok(),
             app_secret,
             is_of_interest,
         };
