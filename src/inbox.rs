@@ -20,9 +20,10 @@ pub use crate::store::inbox::NewCallback;
 use crate::store::{Database, StoreError};
 use crate::woken::Woken;
 
-/// How long a callback waits for its commit, from when its last byte arrived.
+/// The longest time that a callback waits for its commit, from when its last byte arrived.
 const PATIENCE: Duration = Duration::from_millis(2500);
-/// How long an append may take, connecting included. After that its connection is closed.
+/// The longest time that an append may take, connecting included. After that its connection is
+/// closed.
 const APPEND_TIMEOUT: Duration = Duration::from_millis(2200);
 /// A batch takes no further callback once it has this many, or bodies of this many bytes.
 const BATCH_CALLBACKS: usize = 5000;

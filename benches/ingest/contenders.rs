@@ -22,9 +22,9 @@ const SQL_BATCH_ROWS: u64 = 1000;
 /// A turn, by what counts as done.
 #[derive(Debug, Clone, Copy)]
 pub enum Turn {
-    /// What is in its tables: the turn ends when the inbox is empty.
+    /// Counts what is in its tables: the turn ends when the inbox is empty.
     Stored(Duration),
-    /// What is acknowledged. What is left in the inbox is processed after the turn.
+    /// Counts what is acknowledged. The rest of the inbox is processed after the turn.
     Acknowledged(Duration),
 }
 
