@@ -227,6 +227,32 @@ async fn a_late_failure_opens_a_quiet_incident_again() {
 }
 
 #[tokio::test]
+async fn a_number_that_joins_an_incident_as_it_ends_is_not_looked_up() {
+    let app = TestApp::start().await;
+    app.fail_at("first", days_ago(6)).await;
+    app.wait_for_cause("unreported").await;
+    app.let_time_pass(DAY * 2).await;
+    let body = StatusCallback::new()
+        .timestamp(OffsetDateTime::now_utc() - DAY * 15 / 2)
+        .failed(WABA, OTHER_NUMBER, "late")
+        .timestamp(OffsetDateTime::now_utc())
+        .failed(WABA, NUMBER, "now")
+        .into_body();
+    app.deliver(&body).await;
+    let counts: Vec<i64> = app
+        .incidents()
+        .await
+        .iter()
+        .map(|i| i.failure_count)
+        .collect();
+    assert_eq!(counts, [2, 1]);
+    let due = "select count(*) from affected_numbers n
+                 join incidents i on i.id = n.incident_id
+                where i.resolved_at is not null and n.check_due_at is not null";
+    assert_eq!(app.count(due).await, 0);
+}
+
+#[tokio::test]
 async fn a_message_that_two_apps_report_in_two_ways_is_one_row() {
     let simulator = Simulator::start(ACCESS_TOKEN, APP_SECRET).await.unwrap();
     let database = TestDatabase::create().await;

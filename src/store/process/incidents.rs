@@ -94,12 +94,12 @@ pub(super) async fn place<'b>(
     let stored = accounts.values().flat_map(|account| &account.stored);
     let resolved = stored
         .filter(|incident| incident.is_resolved)
-        .map(|incident| incident.id);
+        .map(|incident| incident.id)
+        .filter(|id| !changes.reopened.iter().any(|(open, _)| open == id));
+    let ended_now = changes.quiet.iter().map(|(id, ..)| *id);
     Ok(Placed {
         items,
-        resolved: resolved
-            .filter(|id| !changes.reopened.iter().any(|(open, _)| open == id))
-            .collect(),
+        resolved: resolved.chain(ended_now).collect(),
         reopened,
         changed,
     })
