@@ -55,6 +55,10 @@ pub(crate) enum ConfigError {
     Tokens(#[from] TokensError),
     #[error(transparent)]
     Graph(#[from] GraphSettingsError),
+    #[error("{0} is in quotation marks: remove them")]
+    Quoted(&'static str),
+    #[error("{0} is a placeholder, not a secret: put the real one there")]
+    Placeholder(&'static str),
     #[error("no data folder: LOCKWATCH_DATA_DIR and HOME are not set; set LOCKWATCH_DATA_DIR")]
     NoDataFolder,
 }
@@ -168,6 +172,15 @@ pub(crate) struct GraphArgs {
         default_value = "v25.0"
     )]
     pub(crate) meta_graph_version: String,
+    /// Reach the Graph API through this proxy. HTTPS_PROXY and its kin are ignored
+    #[arg(
+        long,
+        env = "LOCKWATCH_GRAPH_PROXY",
+        hide_env_values = true,
+        value_name = "URL",
+        value_parser = NonEmptyStringValueParser::new()
+    )]
+    pub(crate) graph_proxy: Option<String>,
 }
 
 impl GraphArgs {
@@ -182,7 +195,19 @@ impl GraphArgs {
             version: self.meta_graph_version.clone(),
             app_secrets: app_secrets.to_vec(),
             tokens,
+            proxy: self.graph_proxy.clone().map(SecretString::from),
         })?)
+    }
+
+    /// Returns a variable that names a proxy, although no proxy is configured: somebody may expect
+    /// that it is used.
+    pub(crate) fn ignored_proxy(&self) -> Option<&'static str> {
+        const NAMES: [&str; 4] = ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"];
+        let is_set = |name: &&str| env::var_os(name).is_some_and(|value| !value.is_empty());
+        NAMES
+            .into_iter()
+            .find(is_set)
+            .filter(|_| self.graph_proxy.is_none())
     }
 }
 
@@ -332,7 +357,56 @@ fn read_secret(name: &'static str) -> Result<Option<SecretString>, ConfigError> 
     if value.trim().is_empty() {
         return Err(ConfigError::Empty(name.to_owned()));
     }
+    if is_quoted(&value) || value.split(',').any(is_quoted) {
+        return Err(ConfigError::Quoted(name));
+    }
+    if value.split(',').any(is_placeholder) {
+        return Err(ConfigError::Placeholder(name));
+    }
     Ok(Some(value.into()))
+}
+
+/// Returns whether a value is in quotation marks: some tools pass those of an env file on.
+fn is_quoted(value: &str) -> bool {
+    let value = value.trim();
+    ["\"", "'", "`"]
+        .into_iter()
+        .any(|mark| value.len() > 1 && value.starts_with(mark) && value.ends_with(mark))
+        || value.starts_with('“') && value.ends_with('”')
+}
+
+/// Returns whether a value is what stands in an example, not a secret.
+fn is_placeholder(value: &str) -> bool {
+    const WORDS: [&str; 9] = [
+        "changeme",
+        "change",
+        "placeholder",
+        "example",
+        "secret",
+        "token",
+        "todo",
+        "yoursecret",
+        "yourtoken",
+    ];
+    let value = value.trim();
+    let letters: String = value
+        .chars()
+        .filter(char::is_ascii_alphanumeric)
+        .map(|c| c.to_ascii_lowercase())
+        .collect();
+    let is_framed = [('<', '>'), ('[', ']'), ('{', '}')]
+        .into_iter()
+        .any(|(open, close)| value.starts_with(open) && value.ends_with(close));
+    let is_variable = value.starts_with('$');
+    let is_described = letters.starts_with("your") || letters.starts_with("changethis");
+    let is_one_letter = letters.len() > 3 && letters.bytes().all(|b| b == letters.as_bytes()[0]);
+    let is_dotted = value.ends_with("...") || value.ends_with('…');
+    is_framed
+        || is_variable
+        || is_described
+        || is_one_letter
+        || is_dotted
+        || WORDS.contains(&letters.as_str())
 }
 
 fn read_secret_file(name: String, path: &Path) -> Result<String, ConfigError> {
@@ -349,4 +423,42 @@ fn read_secret_file(name: String, path: &Path) -> Result<String, ConfigError> {
 fn folder_from_environment(name: &str) -> Option<PathBuf> {
     let value = env::var_os(name)?;
     (!value.is_empty()).then(|| PathBuf::from(value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quotes_and_placeholders_are_no_secrets() {
+        for quoted in ["\"abc\"", "'abc'", " `abc` ", "“abc”"] {
+            assert!(is_quoted(quoted), "{quoted}");
+        }
+        for placeholder in [
+            "changeme",
+            "change-me",
+            "<app secret>",
+            "${META_APP_SECRET}",
+            "$SECRET",
+            "{{ secret }}",
+            "your_app_secret_here",
+            "xxxxxxxxxxxxxxxxxxxx",
+            "EAAG...",
+            "EAA…",
+            "TODO",
+        ] {
+            assert!(is_placeholder(placeholder), "{placeholder}");
+        }
+        for secret in [
+            "0123456789abcdef0123456789abcdef",
+            "EAAtestsAccessToken1234567890",
+            "verify-me",
+            "a \"quoted\" word",
+            "it's",
+            "\"",
+            "s3cret:token",
+        ] {
+            assert!(!is_quoted(secret) && !is_placeholder(secret), "{secret}");
+        }
+    }
 }

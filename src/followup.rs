@@ -3,6 +3,8 @@
 //! No transaction is open during a request to Graph. A check is a row with a lease: any replica can
 //! claim it, and if a replica dies, another one takes over when the lease has expired.
 
+mod faults;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,14 +15,17 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
+use self::faults::Faults;
 use crate::error_chain::error_chain;
 use crate::graph::Graph;
+use crate::lookup::{Question, look_up};
 use crate::meta::health::{Answer, LookupResult};
 use crate::meta::ids::WabaId;
+use crate::meta::node_fields::NodeFields;
 use crate::metrics::FollowUpMetrics;
 use crate::store::claims::{self, Claim};
 use crate::store::conclusion::{self, SavedCheck};
-use crate::store::{Pool, StoreError, bounded, incident_life};
+use crate::store::{Pool, StoreError, bounded, incident_life, limits};
 use crate::woken::Woken;
 
 /// Look-ups in flight at once, per process.
@@ -44,6 +49,7 @@ pub struct FollowUp {
     graph: Arc<Graph>,
     woken: Woken,
     metrics: FollowUpMetrics,
+    faults: Faults,
 }
 
 impl FollowUp {
@@ -55,6 +61,7 @@ impl FollowUp {
             graph,
             woken,
             metrics,
+            faults: Faults::default(),
         }
     }
 
@@ -63,13 +70,12 @@ impl FollowUp {
         let mut in_flight = InFlight::default();
         let mut next_quiet_search = Instant::now();
         let mut is_failing = false;
-        if let Err(error) = bounded(claims::make_denied_due(&self.db)).await {
-            debug!(
-                "denied look-ups stay at their scheduled time: {}",
-                error_chain(&error)
-            );
-        }
+        let mut tokens = self.graph.token_generation();
+        self.try_denied_again(None).await;
         while !stop.is_cancelled() {
+            if std::mem::replace(&mut tokens, self.graph.token_generation()) != tokens {
+                self.try_new_tokens().await;
+            }
             let pause = match self.step(&mut next_quiet_search, &mut in_flight).await {
                 Ok(pause) => {
                     is_failing = false;
@@ -132,6 +138,35 @@ impl FollowUp {
         Ok(COALESCE_WINDOW)
     }
 
+    /// Tries the accounts again that were refused with another token than they have now.
+    async fn try_new_tokens(&self) {
+        let denied = match bounded(limits::denied_accounts(&self.db)).await {
+            Ok(denied) => denied,
+            Err(error) => {
+                return debug!("new tokens wait for the database: {}", error_chain(&error));
+            }
+        };
+        let token_of = |waba_id: &WabaId| Some(self.graph.caller(waba_id)?.token);
+        let changed: Vec<WabaId> = denied
+            .into_iter()
+            .filter(|account| token_of(&account.waba_id) != account.token)
+            .map(|account| account.waba_id)
+            .collect();
+        if !changed.is_empty() {
+            self.try_denied_again(Some(&changed)).await;
+        }
+    }
+
+    /// Makes one number due of each of these accounts, or of all whose look-ups are refused.
+    async fn try_denied_again(&self, accounts: Option<&[WabaId]>) {
+        if let Err(error) = bounded(limits::probe(&self.db, accounts)).await {
+            debug!(
+                "denied look-ups stay at their scheduled time: {}",
+                error_chain(&error)
+            );
+        }
+    }
+
     /// Resolves quiet incidents. After an error, the next search tries again.
     async fn resolve_quiet(&self) {
         match bounded(incident_life::resolve_quiet(&self.db)).await {
@@ -144,10 +179,15 @@ impl FollowUp {
     /// Does one look-up: takes it from the budget, asks Graph and saves the answer. If the database
     /// fails, the look-up is done again when the lease expires.
     async fn check(&self, claim: Claim) {
-        match bounded(claims::take_from_budget(&self.db, &claim)).await {
+        let caller = self.graph.caller(&claim.waba_id);
+        match bounded(claims::take_from_budget(&self.db, &claim, caller.as_ref())).await {
             Ok(true) => {}
             Ok(false) => {
-                debug!(waba.id = %claim.waba_id, "no look-up is granted now: the account's hour is used up, or the claim is lost");
+                debug!(
+                    waba.id = %claim.waba_id,
+                    "no look-up is granted now: the account's hour is used up, Meta throttles, or \
+                     the claim is lost"
+                );
                 return;
             }
             Err(error) => {
@@ -158,9 +198,16 @@ impl FollowUp {
                 return;
             }
         }
-        let node_id = claim.phone_number_id.as_str();
-        let lookup = self.graph.look_up(&claim.waba_id, node_id).await;
+        let question = Question {
+            waba_id: &claim.waba_id,
+            node_id: claim.phone_number_id.as_str(),
+            portfolio_id: claim.portfolio_id.as_deref(),
+            wants_number_fields: claim.wants_number_fields,
+            account_to_read: claim.wants_account_fields.then_some(&claim.waba_id),
+        };
+        let lookup = look_up(&self.graph, &question).await;
         self.metrics.count_lookup(&lookup);
+        self.faults.note(&claim.waba_id, &lookup.answer);
         match self.save(&claim, lookup).await {
             Ok(SavedCheck::Concluded) => self.woken.changed.notify_one(),
             Ok(SavedCheck::Late) => debug!(
@@ -193,6 +240,7 @@ impl FollowUp {
                         error_chain(&error)
                     );
                     lookup.response = None;
+                    lookup.fields = NodeFields::default();
                     lookup.answer = Answer::Unreachable("the answer cannot be stored".to_owned());
                 }
                 Err(_) if attempt < SAVE_ATTEMPTS => sleep(RETRY_INTERVAL).await,

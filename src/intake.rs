@@ -16,13 +16,17 @@ use time::OffsetDateTime;
 use crate::meta::ids::{IdError, PhoneNumberId, Text, WabaId};
 use crate::meta::interest::may_concern_us;
 use crate::meta::json::{elements, fields, repair_text, scalar};
-use crate::meta::status::{FailedMessage, Sender, parse_failure};
+use crate::meta::status::{
+    AccountError, FailedMessage, Sender, parse_account_error, parse_failure,
+};
 
 /// What matters to Lockwatch in one callback.
 #[derive(Debug, Default)]
 pub struct Intake {
     /// The failed messages with a watched code, in the order of the callback.
     pub failures: Vec<FailedMessage>,
+    /// The errors of accounts themselves with a watched code.
+    pub account_errors: Vec<AccountError>,
     /// The elements that contain a watched code and could not be parsed.
     pub unreadable: Vec<UnreadablePart>,
 }
@@ -57,10 +61,10 @@ impl Intake {
         parser.contents
     }
 
-    /// Returns whether there are no failures and no unreadable parts.
+    /// Returns whether nothing was found.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.failures.is_empty() && self.unreadable.is_empty()
+        self.failures.is_empty() && self.account_errors.is_empty() && self.unreadable.is_empty()
     }
 }
 
@@ -109,18 +113,21 @@ impl Parser<'_> {
 
     /// Parses a change.
     ///
-    /// Without `statuses` it is another kind of notice. Its `field` is ignored.
+    /// Without `statuses` and `errors` it is another kind of notice. Its `field` is ignored.
     fn parse_change(&mut self, entry: &WabaId, change: &RawValue) {
         let Some([value]) = fields(change.get(), ["value"]) else {
             let reason = "the change is not an object";
             return self.add_unreadable(Some(entry), change.get(), reason);
         };
-        let value = value.and_then(|value| fields(value.get(), ["metadata", "statuses"]));
-        let Some([metadata, statuses]) = value else {
+        let value = value.and_then(|value| fields(value.get(), ["metadata", "statuses", "errors"]));
+        let Some([metadata, statuses, errors]) = value else {
             let reason = "the change has no object `value`";
             return self.add_unreadable(Some(entry), change.get(), reason);
         };
         let sender = parse_sender(entry, metadata);
+        if let Some(errors) = errors.filter(|list| may_concern_us(list.get().as_bytes())) {
+            self.parse_account_errors(entry, sender.as_ref().ok(), errors);
+        }
         let Some(statuses) = statuses.filter(|list| may_concern_us(list.get().as_bytes())) else {
             return;
         };
@@ -129,6 +136,16 @@ impl Parser<'_> {
             Err(error) => {
                 let reason = format!("the phone number id {error}");
                 self.add_unreadable(Some(entry), change.get(), reason);
+            }
+        }
+    }
+
+    fn parse_account_errors(&mut self, entry: &WabaId, sender: Option<&Sender>, errors: &RawValue) {
+        match parse_account_error(errors, entry, sender, self.received_at) {
+            Ok(error) => self.contents.account_errors.extend(error),
+            Err(reason) => {
+                let waba_id = sender.map_or(entry, |sender| &sender.waba_id).clone();
+                self.add_unreadable(Some(&waba_id), errors.get(), reason);
             }
         }
     }
@@ -324,7 +341,6 @@ mod tests {
         let other_error = json!([{"code": 131026, "title": "like 131031"}]);
         let incoming = json!({
             "metadata": {"phone_number_id": "1"},
-            "errors": [{"code": 131031}],
             "messages": [{
                 "text": {"body": "what is 131031?"},
                 "errors": [{"code": 131031}],
@@ -340,6 +356,30 @@ mod tests {
         ] {
             assert!(parse_json(&body).is_empty(), "{body}");
         }
+    }
+
+    #[test]
+    fn an_error_of_the_account_itself_is_read() {
+        let errors = json!([{"code": 131031, "title": "Business Account locked"}]);
+        let value = |metadata: Value| json!({"metadata": metadata, "errors": errors});
+        let body = |value: Value| {
+            let changes = json!([{"field": "messages", "value": value}]);
+            parse_json(&json!({"entry": [{"id": "1022", "changes": changes}]}))
+        };
+        let contents = body(value(json!({"phone_number_id": "1065"})));
+        let error = &contents.account_errors[0];
+        assert_eq!(error.waba_id.as_str(), "1022");
+        assert_eq!(error.phone_number_id.as_ref().unwrap().as_str(), "1065");
+        assert_eq!(error.detail.as_str(), "131031 Business Account locked");
+        assert_eq!(error.occurred_at, NOW);
+        assert!(!contents.is_empty() && contents.failures.is_empty());
+        let nameless = body(value(json!({})));
+        assert_eq!(nameless.account_errors[0].phone_number_id, None);
+        assert!(nameless.unreadable.is_empty());
+        let odd = body(json!({"errors": {"code": 131031}}));
+        assert_eq!(odd.unreadable[0].reason, "`errors` is not a list");
+        let other = json!({"errors": [{"code": 131000, "title": "not 131031"}]});
+        assert!(body(other).is_empty());
     }
 
     #[test]

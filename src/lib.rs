@@ -61,7 +61,7 @@
 //! | layer | modules |
 //! | --- | --- |
 //! | outside | [`cli`] (one file a command), [`config`], [`service`] (wires and stops the parts), [`simulator`] (a small fake Graph) |
-//! | work | [`http`], [`inbox`], [`processor`], [`followup`], [`change_log`], [`retention`], [`graph`], [`metrics`], [`embedded`] (the embedded Postgres) |
+//! | work | [`http`], [`inbox`], [`processor`], [`followup`] (with `lookup`, one question to Graph), [`change_log`], [`retention`], [`graph`], [`metrics`], [`embedded`] (the embedded Postgres) |
 //! | their signals | [`progress`] (what `/readyz` says), [`woken`] (who wakes whom) |
 //! | view | [`report`]: the same objects and words for page, API and terminal |
 //! | rows | [`store`]: the only place that knows SQL |
@@ -83,6 +83,7 @@ pub mod http;
 pub mod inbox;
 pub mod intake;
 pub mod lockout;
+mod lookup;
 pub mod meta;
 pub mod metrics;
 pub mod processor;

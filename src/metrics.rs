@@ -114,6 +114,8 @@ pub(crate) struct CallbackCounters {
     pub(crate) nothing_found: Counter,
     pub(crate) bad_signature: Counter,
     pub(crate) encoded: Counter,
+    pub(crate) wrong_path: Counter,
+    pub(crate) wrong_method: Counter,
     pub(crate) too_large: Counter,
     pub(crate) incomplete: Counter,
     pub(crate) busy: Counter,
@@ -154,6 +156,8 @@ impl WebhookMetrics {
             nothing_found: outcomes.add_counter("nothing_found"),
             bad_signature: outcomes.add_counter("bad_signature"),
             encoded: outcomes.add_counter("encoded"),
+            wrong_path: outcomes.add_counter("wrong_path"),
+            wrong_method: outcomes.add_counter("wrong_method"),
             too_large: outcomes.add_counter("too_large"),
             incomplete: outcomes.add_counter("incomplete"),
             busy: outcomes.add_counter("busy"),
@@ -399,6 +403,18 @@ impl Overview {
         let help = "Numbers whose look-up is two minutes late or more, in the database that all \
                     replicas share";
         registry.register("checks_overdue", help, gauge(self.checks_overdue));
+        let help = "Numbers whose look-up has failed several times in a row, in the database that \
+                    all replicas share";
+        registry.register("lookups_failing", help, gauge(self.lookups_failing));
+        let denials = self.denied.iter();
+        let denials = denials.map(|(denial, n)| (denial.as_str(), gauge(*n)));
+        let help = "Incidents that are not resolved and whose cause Meta refuses to tell, by the \
+                    reason of the refusal";
+        let denied = LabelledFamily {
+            label: "denial",
+            series: denials.collect(),
+        };
+        registry.register("incidents_denied", help, denied);
         let backlog = &self.backlog;
         let help = "Callbacks in the inbox, counted up to 100,000, in the database that all \
                     replicas share";

@@ -28,6 +28,7 @@ use crate::metrics::ProcessorMetrics;
 use crate::progress::Progress;
 use crate::store::process::{
     BATCH_CALLBACKS, InboxCallback, KeptCaptures, Processing, ProcessorConnection, ReadCallback,
+    Written,
 };
 use crate::store::{Database, StoreError, bounded};
 use crate::woken::Woken;
@@ -342,7 +343,10 @@ impl Processor {
         let held = processing.lock_accounts(&accounts, checks_rows).await?;
         let is_held = |callback: &ReadCallback| accounts_of(callback).any(|id| held.contains(id));
         let (waiting, free): (Vec<_>, Vec<_>) = read.into_iter().partition(is_held);
-        let written = processing.write(&free, self.kept).await?;
+        let written = match free.is_empty() {
+            true => Written::default(),
+            false => processing.write(&free, self.kept).await?,
+        };
         processing.commit().await?;
         for callback in waiting {
             let account = accounts_of(&callback).find(|id| held.contains(id)).cloned();
@@ -354,9 +358,11 @@ impl Processor {
         if written.changed {
             self.woken.changed.notify_one();
         }
-        let waited = free.iter().map(|callback| callback.waited);
-        self.metrics
-            .count_batch(&written, waited, started.elapsed());
+        if !free.is_empty() {
+            let waited = free.iter().map(|callback| callback.waited);
+            self.metrics
+                .count_batch(&written, waited, started.elapsed());
+        }
         Ok(Done {
             taken: taken.len(),
             recorded: free.len(),
@@ -431,9 +437,7 @@ fn read(callbacks: Vec<InboxCallback>) -> (Vec<ReadCallback>, Vec<i64>) {
 }
 
 fn accounts_of(callback: &ReadCallback) -> impl Iterator<Item = &WabaId> {
-    callback
-        .intake
-        .failures
-        .iter()
-        .map(|failure| &failure.waba_id)
+    let intake = &callback.intake;
+    let failures = intake.failures.iter().map(|failure| &failure.waba_id);
+    failures.chain(intake.account_errors.iter().map(|error| &error.waba_id))
 }

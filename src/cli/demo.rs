@@ -87,20 +87,20 @@ fn accounts() -> [Account; 6] {
         Account {
             waba_id: "113045678901234",
             numbers: &[("118620431337001", 1)],
-            scenario: Scenario::Unverified,
+            scenario: Scenario::UnverifiedBlocked,
             expected_cause: LockoutCause::BusinessVerification,
         },
         Account {
             waba_id: "509467322246054",
             numbers: &[("520516084470925", 2)],
             scenario: Scenario::DisplayName,
-            expected_cause: LockoutCause::OtherRestriction,
+            expected_cause: LockoutCause::Unreported,
         },
         Account {
             waba_id: "215589313241560",
             numbers: &[("224701234567890", 6)],
-            scenario: Scenario::Available,
-            expected_cause: LockoutCause::Unreported,
+            scenario: Scenario::NotRegistered,
+            expected_cause: LockoutCause::PhoneRegistration,
         },
         Account {
             waba_id: "330119876543210",
@@ -157,6 +157,7 @@ impl Demo {
         database.migrate().await?;
         let app_secrets = vec![SecretString::from(APP_SECRET)];
         let graph = GraphSettings {
+            proxy: None,
             url: simulator.url(),
             version: "v25.0".to_owned(),
             app_secrets: app_secrets.clone(),

@@ -130,9 +130,13 @@ fn describe_loss(callbacks: &[WaitingCallback]) -> String {
     let mut failures = 0;
     for callback in callbacks {
         let body = Bytes::copy_from_slice(&callback.body);
-        for failure in Intake::parse(&body, callback.received_at).failures {
+        let intake = Intake::parse(&body, callback.received_at);
+        for failure in intake.failures {
             failures += 1;
             accounts.push(failure.waba_id.to_string());
+        }
+        for error in intake.account_errors {
+            accounts.push(error.waba_id.to_string());
         }
     }
     accounts.sort();

@@ -1,5 +1,6 @@
 //! The command line, with one file per command. Data goes to stdout, everything else to stderr. The
-//! exit code is 0 for success, 1 for a failure, and 2 for wrong usage or configuration.
+//! exit code is 0 for success, 1 for a failure, and 2 for wrong usage or configuration; `check` has
+//! two more.
 
 mod captures;
 mod chart;
@@ -87,6 +88,8 @@ enum Failure {
     Failed(anyhow::Error),
     /// The command failed and has printed the reason: exit code 1.
     Reported,
+    /// The command has printed its result, which has this exit code.
+    Code(u8),
 }
 
 impl From<ConfigError> for Failure {
@@ -169,6 +172,7 @@ fn report_failure(failure: Failure) -> ExitCode {
             ExitCode::FAILURE
         }
         Failure::Reported => ExitCode::FAILURE,
+        Failure::Code(code) => ExitCode::from(code),
     }
 }
 

@@ -8,19 +8,23 @@ use time::OffsetDateTime;
 
 use crate::meta::health::Entity;
 use crate::report::text::{
-    format_number, format_short_time, format_time, printable, state_word, was_noticed_later,
+    describe_activity, format_number, format_short_time, format_time, printable, state_word,
+    was_noticed_later,
 };
 use crate::report::timeline::NumberHealth;
 use crate::report::{IncidentReport, NumberReport};
 use crate::store::backlog::WaitingCallback;
 use crate::store::captures::CaptureSummary;
 use crate::store::checks::HealthCheck;
+use crate::store::incidents::Incident;
 
 /// The widest that is used: longer lines are hard to read. Also the width without a terminal.
 const MAX_WIDTH: usize = 120;
 const MIN_WIDTH: usize = 60;
 /// From this width on, tables show all their columns.
 const WIDE_TABLE_WIDTH: usize = 110;
+/// The most things that are listed as found beside the cause.
+const ALSO_FOUND_LIMIT: usize = 12;
 /// The indent of the values in the details of an incident.
 const VALUE_INDENT: usize = 16;
 
@@ -81,7 +85,7 @@ pub(super) fn incident_table(reports: &[IncidentReport]) -> String {
             vec![
                 incident.id.to_string(),
                 incident.waba_id.to_string(),
-                state_word(incident).to_owned(),
+                state_text(incident),
                 format_time(incident.opened_at),
                 format_time(incident.last_failure_at),
                 incident.failure_count.to_string(),
@@ -95,7 +99,7 @@ pub(super) fn incident_table(reports: &[IncidentReport]) -> String {
             vec![
                 incident.id.to_string(),
                 incident.waba_id.to_string(),
-                state_word(incident).to_owned(),
+                state_text(incident),
                 format_short_time(incident.opened_at),
                 incident.failure_count.to_string(),
                 incident.cause.to_string(),
@@ -105,18 +109,32 @@ pub(super) fn incident_table(reports: &[IncidentReport]) -> String {
     }
 }
 
+/// The state in a few words; of an open incident also whether messages still fail.
+fn state_text(incident: &Incident) -> String {
+    match incident.resolved_at {
+        None => format!(
+            "open, {}",
+            describe_activity(incident, OffsetDateTime::now_utc())
+        ),
+        Some(_) => state_word(incident).to_owned(),
+    }
+}
+
 pub(super) fn incident_details(report: &IncidentReport) -> String {
     let incident = &report.incident;
     let mut lines = vec![format!(
         "{BOLD}Incident {}{BOLD:#}, account {}",
         incident.id,
-        printable(incident.waba_id.as_str())
+        match &incident.account_name {
+            Some(name) => printable(&format!("{} ({name})", incident.waba_id)),
+            None => printable(incident.waba_id.as_str()),
+        }
     )];
     let mut push_field = |name: &str, value: &str| {
         let label = format!("  {name:<width$}", width = VALUE_INDENT - 2);
         lines.push(wrap_text(&label, &" ".repeat(VALUE_INDENT), value));
     };
-    push_field("State", state_word(incident));
+    push_field("State", &state_text(incident));
     push_field("Opened", &format_time(incident.opened_at));
     push_field("Last failure", &format_time(incident.last_failure_at));
     if let Some(at) = incident.ended_at.filter(|_| was_noticed_later(incident)) {
@@ -136,6 +154,9 @@ pub(super) fn incident_details(report: &IncidentReport) -> String {
     if let Some(summary) = &incident.cause_summary {
         push_field("", summary);
     }
+    if let Some(denial) = &incident.denial {
+        push_field("Refused", &denial.to_string());
+    }
     if let Some(check) = &report.evidence {
         let checked_at = format_time(check.checked_at);
         push_field(
@@ -145,6 +166,11 @@ pub(super) fn incident_details(report: &IncidentReport) -> String {
     }
     if let Some(previous) = incident.previous_incident_id {
         push_field("Previous", &format!("incident {previous}"));
+    }
+    if !report.also_found.is_empty() {
+        lines.push(heading("Also found"));
+        let found = report.also_found.iter().take(ALSO_FOUND_LIMIT);
+        lines.extend(found.map(|found| wrap_paragraph("  ", &found.summary)));
     }
     if incident.resolved_at.is_none() {
         lines.push(heading("Next steps"));

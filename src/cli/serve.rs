@@ -55,6 +55,9 @@ pub(super) async fn run(args: ServeArgs) -> Result<(), Failure> {
     if !graph.has_tokens() {
         warn!("no META_ACCESS_TOKEN: lockouts are recorded, but their causes cannot be looked up");
     }
+    if let Some(name) = args.graph.ignored_proxy() {
+        warn!("{name} is ignored: to reach Graph through a proxy, set LOCKWATCH_GRAPH_PROXY");
+    }
     let (database, embedded) = match external_database {
         Some(database) => {
             info!("data lives at {}", database.location());

@@ -7,14 +7,17 @@ mod tokens;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use reqwest::{Client, Response, Url, redirect};
+use reqwest::{Client, Proxy, Response, Url, redirect};
 use secrecy::{ExposeSecret, SecretString};
+use sha2::{Digest, Sha256};
 
 use self::tokens::Token;
 pub use self::tokens::{Tokens, TokensError};
 use crate::error_chain::error_chain;
-use crate::meta::health::GraphError;
+use crate::meta::graph_error::{Denial, GraphError};
+use crate::meta::health::Caller;
 use crate::meta::ids::WabaId;
+use crate::meta::node_fields::is_id;
 use crate::meta::signature::appsecret_proof;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -34,6 +37,8 @@ pub struct GraphSettings {
     pub app_secrets: Vec<SecretString>,
     /// The access tokens.
     pub tokens: Tokens,
+    /// The proxy to reach Graph through, such as `http://proxy.example:3128`.
+    pub proxy: Option<SecretString>,
 }
 
 /// The reason why the settings are refused.
@@ -48,6 +53,9 @@ pub enum GraphSettingsError {
     /// The version does not look like `v25.0`.
     #[error("META_GRAPH_VERSION must look like v25.0")]
     Version,
+    /// The proxy's URL cannot be used. It may hold a password, so it is not repeated.
+    #[error("LOCKWATCH_GRAPH_PROXY must be a URL such as http://proxy.example:3128")]
+    Proxy,
     /// The HTTP client could not be built.
     #[error("the HTTP client does not start: {0}")]
     Client(reqwest::Error),
@@ -73,6 +81,7 @@ impl Graph {
             version,
             app_secrets,
             tokens,
+            proxy,
         } = settings;
         if !is_valid_version(&version) {
             return Err(GraphSettingsError::Version);
@@ -82,9 +91,13 @@ impl Graph {
         if base.scheme() != "https" && !(base.scheme() == "http" && is_loopback(&base)) {
             return Err(GraphSettingsError::Insecure);
         }
-        let client = Client::builder()
+        // Variables such as HTTPS_PROXY are ignored: what they are set for is seldom this.
+        let mut client = Client::builder().no_proxy();
+        if let Some(proxy) = proxy {
+            client = client.proxy(parse_proxy(proxy.expose_secret())?);
+        }
+        let client = client
             .redirect(redirect::Policy::none())
-            .no_proxy()
             .https_only(base.scheme() == "https")
             // No connection is reused: the server may just be closing it. The request would be
             // lost, and the cause would only be known after the next attempt.
@@ -108,18 +121,36 @@ impl Graph {
         !self.tokens.is_empty()
     }
 
+    /// Returns who asks about this account, if there is a token for it.
+    #[must_use]
+    pub(crate) fn caller(&self, waba_id: &WabaId) -> Option<Caller> {
+        let token = self.tokens.for_account(waba_id)?;
+        let index = token.secret_index.load(Ordering::Relaxed);
+        let app = self.app_secrets.get(index).map(short_hash);
+        Some(Caller {
+            token: short_hash(&token.secret),
+            app: app.unwrap_or_default(),
+        })
+    }
+
+    /// Returns how often the access tokens have changed since the start.
+    pub(crate) fn token_generation(&self) -> u64 {
+        self.tokens.generation()
+    }
+
     /// Reads fields of a node that belongs to an account.
     ///
     /// # Errors
     /// Meta was not asked, or did not answer.
     async fn get(&self, waba_id: &WabaId, node_id: &str, fields: &str) -> Result<Reply, NoReply> {
         let started = Instant::now();
-        let not_asked = |reason: &str| Err(NoReply::NotAsked(reason.to_owned()));
-        if node_id.is_empty() || !node_id.bytes().all(|byte| byte.is_ascii_digit()) {
-            return not_asked("the node id is not a number; Meta was not asked");
+        let not_asked = |denial, reason| Err(NoReply::NotAsked { denial, reason });
+        if !is_id(node_id) {
+            let reason = "the node id is not a number; Meta was not asked";
+            return not_asked(Denial::UnknownNode, reason);
         }
         let Some(token) = self.tokens.for_account(waba_id) else {
-            return not_asked("no token configured");
+            return not_asked(Denial::NoToken, "no token configured");
         };
         let mut url = self.base.join(node_id).expect("digits join any URL");
         url.query_pairs_mut().append_pair("fields", fields);
@@ -139,7 +170,7 @@ impl Graph {
                 return Ok(reply);
             }
         }
-        not_asked("no app secret configured")
+        not_asked(Denial::OtherApp, "no app secret configured")
     }
 
     async fn send(
@@ -193,11 +224,27 @@ struct Reply {
 
 /// The reason why there is no [`Reply`].
 enum NoReply {
-    NotAsked(String),
+    NotAsked {
+        denial: Denial,
+        reason: &'static str,
+    },
     Unreachable {
         http_status: Option<u16>,
         reason: String,
     },
+}
+
+/// Returns the first half of a secret's SHA-256, in hex: enough to recognise it, and no way back.
+fn short_hash(secret: &SecretString) -> String {
+    let digest = Sha256::digest(secret.expose_secret());
+    hex::encode(&digest[..16])
+}
+
+fn parse_proxy(url: &str) -> Result<Proxy, GraphSettingsError> {
+    let is_http =
+        Url::parse(url).is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
+    let proxy = Proxy::all(url).ok().filter(|_| is_http);
+    proxy.ok_or(GraphSettingsError::Proxy)
 }
 
 /// Returns whether a version looks like `v25.0`.
@@ -298,6 +345,7 @@ mod tests {
             version: version.into(),
             app_secrets: vec![],
             tokens,
+            proxy: None,
         })
     }
 

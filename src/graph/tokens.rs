@@ -31,6 +31,8 @@ struct TokensFile {
 
 struct LoadedTokens {
     stamp: Option<FileStamp>,
+    /// How often the file has changed.
+    generation: u64,
     by_account: TokensByAccount,
 }
 
@@ -74,6 +76,7 @@ impl Tokens {
             Some(path) => {
                 let loaded = LoadedTokens {
                     stamp: file_stamp(&path),
+                    generation: 0,
                     by_account: read_file(&path)?,
                 };
                 Some(TokensFile {
@@ -94,6 +97,14 @@ impl Tokens {
         self.default.is_none() && self.file.is_none()
     }
 
+    /// Returns how often the file of tokens has changed. Reads it again if it changed.
+    pub(super) fn generation(&self) -> u64 {
+        let Some(file) = &self.file else { return 0 };
+        file.reload();
+        let loaded = file.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        loaded.generation
+    }
+
     /// Returns the account's own token, or the default.
     ///
     /// Reads the file again if it changed. If the new file is invalid, the old tokens stay in use.
@@ -105,10 +116,17 @@ impl Tokens {
 
 impl TokensFile {
     fn token(&self, waba_id: &WabaId) -> Option<Arc<Token>> {
+        self.reload();
+        let loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        loaded.by_account.get(waba_id.as_str()).cloned()
+    }
+
+    fn reload(&self) {
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         let stamp = file_stamp(&self.path);
         if loaded.stamp != stamp {
             loaded.stamp = stamp;
+            loaded.generation += 1;
             match read_file(&self.path) {
                 Ok(tokens) => {
                     info!(
@@ -120,7 +138,6 @@ impl TokensFile {
                 Err(error) => error!("the access tokens read earlier stay in use: {error}"),
             }
         }
-        loaded.by_account.get(waba_id.as_str()).cloned()
     }
 }
 

@@ -1,12 +1,12 @@
 //! Meta's webhook: the handshake and the callbacks.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{RawQuery, Request, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use secrecy::{ExposeSecret, SecretString};
@@ -68,9 +68,49 @@ impl Webhook {
 }
 
 pub(super) fn router(webhook: Webhook) -> Router {
+    let methods = || {
+        get(answer_handshake)
+            .post(receive_callback)
+            .fallback(refuse_method)
+    };
     Router::new()
-        .route("/webhook", get(answer_handshake).post(receive_callback))
+        .route("/webhook", methods())
+        .fallback(answer_other_path)
         .with_state(webhook)
+}
+
+/// Answers a path that is no route. Doubled slashes, and one at the end, are the webhook's path all
+/// the same: they stand in a registered URL more often than one thinks.
+async fn answer_other_path(state: State<Webhook>, request: Request) -> Response {
+    let mut segments = request.uri().path().split('/').filter(|s| !s.is_empty());
+    let is_webhook = segments.next() == Some("webhook") && segments.next().is_none();
+    match *request.method() {
+        Method::GET if is_webhook => {
+            let query = request.uri().query().map(ToOwned::to_owned);
+            answer_handshake(state, RawQuery(query)).await
+        }
+        Method::POST if is_webhook => receive_callback(state, request).await.into_response(),
+        _ if is_webhook => refuse_method(state).await,
+        _ => {
+            let Webhook(shared) = &*state;
+            shared.metrics.callbacks.wrong_path.inc();
+            // Scanners ask for anything. What was meant for the webhook is worth telling.
+            let query = request.uri().query().unwrap_or_default();
+            if request.headers().contains_key(signature::SIGNATURE_HEADER)
+                || query.contains("hub.mode")
+            {
+                shared.refusals.refuse_path(request.uri().path());
+            }
+            (StatusCode::NOT_FOUND, "there is only /webhook\n").into_response()
+        }
+    }
+}
+
+async fn refuse_method(State(Webhook(shared)): State<Webhook>) -> Response {
+    shared.metrics.callbacks.wrong_method.inc();
+    let allow = [(header::ALLOW, "GET, HEAD, POST")];
+    let reason = "the webhook takes GET and POST\n";
+    (StatusCode::METHOD_NOT_ALLOWED, allow, reason).into_response()
 }
 
 /// Answers one callback and counts the outcome.
@@ -130,9 +170,13 @@ impl SignedCallback {
     /// the body is not read.
     async fn receive(request: Request, shared: &Shared) -> Result<Self, WebhookError> {
         let (parts, body) = request.into_parts();
-        let signature =
-            single_signature(&parts.headers).ok_or_else(|| shared.refusals.refuse_signature())?;
-        if parts.headers.contains_key(header::CONTENT_ENCODING) {
+        let bad_signature = || {
+            shared.refusals.count(Refusal::Signature);
+            WebhookError::BadSignature
+        };
+        let signature = single_signature(&parts.headers).ok_or_else(bad_signature)?;
+        if is_encoded(&parts.headers) {
+            shared.refusals.count(Refusal::Encoded);
             return Err(WebhookError::Encoded);
         }
         if declared_length(&parts.headers).is_some_and(|length| length > BODY_LIMIT_BYTES) {
@@ -142,7 +186,7 @@ impl SignedCallback {
         let position = shared
             .verifier
             .verify(&body, &signature)
-            .ok_or_else(|| shared.refusals.refuse_signature())?;
+            .ok_or_else(bad_signature)?;
         debug!(
             app_secret = position + 1,
             bytes = body.len(),
@@ -165,6 +209,17 @@ impl SignedCallback {
             held,
         })
     }
+}
+
+/// Returns whether a body has an encoding. `identity` is none.
+fn is_encoded(headers: &HeaderMap) -> bool {
+    let mut encodings = headers.get_all(header::CONTENT_ENCODING).iter();
+    encodings.any(|value| {
+        !value
+            .as_bytes()
+            .trim_ascii()
+            .eq_ignore_ascii_case(b"identity")
+    })
 }
 
 /// Returns the signature of a request, if it has exactly one signature header and that is
@@ -246,6 +301,7 @@ async fn answer_handshake(State(webhook): State<Webhook>, RawQuery(query): RawQu
     let handshakes = &webhook.0.metrics.handshakes;
     let Some(handshake) = HandshakeQuery::parse(query.as_deref().unwrap_or_default()) else {
         handshakes.malformed.inc();
+        webhook.0.refusals.count(Refusal::Handshake);
         return (
             StatusCode::BAD_REQUEST,
             "expected hub.mode=subscribe, hub.verify_token and hub.challenge, once each\n",
@@ -255,7 +311,7 @@ async fn answer_handshake(State(webhook): State<Webhook>, RawQuery(query): RawQu
     let expected = webhook.0.verify_token.expose_secret();
     if !bool::from(handshake.verify_token.as_bytes().ct_eq(expected.as_bytes())) {
         handshakes.wrong_token.inc();
-        webhook.0.refusals.count_handshake();
+        webhook.0.refusals.count(Refusal::VerifyToken);
         return (StatusCode::FORBIDDEN, "wrong verify token\n").into_response();
     }
     handshakes.verified.inc();
@@ -295,27 +351,75 @@ fn single_parameter(query: &str, name: &str) -> Option<String> {
     }
 }
 
+/// A kind of refused request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Refusal {
+    Signature,
+    VerifyToken,
+    Handshake,
+    Encoded,
+    Path,
+}
+
+impl Refusal {
+    const ALL: [Self; 5] = [
+        Self::Signature,
+        Self::VerifyToken,
+        Self::Handshake,
+        Self::Encoded,
+        Self::Path,
+    ];
+
+    /// What was refused, and what to look at.
+    fn text(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Signature => (
+                "callbacks with a bad signature refused",
+                "Is META_APP_SECRET this app's?",
+            ),
+            Self::VerifyToken => (
+                "handshakes refused",
+                "Is META_VERIFY_TOKEN the one in the App Dashboard?",
+            ),
+            Self::Handshake => (
+                "malformed handshakes refused",
+                "hub.mode, hub.verify_token and hub.challenge must come once each; a proxy may \
+                 have renamed them, such as to hub_mode.",
+            ),
+            Self::Encoded => (
+                "callbacks with an encoded body refused",
+                "Meta encodes none; does a proxy compress them?",
+            ),
+            Self::Path => (
+                "requests of Meta to another path refused",
+                "Is the callback URL in the App Dashboard …/webhook?",
+            ),
+        }
+    }
+}
+
 /// Counts refused requests until they are logged, and remembers the app secrets that have matched.
 #[derive(Debug, Default)]
 struct RefusalLog {
-    signatures: AtomicU64,
-    handshakes: AtomicU64,
+    counts: [AtomicU64; Refusal::ALL.len()],
+    /// One of the wrong paths.
+    path: Mutex<String>,
     pending: Notify,
     /// A bit for each position.
     matched_secrets: AtomicU64,
 }
 
 impl RefusalLog {
-    /// Counts a bad signature and returns its error.
-    fn refuse_signature(&self) -> WebhookError {
-        self.signatures.fetch_add(1, Ordering::Relaxed);
+    fn count(&self, refusal: Refusal) {
+        self.counts[refusal as usize].fetch_add(1, Ordering::Relaxed);
         self.pending.notify_one();
-        WebhookError::BadSignature
     }
 
-    fn count_handshake(&self) {
-        self.handshakes.fetch_add(1, Ordering::Relaxed);
-        self.pending.notify_one();
+    fn refuse_path(&self, path: &str) {
+        const LIMIT_BYTES: usize = 100;
+        let path = &path[..path.floor_char_boundary(LIMIT_BYTES)];
+        path.clone_into(&mut self.path.lock().unwrap_or_else(PoisonError::into_inner));
+        self.count(Refusal::Path);
     }
 
     /// Logs the position of an app secret when it matches for the first time, which shows that a
@@ -339,23 +443,25 @@ impl RefusalLog {
         loop {
             self.pending.notified().await;
             sleep(BURST_WINDOW).await;
-            let refused = self.signatures.swap(0, Ordering::Relaxed);
-            if refused > 0 {
-                warn!(
-                    refused,
-                    "callbacks with a bad signature refused: {refused}. \
-                     Is META_APP_SECRET this app's?"
-                );
-            }
-            let refused = self.handshakes.swap(0, Ordering::Relaxed);
-            if refused > 0 {
-                warn!(
-                    refused,
-                    "handshakes refused: {refused}. \
-                     Is META_VERIFY_TOKEN the one in the App Dashboard?"
-                );
+            for refusal in Refusal::ALL {
+                self.log(refusal);
             }
             sleep(LOG_INTERVAL).await;
+        }
+    }
+
+    fn log(&self, refusal: Refusal) {
+        let refused = self.counts[refusal as usize].swap(0, Ordering::Relaxed);
+        let (what, hint) = refusal.text();
+        let path = match refusal {
+            Refusal::Path => {
+                let path = self.path.lock().unwrap_or_else(PoisonError::into_inner);
+                format!(", such as {path:?}")
+            }
+            _ => String::new(),
+        };
+        if refused > 0 {
+            warn!(refused, "{what}: {refused}{path}. {hint}");
         }
     }
 }

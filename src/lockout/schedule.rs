@@ -4,13 +4,26 @@ use std::time::Duration;
 
 use crate::meta::health::Answer;
 
-/// The most look-ups of one account per hour, over all replicas. Meta allows an inactive account
-/// 200 reads an hour.
-pub const LOOKUPS_PER_HOUR: i64 = 150;
+/// The most calls about one account per hour with one token, over all replicas. Meta allows an
+/// inactive account 200 reads an hour.
+pub const CALLS_PER_HOUR: i64 = 150;
+/// The part of these calls that is kept for first look-ups, and for tries after a refusal.
+pub const RESERVED_CALLS: i64 = 10;
+
+/// Look-ups of a number that fail one after another until the fault is lasting: then a person is
+/// told.
+pub const LASTING_FAILURES: i32 = 4;
+
+/// The most numbers of an incident for which the fields of single numbers are read: of a larger one
+/// the calls are needed for the look-ups.
+pub(crate) const FIELDS_NUMBER_LIMIT: i64 = 40;
+
+/// The time after which the fields beside the health are read again.
+pub(crate) const FIELDS_INTERVAL: Duration = Duration::from_secs(60 * 60);
 
 /// The most look-ups of one account in flight at once, per process. An account whose look-ups hang
 /// does not keep the others waiting.
-pub const ACCOUNT_IN_FLIGHT_LIMIT: i64 = 4;
+pub const ACCOUNT_IN_FLIGHT_LIMIT: i32 = 4;
 
 /// The lease of a claimed check. It is longer than a look-up can take.
 pub(crate) const CLAIM_LEASE: Duration = Duration::from_secs(30);
@@ -46,18 +59,26 @@ impl Progress {
     #[must_use]
     pub fn after(self, answer: &Answer) -> Self {
         match answer {
-            Answer::Health(_) | Answer::NoHealth | Answer::NotAsked(_) | Answer::Refused(_) => {
-                Self {
-                    answers: self.answers.saturating_add(1),
-                    failures: 0,
-                }
-            }
-            Answer::Unreachable(_) => Self {
+            Answer::Health(_)
+            | Answer::NoVerdict { .. }
+            | Answer::State(_)
+            | Answer::NotAsked { .. }
+            | Answer::Refused { .. } => Self {
+                answers: self.answers.saturating_add(1),
+                failures: 0,
+            },
+            Answer::Unexplained(_) | Answer::Unreachable(_) => Self {
                 failures: self.failures.saturating_add(1),
                 ..self
             },
             Answer::Throttled { .. } => self,
         }
+    }
+
+    /// Returns whether the look-ups have failed for so long that nobody waits for an answer.
+    #[must_use]
+    pub fn is_lasting_fault(self) -> bool {
+        self.failures >= LASTING_FAILURES
     }
 }
 
@@ -74,16 +95,16 @@ pub fn next_pause(
 ) -> Duration {
     match answer {
         Answer::Health(_) if is_confirming => add_jitter(CONFIRM_INTERVAL, chance),
-        Answer::Health(_) => {
+        Answer::Health(_) | Answer::State(_) => {
             let step = usize::try_from(progress.answers - 1).unwrap_or(0);
             let pause = ANSWER_INTERVALS.get(step).unwrap_or(&HOURLY_INTERVAL);
             add_jitter(*pause, chance)
         }
-        Answer::NoHealth | Answer::NotAsked(_) | Answer::Refused(_) => {
+        Answer::NoVerdict { .. } | Answer::NotAsked { .. } | Answer::Refused { .. } => {
             add_jitter(HOURLY_INTERVAL, chance)
         }
         Answer::Throttled { retry_after, .. } => retry_after.unwrap_or(DEFAULT_THROTTLE_INTERVAL),
-        Answer::Unreachable(_) => backoff(progress.failures, chance),
+        Answer::Unexplained(_) | Answer::Unreachable(_) => backoff(progress.failures, chance),
     }
 }
 
@@ -107,13 +128,13 @@ fn add_jitter(pause: Duration, chance: f64) -> Duration {
 mod tests {
     use super::*;
     use crate::lockout::incident::RECOVERY_INTERVAL;
-    use crate::meta::health::GraphError;
+    use crate::meta::graph_error::{Denial, GraphError, ThrottleScope};
 
     fn refused() -> Answer {
-        Answer::Refused(GraphError {
-            code: 190,
-            message: String::new(),
-        })
+        Answer::Refused {
+            denial: Denial::TokenInvalid,
+            error: GraphError::default(),
+        }
     }
 
     #[test]
@@ -173,7 +194,7 @@ mod tests {
             failures: 4,
         };
         assert_eq!(
-            progress.after(&Answer::NoHealth),
+            progress.after(&refused()),
             Progress {
                 answers: 2,
                 failures: 0
@@ -186,12 +207,9 @@ mod tests {
                 failures: 5
             }
         );
-        let error = GraphError {
-            code: 4,
-            message: String::new(),
-        };
         let throttled = Answer::Throttled {
-            error,
+            error: GraphError::default(),
+            scope: ThrottleScope::Account,
             retry_after: None,
         };
         assert_eq!(progress.after(&throttled), progress);

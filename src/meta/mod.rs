@@ -6,6 +6,8 @@
 //! | [`interest`] | whether the bytes of a callback may concern Lockwatch |
 //! | [`status`] | one failed message |
 //! | [`health`] | parse an answer to a `health_status` look-up |
+//! | [`graph_error`] | errors of the Graph API, and what they mean |
+//! | [`node_fields`] | the fields of a number and an account beside the health |
 //! | [`ids`] | ids and texts that Postgres can always store |
 //! | [`capture`] | the file format for callbacks |
 //! | [`compose`] | build callbacks for tests, demonstrations and load |
@@ -16,10 +18,12 @@
 
 pub mod capture;
 pub mod compose;
+pub mod graph_error;
 pub mod health;
 pub mod ids;
 pub mod interest;
 pub(crate) mod json;
+pub mod node_fields;
 pub mod redact;
 pub mod signature;
 pub mod status;

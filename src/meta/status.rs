@@ -61,6 +61,59 @@ pub(crate) struct Sender {
     pub(crate) display_phone_number: Option<Text>,
 }
 
+/// An error of the account itself, without a message: an element of `value.errors`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AccountError {
+    /// The account.
+    pub waba_id: WabaId,
+    /// The number that the change is about, if it names one.
+    pub phone_number_id: Option<PhoneNumberId>,
+    /// The number, as Meta writes it.
+    pub display_phone_number: Option<Text>,
+    /// Meta's code.
+    pub error_code: i32,
+    /// Meta's words.
+    pub detail: Text,
+    /// The time it was received: the error has none of its own.
+    pub occurred_at: OffsetDateTime,
+    /// A SHA-256 over the number and the error. Two with the same digest, within the days in which
+    /// Meta repeats a callback, are the same one.
+    pub digest: [u8; 32],
+}
+
+/// Parses a list `value.errors`. Returns `None` without a watched code.
+///
+/// # Errors
+/// The reason why the list cannot be parsed.
+pub(crate) fn parse_account_error(
+    errors: &RawValue,
+    entry: &WabaId,
+    sender: Option<&Sender>,
+    received_at: OffsetDateTime,
+) -> Result<Option<AccountError>, &'static str> {
+    let Some(error) = find_lockout_error(errors)? else {
+        return Ok(None);
+    };
+    let number = sender.map(|sender| sender.phone_number_id.clone());
+    let words = [&error.title, &error.details];
+    let words: Vec<&str> = words.into_iter().flatten().map(Text::as_str).collect();
+    let detail = format!("{ACCOUNT_LOCKED} {}", words.join(": "));
+    Ok(Some(AccountError {
+        waba_id: sender.map_or(entry, |sender| &sender.waba_id).clone(),
+        digest: digest([
+            number.as_ref().map_or("", PhoneNumberId::as_str),
+            "error",
+            &ACCOUNT_LOCKED.to_string(),
+            errors.get(),
+        ]),
+        phone_number_id: number,
+        display_phone_number: sender.and_then(|sender| sender.display_phone_number.clone()),
+        error_code: ACCOUNT_LOCKED,
+        detail: Text::truncate(detail.trim_end(), Text::LONG_BYTES),
+        occurred_at: received_at,
+    }))
+}
+
 /// Parses a `statuses[]` element. Returns `None` if it is no failure with a watched code.
 ///
 /// # Errors

@@ -31,6 +31,9 @@ impl Row for IncidentReport {
         "failure_count",
         "affected_number_count",
         "cause",
+        "cause_confidence",
+        "cause_scope",
+        "denial",
         "cause_severity",
         "cause_summary",
         "cause_entity_type",
@@ -39,6 +42,8 @@ impl Row for IncidentReport {
         "possible_solution",
         "cause_recorded_at",
         "previous_incident_id",
+        "account_name",
+        "portfolio_id",
         "next_steps",
     ];
 }
@@ -72,9 +77,11 @@ impl Row for HealthCheck {
         "outcome",
         "http_status",
         "can_send_message",
+        "denial",
         "error",
         "duration_ms",
         "entities",
+        "fields",
         "response",
     ];
 }

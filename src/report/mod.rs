@@ -6,6 +6,7 @@
 pub(crate) mod appeal;
 pub(crate) mod backlog;
 pub(crate) mod csv;
+pub(crate) mod explanation;
 mod mask;
 pub(crate) mod text;
 pub mod timeline;
@@ -16,7 +17,8 @@ use serde::Serialize;
 use tracing::warn;
 use utoipa::ToSchema;
 
-use crate::lockout::cause::{LockoutCause, next_steps};
+pub use self::explanation::AlsoFound;
+use crate::lockout::cause::LockoutCause;
 use crate::meta::ids::PhoneNumberId;
 use crate::store::checks::{self, HealthCheck};
 use crate::store::deliveries::{self, Delivery};
@@ -37,6 +39,8 @@ pub struct IncidentReport {
     pub incident: Incident,
     /// The next steps for a person: sentences, in the order to act on them.
     pub next_steps: Vec<String>,
+    /// What stands beside the cause. Most of it cannot explain a lock.
+    pub also_found: Vec<AlsoFound>,
     /// The health check that showed the cause, if there is one and retention has not deleted it.
     pub evidence: Option<HealthCheck>,
     /// The number of affected phone numbers.
@@ -53,8 +57,25 @@ pub struct NumberReport {
     #[serde(flatten)]
     #[allow(missing_docs, reason = "the type has its own documentation")]
     pub number: AffectedNumber,
+    /// The reason for the failures of this number alone, if its checks showed one.
+    #[schema(value_type = Option<String>, example = "phone_registration")]
+    pub cause: Option<LockoutCause>,
+    /// That reason in a sentence.
+    pub cause_summary: Option<String>,
     /// The latest look-up of the number, whatever its outcome.
     pub latest_check: Option<HealthCheck>,
+}
+
+impl NumberReport {
+    fn new(number: AffectedNumber, latest_check: Option<HealthCheck>) -> Self {
+        let reason = number.findings.number.as_ref().map(|shown| &shown.finding);
+        Self {
+            cause: reason.and_then(|finding| finding.explains),
+            cause_summary: reason.map(|finding| finding.summary.clone()),
+            latest_check,
+            number,
+        }
+    }
 }
 
 impl IncidentReport {
@@ -202,21 +223,28 @@ async fn build_reports(
 
     let mut reports = Vec::new();
     for incident in incidents {
-        let AffectedNumbers { top, count } = numbers.remove(&incident.id).unwrap_or_default();
-        let affected_numbers = top.into_iter().map(|number| NumberReport {
-            latest_check: latest_checks.remove(&(incident.id, number.phone_number_id.clone())),
-            number,
-        });
-        let cause = incident
-            .cause
-            .known()
-            .unwrap_or(LockoutCause::OtherRestriction);
+        let numbers = numbers.remove(&incident.id).unwrap_or_default();
+        let affected_number_count = numbers.count;
+        let also_found = explanation::also_found(&incident, &numbers);
+        let summary = explanation::cause_summary(&incident, &numbers);
+        let affected_numbers: Vec<NumberReport> = numbers
+            .top
+            .into_iter()
+            .map(|number| {
+                let key = (incident.id, number.phone_number_id.clone());
+                NumberReport::new(number, latest_checks.remove(&key))
+            })
+            .collect();
         reports.push(IncidentReport {
-            next_steps: next_steps(cause, incident.possible_solution.as_deref()),
+            next_steps: explanation::steps(&incident, &affected_numbers),
             evidence: incident.cause_check_id.and_then(|id| evidence.remove(&id)),
-            affected_number_count: count,
-            affected_numbers: affected_numbers.collect(),
-            incident,
+            affected_number_count,
+            affected_numbers,
+            also_found,
+            incident: Incident {
+                cause_summary: summary,
+                ..incident
+            },
         });
     }
     Ok(reports)

@@ -153,6 +153,22 @@ pub(crate) fn describe_state(incident: &Incident) -> Cow<'_, str> {
     }
 }
 
+/// Says whether messages of an open incident still fail: `still failing`, or `silent for 3 h`. An
+/// error of the account itself opens an incident before any message fails.
+#[must_use]
+pub(crate) fn describe_activity(incident: &Incident, now: OffsetDateTime) -> String {
+    /// Without a failure for this long, an account is silent.
+    const SILENCE: Duration = Duration::HOUR;
+    let silent_for = now - incident.last_failure_at;
+    if incident.failure_count == 0 {
+        "no message has failed yet".to_owned()
+    } else if silent_for < SILENCE {
+        "still failing".to_owned()
+    } else {
+        format!("silent for {}", format_duration(silent_for))
+    }
+}
+
 /// Returns whether an incident was over for a while before that was noticed.
 pub(crate) fn was_noticed_later(incident: &Incident) -> bool {
     let noticed = incident.ended_at.zip(incident.resolved_at);

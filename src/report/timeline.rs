@@ -31,11 +31,11 @@ pub enum NumberHealth {
     Refused,
     /// Every entity can send messages.
     Available,
-    /// Meta gives a verdict that this version does not know.
-    Other,
     /// Meta limits an entity.
     Limited,
-    /// Meta blocks an entity.
+    /// Meta gives a verdict that this version does not know.
+    Other,
+    /// Meta blocks an entity, or refuses the look-up because the account is blocked.
     Blocked,
 }
 
@@ -58,7 +58,7 @@ impl NumberHealth {
             CanSend::Available => Self::Available,
             CanSend::Limited => Self::Limited,
             CanSend::Blocked => Self::Blocked,
-            CanSend::Other(_) => Self::Other,
+            CanSend::Other(_) | CanSend::Unstated => Self::Other,
         }
     }
 
@@ -73,6 +73,7 @@ impl NumberHealth {
         match outcome.known() {
             Some(Outcome::Answered) => verdict.as_ref().map_or(Self::Other, Self::from_verdict),
             Some(Outcome::NoHealth | Outcome::Refused) => Self::Refused,
+            Some(Outcome::State) => Self::Blocked,
             Some(Outcome::NotAsked) => Self::NotAsked,
             Some(Outcome::Throttled | Outcome::Unreachable) | None => Self::Unreachable,
         }

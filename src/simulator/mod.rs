@@ -51,14 +51,16 @@ pub use self::scenario::Scenario;
 use self::scenario::{Entity, Health};
 use crate::meta::signature::appsecret_proof;
 
-/// The account of nodes for which none was set: one of Meta's examples.
-const EXAMPLE_ACCOUNT: &str = "102290129340398";
+/// The field of the look-ups.
+const HEALTH: &str = "health_status";
 
 /// A request that the simulator received.
 #[derive(Debug, Clone)]
 pub struct Request {
-    /// The id of the node that was looked up.
+    /// The id of the node.
     pub node_id: String,
+    /// The fields that were asked for.
+    pub fields: String,
     /// The time of arrival.
     pub at: Instant,
 }
@@ -73,16 +75,18 @@ pub struct Simulator {
 
 #[derive(Debug)]
 struct Shared {
-    access_token: String,
     app_secret: String,
     nodes: Mutex<Nodes>,
 }
 
 #[derive(Debug, Default)]
 struct Nodes {
+    access_token: String,
     /// The scenarios of each node, the next one last.
     scenarios: HashMap<String, Vec<Scenario>>,
     accounts: HashMap<String, String>,
+    /// The fields of each node beside its health.
+    fields: HashMap<String, Value>,
     requests: Vec<Request>,
     in_flight_per_node: HashMap<String, usize>,
     most_in_flight_per_node: usize,
@@ -102,9 +106,11 @@ impl Simulator {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared {
-            access_token: access_token.to_owned(),
             app_secret: app_secret.to_owned(),
-            nodes: Mutex::default(),
+            nodes: Mutex::new(Nodes {
+                access_token: access_token.to_owned(),
+                ..Nodes::default()
+            }),
         });
         let router = Router::new()
             .route("/{version}/{node}", get(answer))
@@ -139,7 +145,7 @@ impl Simulator {
             .insert(node_id.to_owned(), scenarios);
     }
 
-    /// Sets the account of a node. The default is one of Meta's examples.
+    /// Sets the account of a node. Without that, the entity of the account has no id.
     pub fn set_account(&self, node_id: &str, waba_id: &str) {
         self.shared
             .nodes()
@@ -147,10 +153,34 @@ impl Simulator {
             .insert(node_id.to_owned(), waba_id.to_owned());
     }
 
-    /// Returns the requests so far, in order of arrival.
+    /// Sets the fields of a node that are read beside its health: a JSON object. Without that, a
+    /// node has none.
+    pub fn set_fields(&self, node_id: &str, fields: Value) {
+        self.shared
+            .nodes()
+            .fields
+            .insert(node_id.to_owned(), fields);
+    }
+
+    /// Changes the access token that a request must carry.
+    pub fn set_access_token(&self, access_token: &str) {
+        access_token.clone_into(&mut self.shared.nodes().access_token);
+    }
+
+    /// Returns the look-ups of health so far, in order of arrival.
     #[must_use]
     pub fn requests(&self) -> Vec<Request> {
-        self.shared.nodes().requests.clone()
+        let mut requests = self.shared.nodes().requests.clone();
+        requests.retain(|request| request.fields == HEALTH);
+        requests
+    }
+
+    /// Returns the requests for other fields so far, in order of arrival.
+    #[must_use]
+    pub fn reads(&self) -> Vec<Request> {
+        let mut requests = self.shared.nodes().requests.clone();
+        requests.retain(|request| request.fields != HEALTH);
+        requests
     }
 
     /// Returns the highest number of concurrent requests for one node.
@@ -184,6 +214,13 @@ async fn answer(
     Query(query): Query<HashMap<String, String>>,
     headers: HeaderMap,
 ) -> Response {
+    let fields = query.get("fields").map_or("", String::as_str);
+    let access_token = shared.nodes().access_token.clone();
+    if fields != HEALTH {
+        let mut nodes = shared.nodes();
+        nodes.record(&node_id, fields);
+        return fields_response(&node_id, nodes.fields.get(&node_id), fields);
+    }
     let (scenario, node) = shared.nodes().begin_request(&node_id);
     // Dropped with the response, or earlier if the client disconnects.
     let _in_flight = InFlight {
@@ -194,27 +231,29 @@ async fn answer(
         .get(header::AUTHORIZATION)
         .and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
     let proof = query.get("appsecret_proof");
-    if token != Some(&shared.access_token) {
+    if token != Some(&access_token) {
         let message = "Invalid OAuth access token - Cannot parse access token";
         return error_response(400, 190, message);
     }
-    if proof != Some(&appsecret_proof(&shared.app_secret, &shared.access_token)) {
+    if proof != Some(&appsecret_proof(&shared.app_secret, &access_token)) {
         let message = "Invalid appsecret_proof provided in the API argument";
         return error_response(400, 100, message);
     }
-    if query.get("fields").map(String::as_str) != Some("health_status") {
-        return id_response(&node_id);
-    }
-    respond(scenario, &node, &shared.access_token).await
+    respond(scenario, &node, &access_token).await
 }
 
 impl Nodes {
-    /// Records a request and returns the next scenario of its node.
-    fn begin_request(&mut self, node_id: &str) -> (Scenario, Node) {
+    fn record(&mut self, node_id: &str, fields: &str) {
         self.requests.push(Request {
             node_id: node_id.to_owned(),
+            fields: fields.to_owned(),
             at: Instant::now(),
         });
+    }
+
+    /// Records a request and returns the next scenario of its node.
+    fn begin_request(&mut self, node_id: &str) -> (Scenario, Node) {
+        self.record(node_id, HEALTH);
         let node_in_flight = self
             .in_flight_per_node
             .entry(node_id.to_owned())
@@ -230,11 +269,7 @@ impl Nodes {
         };
         let node = Node {
             id: node_id.to_owned(),
-            waba_id: self
-                .accounts
-                .get(node_id)
-                .map_or(EXAMPLE_ACCOUNT, String::as_str)
-                .to_owned(),
+            waba_id: self.accounts.get(node_id).cloned().unwrap_or_default(),
         };
         (scenario.unwrap_or(Scenario::UnknownNode), node)
     }
@@ -273,11 +308,16 @@ async fn respond(mut scenario: Scenario, node: &Node, access_token: &str) -> Res
     if let Some(refusal) = scenario.refusal(&node.id, access_token) {
         let response = error_response(refusal.http_status, refusal.code, &refusal.message);
         return match scenario {
-            Scenario::Throttled(minutes) => with_usage(response, minutes),
+            Scenario::Throttled(minutes) => with_usage(response, &node.waba_id, minutes),
             _ => response,
         };
     }
     match scenario {
+        Scenario::Answer {
+            status,
+            headers,
+            body,
+        } => raw_response(status, &headers, body),
         Scenario::Garbage => "<html>Sorry, something went wrong.</html>".into_response(),
         Scenario::Redirect(to) => (StatusCode::FOUND, [(header::LOCATION, to)]).into_response(),
         Scenario::Reset => Body::from_stream(broken_body()).into_response(),
@@ -285,6 +325,36 @@ async fn respond(mut scenario: Scenario, node: &Node, access_token: &str) -> Res
         Scenario::SlowBody => Body::from_stream(slow_body()).into_response(),
         _ => id_response(&node.id),
     }
+}
+
+fn raw_response(status: u16, headers: &[(String, String)], body: String) -> Response {
+    let mut response = Response::builder().status(status);
+    for (name, value) in headers {
+        response = response.header(name, value);
+    }
+    let response = response.body(Body::from(body));
+    response.unwrap_or_else(|error| {
+        let reason = format!("the scenario is no HTTP answer: {error}");
+        (StatusCode::INTERNAL_SERVER_ERROR, reason).into_response()
+    })
+}
+
+/// Returns those of a node's fields that are asked for, and its id. An object with an `error` is
+/// returned as it is.
+fn fields_response(node_id: &str, known: Option<&Value>, asked: &str) -> Response {
+    let mut body = json!({"id": node_id});
+    let Some(known) = known else {
+        return json_response(200, &body);
+    };
+    if known.get("error").is_some() {
+        return json_response(400, known);
+    }
+    for field in asked.split(',') {
+        if let Some(value) = known.get(field) {
+            body[field] = value.clone();
+        }
+    }
+    json_response(200, &body)
 }
 
 fn broken_body() -> impl Stream<Item = io::Result<Bytes>> {
@@ -316,8 +386,10 @@ fn health_response(node: &Node, health: &Health) -> Response {
         ("APP", "634974688087057"),
     ];
     let entities = ids.map(|(entity_type, id)| {
-        let mut entity =
-            json!({"entity_type": entity_type, "id": id, "can_send_message": "AVAILABLE"});
+        let mut entity = json!({"entity_type": entity_type, "can_send_message": "AVAILABLE"});
+        if !id.is_empty() {
+            entity["id"] = json!(id);
+        }
         let mut listed = health.entities.iter();
         if let Some(details) = listed.find(|listed| listed.entity_type == entity_type) {
             add_details(&mut entity, details);
@@ -360,8 +432,8 @@ fn error_response(http_status: u16, code: u32, message: &str) -> Response {
 }
 
 /// Adds the usage header, with the minutes until the account may be used again.
-fn with_usage(response: Response, minutes: u64) -> Response {
-    let usage = json!({EXAMPLE_ACCOUNT: [{
+fn with_usage(response: Response, waba_id: &str, minutes: u64) -> Response {
+    let usage = json!({waba_id: [{
         "type": "whatsapp",
         "call_count": 100,
         "total_cputime": 25,

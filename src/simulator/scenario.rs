@@ -11,9 +11,13 @@ pub enum Scenario {
     Payment,
     /// The business is BLOCKED because of a commerce policy (141005).
     Policy,
-    /// The business is LIMITED because it is not verified (141010).
+    /// The business is LIMITED because it is not verified (141010): it can send.
     Unverified,
-    /// The number is LIMITED, with a note (display name) but no code.
+    /// The business is BLOCKED because it is not verified (141010).
+    UnverifiedBlocked,
+    /// The number is BLOCKED because it is not registered (141000).
+    NotRegistered,
+    /// The number is LIMITED, with a note (display name) but no code: it can send.
     DisplayName,
     /// The root is BLOCKED for calling only: every entity can send messages.
     CallingBlocked,
@@ -21,6 +25,8 @@ pub enum Scenario {
     NoHealth,
     /// Too many calls (80008). The usage header says for how many minutes to wait.
     Throttled(u64),
+    /// The look-up is refused because the account is restricted (368): that names its state.
+    Restricted,
     /// The token has expired (190).
     ExpiredToken,
     /// The token is malformed (190), and the error message contains it.
@@ -29,8 +35,17 @@ pub enum Scenario {
     UnknownNode,
     /// An internal error (HTTP status 500, code 2).
     ServerError,
-    /// HTTP status 200, with an error in the body.
+    /// HTTP status 200, with an error in the body: a payment problem (131042).
     ErrorInOk,
+    /// This answer as it is: HTTP status, headers and body.
+    Answer {
+        /// The HTTP status.
+        status: u16,
+        /// Names and values of headers.
+        headers: Vec<(String, String)>,
+        /// The body.
+        body: String,
+    },
     /// The body is not JSON.
     Garbage,
     /// A redirect to this address.
@@ -82,6 +97,8 @@ impl Scenario {
             Self::Payment => Some(&PAYMENT),
             Self::Policy => Some(&POLICY),
             Self::Unverified => Some(&UNVERIFIED),
+            Self::UnverifiedBlocked => Some(&UNVERIFIED_BLOCKED),
+            Self::NotRegistered => Some(&NOT_REGISTERED),
             Self::DisplayName => Some(&DISPLAY_NAME),
             Self::CallingBlocked => Some(&CALLING_BLOCKED),
             _ => None,
@@ -92,6 +109,7 @@ impl Scenario {
     pub(super) fn refusal(&self, node_id: &str, access_token: &str) -> Option<Refusal> {
         let (http_status, code, message) = match self {
             Self::Throttled(_) => (400, 80008, THROTTLED.to_owned()),
+            Self::Restricted => (403, 368, RESTRICTED.to_owned()),
             Self::ExpiredToken => (401, 190, EXPIRED_TOKEN.to_owned()),
             Self::TokenInError => (400, 190, format!("Malformed access token {access_token}")),
             Self::UnknownNode => (
@@ -122,6 +140,7 @@ const THROTTLED: &str = "(#80008) There have been too many calls to this WhatsAp
                          account. Wait a bit and try again.";
 const EXPIRED_TOKEN: &str = "Error validating access token: Session has expired on Monday, \
                              01-Jan-24 00:00:00 PST.";
+const RESTRICTED: &str = "(#368) Temporarily blocked for policies violations";
 const SERVER_ERROR: &str = "An unexpected error has occurred. Please retry your request later.";
 
 /// The default values of an entity.
@@ -172,13 +191,40 @@ const POLICY: Health = Health {
 const UNVERIFIED: Health = Health {
     root: "LIMITED",
     entities: &[Entity {
-        entity_type: "BUSINESS",
         can_send_message: "LIMITED",
+        ..UNVERIFIED_BUSINESS
+    }],
+};
+
+const UNVERIFIED_BLOCKED: Health = Health {
+    root: "BLOCKED",
+    entities: &[UNVERIFIED_BUSINESS],
+};
+
+const UNVERIFIED_BUSINESS: Entity = Entity {
+    entity_type: "BUSINESS",
+    can_send_message: "BLOCKED",
+    error: Some(Error {
+        code: 141_010,
+        description: "The Business has not passed business verification.",
+        solution: Some(
+            "Visit business settings and start or resolve the business verification request.",
+        ),
+    }),
+    ..ENTITY
+};
+
+const NOT_REGISTERED: Health = Health {
+    root: "BLOCKED",
+    entities: &[Entity {
+        entity_type: "PHONE_NUMBER",
+        can_send_message: "BLOCKED",
         error: Some(Error {
-            code: 141_010,
-            description: "The Business has not passed business verification.",
+            code: 141_000,
+            description: "The phone number you are trying to send messages from is not linked to \
+                          your WhatsApp account",
             solution: Some(
-                "Visit business settings and start or resolve the business verification request.",
+                "Register and finish the OTP authentication process for your phone number.",
             ),
         }),
         ..ENTITY

@@ -8,7 +8,9 @@ use utoipa::ToSchema;
 
 use super::claims::Claim;
 use super::{StoreError, Word};
-use crate::meta::health::{LookupResult, Outcome, verdict};
+use crate::lockout::cause::verdict;
+use crate::meta::graph_error::Denial;
+use crate::meta::health::{LookupResult, Outcome};
 use crate::meta::ids::PhoneNumberId;
 
 /// A look-up of a number's health at Meta, and its answer. The fields are columns.
@@ -24,17 +26,24 @@ pub struct HealthCheck {
     /// The time of the look-up.
     #[serde(with = "time::serde::rfc3339")]
     pub checked_at: OffsetDateTime,
-    /// `answered`, `no_health`, `not_asked`, `refused`, `throttled` or `unreachable`.
+    /// `answered`, `no_health`, `state`, `not_asked`, `refused`, `throttled` or `unreachable`.
     #[schema(value_type = String, example = "answered")]
     pub outcome: Word<Outcome>,
     /// The HTTP status of the answer, if there was one.
     pub http_status: Option<i32>,
-    /// The worst verdict of the entities, in Meta's words.
+    /// The worst verdict of the entities that decide whether the number can send, in Meta's words.
+    /// The app that asks, and entities of another account, do not count.
     #[schema(example = "BLOCKED")]
     pub can_send_message: Option<String>,
     /// The entities of Meta's answer, with their errors.
     #[schema(value_type = Option<Vec<Object>>)]
     pub entities: Option<serde_json::Value>,
+    /// The fields that were read beside the health, where that explained nothing.
+    #[schema(value_type = Option<Object>)]
+    pub fields: Option<serde_json::Value>,
+    /// Why Meta refused to answer, in a word.
+    #[schema(value_type = Option<String>, example = "token_invalid")]
+    pub denial: Option<Word<Denial>>,
     /// The error, if there was one.
     pub error: Option<String>,
     /// The time that Meta took, in milliseconds.
@@ -52,7 +61,7 @@ macro_rules! select_checks {
             HealthCheck,
             r#"select c.id, c.incident_id, c.phone_number_id as "phone_number_id: _", c.checked_at,
                       c.outcome as "outcome: _", c.http_status, c.can_send_message, c.entities,
-                      c.error, c.duration_ms, "# + $response + " as response " + $from,
+                      c.fields, c.denial as "denial: _", c.error, c.duration_ms, "# + $response + " as response " + $from,
             $($argument),+
         )
     };
@@ -131,19 +140,27 @@ pub(super) async fn insert(
         InsertedCheck,
         "insert into health_checks (incident_id, waba_id, phone_number_id, checked_at, outcome,
                                     http_status, can_send_message, entities, response, error,
-                                    duration_ms)
-         values ($1, $2, $3, clock_timestamp(), $4, $5, $6, $7, $8, $9, $10)
+                                    duration_ms, denial, token, fields, calls)
+         values ($1, $2, $3, clock_timestamp(), $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
          returning id, checked_at",
         claim.incident_id,
         claim.waba_id.as_str(),
         claim.phone_number_id.as_str(),
         lookup.answer.outcome().as_str(),
         lookup.http_status.map(i32::from),
-        entities.and_then(verdict).map(ToString::to_string),
+        entities
+            .and_then(|entities| verdict(entities, &claim.waba_id))
+            .map(ToString::to_string),
         entities.map(Json) as _,
         lookup.response,
         lookup.answer.error_text(),
         i32::try_from(lookup.duration.as_millis()).unwrap_or(i32::MAX),
+        lookup.answer.denial().map(Denial::as_str),
+        lookup.caller.as_ref().map(|caller| &caller.token),
+        Some(&lookup.fields)
+            .filter(|fields| !fields.is_empty())
+            .map(Json) as _,
+        i16::try_from(lookup.calls).unwrap_or(i16::MAX),
     )
     .fetch_one(db)
     .await?;

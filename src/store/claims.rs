@@ -1,9 +1,14 @@
 //! Claims: the choice of the next numbers to look up, and the hourly budget of each account.
 
 use sqlx::{PgConnection, PgPool};
+use time::OffsetDateTime;
 
-use super::{StoreError, interval, lock_account};
-use crate::lockout::schedule::{ACCOUNT_IN_FLIGHT_LIMIT, CLAIM_LEASE, LOOKUPS_PER_HOUR};
+use super::{StoreError, interval, limits, lock_account};
+use crate::lockout::schedule::{
+    ACCOUNT_IN_FLIGHT_LIMIT, CALLS_PER_HOUR, CLAIM_LEASE, FIELDS_INTERVAL, FIELDS_NUMBER_LIMIT,
+    Progress, RESERVED_CALLS,
+};
+use crate::meta::health::Caller;
 use crate::meta::ids::{PhoneNumberId, WabaId};
 
 /// A number to look up, claimed until its lease expires.
@@ -15,17 +20,37 @@ pub struct Claim {
     pub waba_id: WabaId,
     /// The number: the node to look up.
     pub phone_number_id: PhoneNumberId,
+    /// The business portfolio of the account, if it is known.
+    pub portfolio_id: Option<String>,
+    /// Whether the number's fields are to be read as well, if its health explains nothing.
+    pub wants_number_fields: bool,
+    /// Whether the account's fields are to be read as well, if the health explains nothing.
+    pub wants_account_fields: bool,
+    /// Whether it stands for all numbers of an account that was refused.
+    pub(super) is_probe: bool,
     pub(super) attempt: i32,
     pub(super) answers: i32,
     pub(super) failures: i32,
 }
 
+impl Claim {
+    /// The progress before this look-up.
+    #[must_use]
+    pub fn progress(&self) -> Progress {
+        Progress {
+            answers: self.answers,
+            failures: self.failures,
+        }
+    }
+}
+
 /// Claims up to `limit` due checks, each with a lease and the next attempt number.
 ///
-/// Paused accounts are skipped, and no account waits for the backlog of another. First comes one
-/// number of each incident without an answer. Then come all other due checks, first look-ups before
-/// repeats, at most [`ACCOUNT_IN_FLIGHT_LIMIT`] of one account. `in_flight` has the account of each
-/// look-up that the caller has in flight.
+/// Accounts that rest are skipped, and no account waits for the backlog of another. First comes one
+/// number of each incident without an answer, also where the account's look-ups are refused. Then
+/// come all other due checks, first look-ups before repeats, at most [`ACCOUNT_IN_FLIGHT_LIMIT`] of
+/// one account; of one that was refused, one at a time. `in_flight` has the account of each look-up
+/// that the caller has in flight.
 ///
 /// # Errors
 /// Nothing is claimed.
@@ -81,6 +106,9 @@ async fn first_lookups(
                   ) n
             where i.cause = 'pending' and i.resolved_at is null and i.waba_id <> all($2)
               and (a.lookups_paused_until is null or a.lookups_paused_until <= now())
+              and not exists (select from graph_limits l
+                               where l.scope = 'account' and l.key = i.waba_id
+                                 and l.until > now())
             order by i.id
             limit $1"#,
         to_bigint(limit),
@@ -104,12 +132,16 @@ async fn fair_share(
         Candidate,
         r#"with waiting as (
              select n.incident_id, n.waba_id, n.phone_number_id, n.check_answers > 0 as again,
-                    n.check_due_at
+                    n.check_due_at, case when a.denial is null then $3 else 1 end as share
                from affected_numbers n
                join accounts a using (waba_id)
               where n.check_due_at <= now()
                 and (n.check_lease_until is null or n.check_lease_until <= now())
                 and (a.lookups_paused_until is null or a.lookups_paused_until <= now())
+                and (a.denied_until is null or a.denied_until <= now())
+                and not exists (select from graph_limits l
+                                 where l.scope = 'account' and l.key = n.waba_id
+                                   and l.until > now())
                 and n.waba_id <> all(array(select b
                                              from unnest($2::text[]) as b
                                             group by b
@@ -123,7 +155,7 @@ async fn fair_share(
            )
            select incident_id, waba_id as "waba_id: _", phone_number_id as "phone_number_id: _"
              from placed
-            where place <= $3
+            where place <= share
             order by again, place, check_due_at
             limit $1"#,
         to_bigint(limit),
@@ -164,11 +196,19 @@ async fn claim(
               set check_attempt = n.check_attempt + 1, check_lease_until = now() + $5,
                   check_started_at = null
              from due
+             join accounts a using (waba_id)
             where n.incident_id = due.incident_id and n.waba_id = due.waba_id
               and n.phone_number_id = due.phone_number_id
            returning n.incident_id, n.waba_id as "waba_id: _",
                      n.phone_number_id as "phone_number_id: _", n.check_attempt as attempt,
-                     n.check_answers as answers, n.check_failures as failures"#,
+                     n.check_answers as answers, n.check_failures as failures, a.portfolio_id,
+                     coalesce(n.fields_read_at < now() - $6::interval, true)
+                       and $7 >= (select count(*) from affected_numbers
+                                   where incident_id = n.incident_id)
+                       as "wants_number_fields!",
+                     coalesce(a.fields_read_at < now() - $6::interval, true)
+                       as "wants_account_fields!",
+                     a.denial is not null as "is_probe!""#,
         &candidates.iter().map(|c| c.incident_id).collect::<Vec<_>>(),
         &candidates.iter().map(|c| &c.waba_id).collect::<Vec<_>>() as _,
         &candidates
@@ -177,6 +217,8 @@ async fn claim(
             .collect::<Vec<_>>() as _,
         to_bigint(limit),
         interval(CLAIM_LEASE),
+        interval(FIELDS_INTERVAL),
+        FIELDS_NUMBER_LIMIT,
     )
     .fetch_all(db)
     .await?;
@@ -187,48 +229,59 @@ fn to_bigint(limit: usize) -> i64 {
     i64::try_from(limit).unwrap_or(i64::MAX)
 }
 
-/// Takes one look-up from the account's hourly budget. Returns `false` if the budget is used up:
-/// then the claim is released, and the account pauses until the oldest look-up of the last hour is
-/// an hour old.
+/// Takes a look-up from the hourly budget of the account and the caller's token. Returns `false` if
+/// that is used up, or if Meta throttles the caller: then the claim is released, and the account or
+/// the number rests until the next one is possible.
 ///
 /// # Errors
 /// Nothing is taken; the claim expires with its lease.
-pub async fn take_from_budget(db: &PgPool, claim: &Claim) -> Result<bool, StoreError> {
+pub async fn take_from_budget(
+    db: &PgPool,
+    claim: &Claim,
+    caller: Option<&Caller>,
+) -> Result<bool, StoreError> {
     let mut transaction = db.begin().await?;
     lock_account(&mut transaction, &claim.waba_id).await?;
-    let granted = grant(&mut transaction, claim).await?;
-    // Without a grant the budget is used up, or another process has the claim and there is nothing
-    // to do.
-    if !granted && release(&mut transaction, claim).await? {
-        sqlx::query!(
-            "update accounts
-                set lookups_paused_until =
-                      greatest(lookups_paused_until, now() + interval '10 seconds',
-                               (select min(checked_at) + interval '1 hour'
-                                  from health_checks
-                                 where waba_id = $1 and checked_at > now() - interval '1 hour'
-                                   and outcome <> 'not_asked'))
-              where waba_id = $1",
-            claim.waba_id.as_str(),
-        )
-        .execute(&mut *transaction)
-        .await?;
-    }
+    let throttled_until = match caller {
+        Some(caller) => limits::throttled_until(&mut transaction, caller).await?,
+        None => None,
+    };
+    let granted = if let Some(until) = throttled_until {
+        if release(&mut transaction, claim).await? {
+            postpone(&mut transaction, claim, until).await?;
+        }
+        false
+    } else {
+        let granted = grant(&mut transaction, claim, caller).await?;
+        // Without a grant the budget is used up, or another process has the claim and there is
+        // nothing to do.
+        if !granted && release(&mut transaction, claim).await? {
+            pause_account(&mut transaction, claim, caller).await?;
+        }
+        granted
+    };
     transaction.commit().await?;
     Ok(granted)
 }
 
-/// Marks the claim's look-up as started if the account's look-ups of the last hour, those in flight
-/// included, leave room for it.
-async fn grant(db: &mut PgConnection, claim: &Claim) -> Result<bool, StoreError> {
+/// Marks the claim's look-up as started if the calls of the last hour about the account with this
+/// token, those in flight included, leave room for it. Some are kept for first look-ups and for
+/// tries after a refusal.
+async fn grant(
+    db: &mut PgConnection,
+    claim: &Claim,
+    caller: Option<&Caller>,
+) -> Result<bool, StoreError> {
+    let may_use_reserve = claim.answers == 0 || claim.is_probe;
+    let reserved = if may_use_reserve { 0 } else { RESERVED_CALLS };
     let granted = sqlx::query!(
         "update affected_numbers
             set check_started_at = now()
           where incident_id = $1 and waba_id = $2 and phone_number_id = $3 and check_attempt = $4
-            and $5 > (select count(*)
+            and $5 > (select coalesce(sum(calls), 0)
                         from health_checks
                        where waba_id = $2 and checked_at > now() - interval '1 hour'
-                         and outcome <> 'not_asked')
+                         and outcome <> 'not_asked' and token is not distinct from $6)
                    + (select count(*)
                         from affected_numbers
                        where waba_id = $2 and check_started_at is not null
@@ -237,11 +290,55 @@ async fn grant(db: &mut PgConnection, claim: &Claim) -> Result<bool, StoreError>
         claim.waba_id.as_str(),
         claim.phone_number_id.as_str(),
         claim.attempt,
-        LOOKUPS_PER_HOUR,
+        CALLS_PER_HOUR - reserved,
+        caller.map(|caller| &caller.token),
     )
     .execute(db)
     .await?;
     Ok(granted.rows_affected() == 1)
+}
+
+/// Lets an account rest until the oldest look-up of the last hour with this token is an hour old.
+async fn pause_account(
+    db: &mut PgConnection,
+    claim: &Claim,
+    caller: Option<&Caller>,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "update accounts
+            set lookups_paused_until =
+                  greatest(lookups_paused_until, now() + interval '10 seconds',
+                           (select min(checked_at) + interval '1 hour'
+                              from health_checks
+                             where waba_id = $1 and checked_at > now() - interval '1 hour'
+                               and outcome <> 'not_asked' and token is not distinct from $2))
+          where waba_id = $1",
+        claim.waba_id.as_str(),
+        caller.map(|caller| &caller.token),
+    )
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+/// Lets the number of a claim rest until this time.
+async fn postpone(
+    db: &mut PgConnection,
+    claim: &Claim,
+    until: OffsetDateTime,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "update affected_numbers
+            set check_due_at = greatest(check_due_at, $4)
+          where incident_id = $1 and waba_id = $2 and phone_number_id = $3",
+        claim.incident_id,
+        claim.waba_id.as_str(),
+        claim.phone_number_id.as_str(),
+        until,
+    )
+    .execute(db)
+    .await?;
+    Ok(())
 }
 
 /// Ends a claim before its lease expires. Returns `false` if another process has taken it.
@@ -258,22 +355,4 @@ pub(super) async fn release(db: &mut PgConnection, claim: &Claim) -> Result<bool
     .execute(db)
     .await?;
     Ok(released.rows_affected() == 1)
-}
-
-/// Makes all checks of incidents with the cause `lookup_denied` due now: there may be a new token.
-///
-/// # Errors
-/// Nothing is changed.
-pub async fn make_denied_due(db: &PgPool) -> Result<(), StoreError> {
-    sqlx::query!(
-        "update affected_numbers n
-            set check_due_at = now()
-          where n.check_due_at > now()
-            and n.waba_id in (select waba_id from incidents
-                               where resolved_at is null and cause = 'lookup_denied'
-                                 and pg_try_advisory_xact_lock(hashtextextended(waba_id, 131031)))"
-    )
-    .execute(db)
-    .await?;
-    Ok(())
 }

@@ -10,6 +10,7 @@ use sqlx::{Decode, Encode, Postgres, Type};
 
 use crate::lockout::cause::LockoutCause;
 use crate::lockout::incident::Resolution;
+use crate::meta::graph_error::Denial;
 use crate::meta::health::Outcome;
 use crate::meta::ids::{PhoneNumberId, WabaId};
 
@@ -111,7 +112,7 @@ macro_rules! vocabulary {
     )* };
 }
 
-vocabulary!(LockoutCause, Outcome, Resolution);
+vocabulary!(Denial, LockoutCause, Outcome, Resolution);
 
 macro_rules! id_column {
     ($($type:ty),*) => { $(

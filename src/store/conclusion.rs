@@ -7,11 +7,13 @@ use time::OffsetDateTime;
 use super::checks::{self, InsertedCheck};
 use super::claims::{Claim, release};
 use super::incident_life::End;
-use super::{StoreError, Word, incident_life, interval, lock_account};
-use crate::lockout::cause::{self, Evidence, Finding, LockoutCause};
+use super::{StoreError, Word, accounts, incident_life, interval, limits, lock_account};
+use crate::lockout::cause::{
+    self, Finding, LockoutCause, NumberEvidence, NumberFindings, explain_nothing, findings_of,
+};
 use crate::lockout::incident::{ClearRun, Resolution, extend_clear_run, is_recovered};
 use crate::lockout::schedule::{self, Progress};
-use crate::meta::health::{Answer, CanSend, Entity, LookupResult, verdict};
+use crate::meta::health::{Answer, LookupResult};
 
 /// The result of saving a look-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,7 +27,7 @@ pub enum SavedCheck {
 
 /// Saves a look-up.
 ///
-/// The check is always stored. While the claim holds and the incident is open, the cause is derived
+/// The check is always stored. While the claim holds and the incident is open, the cause is chosen
 /// again, the next check is scheduled, and the incident is resolved if it is over. `chance` (0.0 to
 /// 1.0) spreads the time of the next check.
 ///
@@ -40,35 +42,30 @@ pub async fn save(
     let mut transaction = db.begin().await?;
     lock_account(&mut transaction, &claim.waba_id).await?;
     let check = checks::insert(&mut transaction, claim, lookup).await?;
-    if let Answer::Throttled { retry_after, .. } = &lookup.answer {
-        let pause = retry_after.unwrap_or(schedule::DEFAULT_THROTTLE_INTERVAL);
-        sqlx::query!(
-            "update accounts
-                set lookups_paused_until = greatest(lookups_paused_until, now() + $2)
-              where waba_id = $1",
-            claim.waba_id.as_str(),
-            interval(pause),
-        )
-        .execute(&mut *transaction)
-        .await?;
-    }
+    accounts::note_fields(&mut transaction, &claim.waba_id, lookup).await?;
+    let progress = claim.progress().after(&lookup.answer);
     let saved = match open_incident(&mut transaction, claim).await? {
         None => {
             release(&mut transaction, claim).await?;
             SavedCheck::Late
         }
         Some(incident) => {
+            let number = claim.phone_number_id.as_str();
             let step = Step {
                 claim,
                 lookup,
                 check: &check,
+                findings: findings_of(&lookup.answer, &lookup.fields, &claim.waba_id, number),
+                progress,
                 incident: &incident,
+                chance,
             };
-            step.schedule_next(&mut transaction, chance).await?;
+            step.schedule_next(&mut transaction).await?;
             step.conclude(&mut transaction).await?;
             SavedCheck::Concluded
         }
     };
+    limits::note_answer(&mut transaction, claim, lookup, chance).await?;
     transaction.commit().await?;
     Ok(saved)
 }
@@ -79,7 +76,7 @@ struct OpenIncident {
     /// Whether it was over when it was first seen: it waits only for its first answers.
     is_over: bool,
     cause: LockoutCause,
-    severity: Option<CanSend>,
+    findings: NumberFindings,
     clear_since: Option<OffsetDateTime>,
 }
 
@@ -91,7 +88,8 @@ async fn open_incident(
 ) -> Result<Option<OpenIncident>, StoreError> {
     let row = sqlx::query!(
         r#"select i.last_failure_at, i.ended_at is not null as "is_over!",
-                  i.cause as "cause: Word<LockoutCause>", i.cause_severity, n.clear_since
+                  i.cause as "cause: Word<LockoutCause>", n.clear_since,
+                  n.findings as "findings: Json<NumberFindings>"
              from affected_numbers n
              join incidents i on i.id = n.incident_id and i.waba_id = n.waba_id
             where n.incident_id = $1 and n.waba_id = $2 and n.phone_number_id = $3
@@ -106,9 +104,12 @@ async fn open_incident(
     Ok(row.map(|row| OpenIncident {
         last_failure_at: row.last_failure_at,
         is_over: row.is_over,
-        // A cause of a later version counts as found, so that it is kept and not overwritten.
+        // A cause of a later version counts as found.
         cause: row.cause.known().unwrap_or(LockoutCause::OtherRestriction),
-        severity: row.cause_severity.map(CanSend::from),
+        findings: row
+            .findings
+            .map(|Json(findings)| findings)
+            .unwrap_or_default(),
         clear_since: row.clear_since,
     }))
 }
@@ -118,66 +119,83 @@ struct Step<'s> {
     claim: &'s Claim,
     lookup: &'s LookupResult,
     check: &'s InsertedCheck,
+    findings: Vec<Finding>,
+    /// The progress with this look-up.
+    progress: Progress,
     incident: &'s OpenIncident,
+    chance: f64,
 }
 
 impl Step<'_> {
-    /// Returns whether Meta answered the question. A refusal is an answer.
+    /// Returns whether Meta answered the question. A refusal is an answer; one that nobody has told
+    /// us may pass, and is an answer when it lasts.
     fn is_answered(&self) -> bool {
-        let answer = &self.lookup.answer;
-        !matches!(answer, Answer::Throttled { .. } | Answer::Unreachable(_))
+        match &self.lookup.answer {
+            Answer::Throttled { .. } | Answer::Unreachable(_) => false,
+            Answer::Unexplained(_) => self.progress.is_lasting_fault(),
+            _ => true,
+        }
     }
 
-    /// Returns the time since which the number has been clear of the recorded cause, this look-up
-    /// included.
+    /// Returns the time since which the number has been clear of everything that explains a lock,
+    /// this look-up included.
     fn clear_since(&self) -> Option<OffsetDateTime> {
-        let incident = self.incident;
+        let Self {
+            lookup,
+            check,
+            incident,
+            ..
+        } = self;
         if !self.is_answered() {
             return incident.clear_since;
         }
-        let severity = incident.severity.as_ref();
         let is_clear = incident.cause.is_found()
-            && self
-                .lookup
-                .answer
-                .entities()
-                .is_some_and(|entities| cause::is_clear(entities, incident.cause, severity));
+            && cause::is_clear(
+                &lookup.answer,
+                &self.findings,
+                &lookup.fields,
+                &incident.findings,
+            );
         extend_clear_run(
             incident.clear_since,
             is_clear,
-            self.check.checked_at,
+            check.checked_at,
             incident.last_failure_at,
         )
     }
 
-    /// Returns whether this look-up shows that the account is still locked.
-    fn shows_block(&self) -> bool {
-        let entities = self.lookup.answer.entities();
-        entities.and_then(verdict) == Some(&CanSend::Blocked)
+    /// Returns what the checks of the number have shown, this look-up included.
+    fn all_findings(&self) -> NumberFindings {
+        let mut findings = self.incident.findings.clone();
+        if self.is_answered() {
+            let Self { lookup, check, .. } = self;
+            let new = self.findings.clone();
+            findings.add(check.id, &lookup.answer, &lookup.fields, new);
+        }
+        findings
     }
 
-    /// Schedules the number's next check, and makes this one its evidence if Meta answered.
-    async fn schedule_next(&self, db: &mut PgConnection, chance: f64) -> Result<(), StoreError> {
+    /// Schedules the number's next check, and records what this one has shown.
+    async fn schedule_next(&self, db: &mut PgConnection) -> Result<(), StoreError> {
         let Self {
             claim,
             lookup,
             check,
+            progress,
             ..
         } = self;
         let clear_since = self.clear_since();
-        let before = Progress {
-            answers: claim.answers,
-            failures: claim.failures,
-        };
-        let progress = before.after(&lookup.answer);
         let is_confirming = clear_since == Some(check.checked_at);
-        let pause = schedule::next_pause(&lookup.answer, progress, is_confirming, chance);
+        let pause = schedule::next_pause(&lookup.answer, *progress, is_confirming, self.chance);
+        let findings = self.all_findings();
         sqlx::query!(
             "update affected_numbers
                 set check_due_at = now() + $5, check_lease_until = null, check_started_at = null,
-                    check_answers = $6, check_failures = $7, clear_since = $8,
+                    check_answers = $6, check_failures = $7, clear_since = $8, findings = $12,
                     latest_check_id  = case when $9 then $10 else latest_check_id end,
-                    latest_answer_at = case when $9 then $11 else latest_answer_at end
+                    latest_answer_at = case when $9 then $11 else latest_answer_at end,
+                    fields_read_at   = case when $14 then null when $13 then now()
+                                            else fields_read_at end
               where incident_id = $1 and waba_id = $2 and phone_number_id = $3
                 and check_attempt = $4",
             claim.incident_id,
@@ -191,39 +209,40 @@ impl Step<'_> {
             self.is_answered(),
             check.id,
             check.checked_at,
+            Json(&findings) as _,
+            lookup.fields.number.is_some(),
+            // Where a field explains the lock, it also tells when that is over.
+            findings.is_explained_by_a_field(),
         )
         .execute(db)
         .await?;
         Ok(())
     }
 
-    /// Derives the cause from the evidence of every number, and resolves the incident if it is
+    /// Chooses the cause from the findings of every number, and resolves the incident if it is
     /// over.
     async fn conclude(&self, db: &mut PgConnection) -> Result<(), StoreError> {
-        if !self.is_answered() {
-            return Ok(());
-        }
         let Self {
             claim, incident, ..
         } = self;
-        let NumberStates {
-            evidence,
-            runs,
-            are_all_answered,
-        } = number_states(db, claim).await?;
-        let severity = incident.severity.as_ref();
-        let derived = cause::derive(&evidence)
-            .filter(|cause| cause::supersedes(cause, incident.cause, severity));
-        if let Some(cause) = derived {
-            incident_life::set_cause(db, claim, &cause, incident.cause).await?;
+        let numbers = NumberState::all(db, claim).await?;
+        let evidence: Vec<_> = numbers.iter().map(NumberState::evidence).collect();
+        let mut cause = incident.cause;
+        if let Some(chosen) = cause::choose(&evidence) {
+            cause = chosen.kind;
+            incident_life::set_cause(db, claim, &chosen, incident.cause).await?;
         }
-        if self.shows_block() {
+        if !self.is_answered() {
+            return Ok(());
+        }
+        if !explain_nothing(&self.findings) {
             let at = self.check.checked_at;
             incident_life::note_evidence(db, claim, at).await?;
         }
-        let end = if incident.is_over && are_all_answered {
+        let runs: Vec<_> = numbers.iter().map(|number| number.clear_run).collect();
+        let end = if incident.is_over && numbers.iter().all(|number| number.is_answered) {
             End::QUIET
-        } else if incident.cause.is_found() && is_recovered(&runs, incident.last_failure_at) {
+        } else if cause.is_found() && is_recovered(&runs, incident.last_failure_at) {
             End {
                 resolution: Resolution::Recovered,
                 at: runs.iter().flatten().map(|run| run.since).max(),
@@ -237,44 +256,54 @@ impl Step<'_> {
     }
 }
 
-/// The states of the numbers of an incident.
-struct NumberStates {
-    evidence: Vec<Evidence>,
-    /// The run of clear checks of each number; `None` if its last check was not clear.
-    runs: Vec<Option<ClearRun>>,
-    are_all_answered: bool,
+/// The state of a number of an incident.
+struct NumberState {
+    failure_count: i64,
+    findings: NumberFindings,
+    is_given_up: bool,
+    is_answered: bool,
+    /// Its run of clear checks; `None` if the last one was not clear.
+    clear_run: Option<ClearRun>,
 }
 
-/// Reads the states of the numbers of the claim's incident.
-async fn number_states(db: &mut PgConnection, claim: &Claim) -> Result<NumberStates, StoreError> {
-    let numbers = sqlx::query!(
-        r#"select n.latest_answer_at, n.clear_since, n.check_answers, c.id as "check_id?", c.error,
-                  c.entities as "entities: Json<Vec<Entity>>"
-             from affected_numbers n
-             left join health_checks c on c.id = n.latest_check_id and c.waba_id = n.waba_id
-            where n.incident_id = $1 and n.waba_id = $2"#,
-        claim.incident_id,
-        claim.waba_id.as_str(),
-    )
-    .fetch_all(db)
-    .await?;
-    let are_all_answered = numbers.iter().all(|number| number.check_answers > 0);
-    let mut evidence = Vec::new();
-    let mut runs = Vec::new();
-    for number in numbers {
-        let run = number.clear_since.zip(number.latest_answer_at);
-        runs.push(run.map(|(since, until)| ClearRun { since, until }));
-        if let Some(check_id) = number.check_id {
-            let finding = match number.entities {
-                Some(Json(entities)) => Finding::Health(entities),
-                None => Finding::Denied(number.error.unwrap_or_default()),
+impl NumberState {
+    /// Reads the states of all numbers of the claim's incident.
+    async fn all(db: &mut PgConnection, claim: &Claim) -> Result<Vec<Self>, StoreError> {
+        let numbers = sqlx::query!(
+            r#"select failure_count, latest_answer_at, clear_since, check_answers, check_failures,
+                      findings as "findings: Json<NumberFindings>"
+                 from affected_numbers
+                where incident_id = $1 and waba_id = $2"#,
+            claim.incident_id,
+            claim.waba_id.as_str(),
+        )
+        .fetch_all(db)
+        .await?;
+        let states = numbers.into_iter().map(|number| {
+            let progress = Progress {
+                answers: number.check_answers,
+                failures: number.check_failures,
             };
-            evidence.push(Evidence { check_id, finding });
+            let run = number.clear_since.zip(number.latest_answer_at);
+            Self {
+                failure_count: number.failure_count,
+                findings: number
+                    .findings
+                    .map(|Json(findings)| findings)
+                    .unwrap_or_default(),
+                is_given_up: progress.is_lasting_fault(),
+                is_answered: progress.answers > 0,
+                clear_run: run.map(|(since, until)| ClearRun { since, until }),
+            }
+        });
+        Ok(states.collect())
+    }
+
+    fn evidence(&self) -> NumberEvidence<'_> {
+        NumberEvidence {
+            failure_count: self.failure_count,
+            findings: &self.findings,
+            is_given_up: self.is_given_up,
         }
     }
-    Ok(NumberStates {
-        evidence,
-        runs,
-        are_all_answered,
-    })
 }

@@ -11,13 +11,33 @@ use time::OffsetDateTime;
 use super::claims::Claim;
 use super::incidents::{self, Incident};
 use super::{StoreError, Word, changes, interval, lock_account};
-use crate::lockout::cause::{Cause, LockoutCause};
+use crate::lockout::cause::{Cause, Confidence, LockoutCause, Scope};
 use crate::lockout::change::{Change, ChangeKind};
 use crate::lockout::incident::{QUIET_WINDOW, Resolution};
+use crate::meta::graph_error::Denial;
 use crate::meta::ids::WabaId;
 
 /// The longest time that an incident that was over when it was first seen waits for Meta's answer.
 const FIRST_ANSWER_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(60);
+
+/// The evidence that opened an incident.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum OpenedBy {
+    /// A failed message.
+    #[default]
+    Failure,
+    /// An error of the account itself.
+    Error,
+}
+
+impl OpenedBy {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Failure => "failure",
+            Self::Error => "error",
+        }
+    }
+}
 
 /// An incident to open.
 #[derive(Debug, Clone)]
@@ -27,6 +47,7 @@ pub(super) struct NewIncident {
     pub(super) last_evidence_at: OffsetDateTime,
     /// The end of an incident that is over already. It is looked up once before it is resolved.
     pub(super) ended_at: Option<OffsetDateTime>,
+    pub(super) opened_by: OpenedBy,
 }
 
 /// Opens incidents, and returns their ids in the same order. Each is linked to the account's
@@ -45,15 +66,23 @@ pub(super) async fn open(
     .execute(&mut *db)
     .await?;
     let rows = sqlx::query!(
-        r#"insert into incidents (waba_id, kind, opened_at, last_failure_at, last_evidence_at, ended_at)
-           select i.waba_id, 'lock', i.opened_at, i.last, i.last, i.ended_at
-             from unnest($1::text[], $2::timestamptz[], $3::timestamptz[], $4::timestamptz[])
-                  as i(waba_id, opened_at, last, ended_at)
+        r#"insert into incidents (waba_id, kind, opened_at, last_failure_at, last_evidence_at,
+                                  ended_at, opened_by)
+           select i.waba_id, 'lock', i.opened_at, i.last, i.last, i.ended_at, i.opened_by
+             from unnest($1::text[], $2::timestamptz[], $3::timestamptz[], $4::timestamptz[],
+                         $5::text[]) as i(waba_id, opened_at, last, ended_at, opened_by)
            returning id, waba_id as "waba_id: WabaId", opened_at"#,
         &waba_ids as &[&str],
         &opened_at,
-        &incidents.iter().map(|i| i.last_evidence_at).collect::<Vec<_>>(),
+        &incidents
+            .iter()
+            .map(|i| i.last_evidence_at)
+            .collect::<Vec<_>>(),
         &incidents.iter().map(|i| i.ended_at).collect::<Vec<_>>() as &[Option<OffsetDateTime>],
+        &incidents
+            .iter()
+            .map(|i| i.opened_by.as_str())
+            .collect::<Vec<_>>() as &[&str],
     )
     .fetch_all(&mut *db)
     .await?;
@@ -112,25 +141,27 @@ pub(super) async fn set_cause(
     cause: &Cause,
     recorded: LockoutCause,
 ) -> Result<(), StoreError> {
-    let (entity_type, entity_id) = cause.entity.clone().unzip();
     sqlx::query!(
         "update incidents
             set cause_recorded_at = case when cause = $3 then cause_recorded_at
                                          else clock_timestamp() end,
                 cause = $3, cause_severity = $4, cause_summary = $5, cause_entity_type = $6,
                 cause_entity_id = $7, cause_error_code = $8, possible_solution = $9,
-                cause_check_id = $10
+                cause_check_id = $10, cause_confidence = $11, denial = $12, cause_scope = $13
           where id = $1 and waba_id = $2",
         claim.incident_id,
         claim.waba_id.as_str(),
         cause.kind.as_str(),
-        cause.severity.as_ref().map(ToString::to_string),
+        cause.verdict,
         cause.summary,
-        entity_type,
-        entity_id,
+        cause.entity_type,
+        cause.entity_id,
         cause.error_code,
         cause.possible_solution,
         cause.check_id,
+        cause.confidence.map(Confidence::as_str),
+        cause.denial.map(Denial::as_str),
+        cause.scope.map(Scope::as_str),
     )
     .execute(&mut *db)
     .await?;
@@ -158,6 +189,29 @@ pub(super) async fn note_evidence(
         claim.incident_id,
         claim.waba_id.as_str(),
         at,
+    )
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+/// Notes errors of accounts: seven days of silence begin anew.
+pub(super) async fn note_error(
+    db: &mut PgConnection,
+    ids: &[i64],
+    times: &[(&WabaId, OffsetDateTime)],
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "update incidents i
+            set opened_at        = least(i.opened_at, e.at),
+                last_evidence_at = greatest(i.last_evidence_at, e.at)
+           from (select id, waba_id, max(at) as at
+                   from unnest($1::bigint[], $2::text[], $3::timestamptz[]) as e(id, waba_id, at)
+                  group by id, waba_id) e
+          where i.id = e.id and i.waba_id = e.waba_id",
+        ids,
+        &times.iter().map(|(id, _)| id.as_str()).collect::<Vec<_>>() as &[&str],
+        &times.iter().map(|(_, at)| *at).collect::<Vec<_>>(),
     )
     .execute(db)
     .await?;

@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 use sqlx::PgPool;
+use sqlx::types::Json;
 use time::OffsetDateTime;
 use utoipa::ToSchema;
 
 use super::{StoreError, Word};
-use crate::lockout::cause::LockoutCause;
+use crate::lockout::cause::{LockoutCause, NumberFindings};
 use crate::lockout::incident::Resolution;
+use crate::meta::graph_error::Denial;
 use crate::meta::ids::{PhoneNumberId, WabaId};
 
 /// One lockout of one account, from its first failure until it is resolved. The fields are columns.
@@ -43,7 +45,17 @@ pub struct Incident {
     /// The reason why the account is locked; `pending` until Meta's first answer.
     #[schema(value_type = String, example = "payment")]
     pub cause: Word<LockoutCause>,
-    /// The severity of the restriction, in Meta's words.
+    /// `stated` if Meta blocks an entity with this reason or names the state of the account,
+    /// `inferred` if it shows less. Null if Meta names no reason.
+    #[schema(example = "stated")]
+    pub cause_confidence: Option<String>,
+    /// `account`, or `number` if the cause is that of single numbers. Null if Meta names no reason.
+    #[schema(example = "account")]
+    pub cause_scope: Option<String>,
+    /// Why the look-up is refused, in a word, if the cause is `lookup_denied`.
+    #[schema(value_type = Option<String>, example = "token_invalid")]
+    pub denial: Option<Word<Denial>>,
+    /// The verdict on the entity, in Meta's words.
     #[schema(example = "BLOCKED")]
     pub cause_severity: Option<String>,
     /// The cause in a sentence.
@@ -65,6 +77,13 @@ pub struct Incident {
     pub cause_check_id: Option<i64>,
     /// The account's incident before this one.
     pub previous_incident_id: Option<i64>,
+    /// The name of the account.
+    pub account_name: Option<String>,
+    /// The business portfolio that owns the account: only its admins can appeal.
+    #[schema(example = "506914307656634")]
+    pub portfolio_id: Option<String>,
+    /// The name of that portfolio.
+    pub portfolio_name: Option<String>,
 }
 
 /// A phone number with failures in an incident. The fields are columns.
@@ -84,9 +103,18 @@ pub struct AffectedNumber {
     pub last_failure_at: OffsetDateTime,
     /// The number of its failed messages.
     pub failure_count: i64,
-    /// The time of its next look-up. Null once the incident is resolved.
+    /// The time of its next look-up, which waits while Meta throttles or refuses the account's. Null
+    /// once the incident is resolved.
     #[serde(with = "time::serde::rfc3339::option")]
     pub check_due_at: Option<OffsetDateTime>,
+    /// The look-ups that failed since the last answer.
+    pub check_failures: i32,
+    /// The time since which its checks show nothing that explains a lock.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub clear_since: Option<OffsetDateTime>,
+    /// What its checks have shown.
+    #[serde(skip)]
+    pub findings: NumberFindings,
 }
 
 /// The affected numbers of one incident.
@@ -96,6 +124,10 @@ pub struct AffectedNumbers {
     pub top: Vec<AffectedNumber>,
     /// The count of all affected numbers.
     pub count: i64,
+    /// The failures of all numbers that have a reason of their own.
+    pub explained_failures: i64,
+    /// The failures of all numbers whose own reason is the incident's cause.
+    pub failures_with_cause: i64,
 }
 
 /// The state of the incidents to list.
@@ -161,10 +193,12 @@ async fn select(
         Incident,
         r#"select id, waba_id as "waba_id: _", opened_at, last_failure_at, ended_at, resolved_at,
                   resolution as "resolution: _", resolution_note, failure_count,
-                  cause as "cause: _", cause_severity, cause_summary, cause_entity_type,
-                  cause_entity_id, cause_error_code, possible_solution, cause_recorded_at,
-                  cause_check_id, previous_incident_id
-             from incidents
+                  cause as "cause: _", cause_confidence, cause_scope, i.denial as "denial: _",
+                  cause_severity, cause_summary, cause_entity_type, cause_entity_id,
+                  cause_error_code, possible_solution, cause_recorded_at, cause_check_id,
+                  previous_incident_id, a.name as account_name, portfolio_id, portfolio_name
+             from incidents i
+             join accounts a using (waba_id)
             where ($1::bigint is null or id = $1)
               and ($2::boolean is null or (resolved_at is not null) = $2)
               and ($3::text is null or waba_id = $3)
@@ -234,13 +268,26 @@ pub async fn list_numbers(
     let rows = sqlx::query!(
         r#"select n.incident_id, n.phone_number_id as "phone_number_id: PhoneNumberId",
                   n.display_phone_number, n.first_failure_at, n.last_failure_at, n.failure_count,
-                  n.check_due_at, n.count as "count!"
-             from unnest($1::bigint[]) as i(id)
-            cross join lateral (select *, count(*) over () as count
-                                  from affected_numbers
-                                 where incident_id = i.id
-                                 order by failure_count desc, phone_number_id
-                                 limit $2) n"#,
+                  n.check_failures, n.clear_since, n.findings as "findings: Json<NumberFindings>",
+                  case when n.check_due_at is not null
+                       then greatest(n.check_due_at, a.lookups_paused_until, a.denied_until,
+                                     l.until) end as check_due_at,
+                  n.count as "count!", n.explained as "explained!", n.with_cause as "with_cause!"
+             from unnest($1::bigint[]) as wanted(id)
+             join incidents i on i.id = wanted.id
+             join accounts a on a.waba_id = i.waba_id
+             left join graph_limits l on l.scope = 'account' and l.key = i.waba_id
+            cross join lateral (
+                    select *, count(*) over () as count,
+                           sum(case when reason is null then 0 else failure_count end)
+                             over ()::bigint as explained,
+                           sum(case when reason = i.cause then failure_count else 0 end)
+                             over ()::bigint as with_cause
+                      from (select *, findings #>> '{number,explains}' as reason
+                              from affected_numbers
+                             where incident_id = i.id) reasons
+                     order by failure_count desc, phone_number_id
+                     limit $2) n"#,
         ids,
         limit,
     )
@@ -250,6 +297,8 @@ pub async fn list_numbers(
     for row in rows {
         let of_incident = numbers.entry(row.incident_id).or_default();
         of_incident.count = row.count;
+        of_incident.explained_failures = row.explained;
+        of_incident.failures_with_cause = row.with_cause;
         of_incident.top.push(AffectedNumber {
             phone_number_id: row.phone_number_id,
             display_phone_number: row.display_phone_number,
@@ -257,6 +306,12 @@ pub async fn list_numbers(
             last_failure_at: row.last_failure_at,
             failure_count: row.failure_count,
             check_due_at: row.check_due_at,
+            check_failures: row.check_failures,
+            clear_since: row.clear_since,
+            findings: row
+                .findings
+                .map(|Json(findings)| findings)
+                .unwrap_or_default(),
         });
     }
     Ok(numbers)

@@ -8,6 +8,7 @@
 //! transaction that nobody commits. A change to an account's incidents first locks the account
 //! (`lock_account`).
 
+mod accounts;
 pub(crate) mod backlog;
 pub(crate) mod captures;
 pub(crate) mod changes;
@@ -21,6 +22,7 @@ mod error;
 pub mod inbox;
 pub mod incident_life;
 pub mod incidents;
+pub mod limits;
 mod migration;
 pub(crate) mod overview;
 mod pooler;

@@ -7,6 +7,8 @@ use sqlx::PgPool;
 use super::backlog::{self, Backlog};
 use super::{StoreError, interval};
 use crate::lockout::cause::LockoutCause;
+use crate::lockout::schedule::LASTING_FAILURES;
+use crate::meta::graph_error::Denial;
 
 /// A check that is later than this is overdue. Claiming, asking and saving take some of this time.
 const OVERDUE_LIMIT: Duration = Duration::from_secs(120);
@@ -19,6 +21,10 @@ pub(crate) struct Overview {
     /// The numbers whose check has been due for more than two minutes, although their account is
     /// not paused.
     pub(crate) checks_overdue: i64,
+    /// The numbers whose look-ups have failed several times in a row.
+    pub(crate) lookups_failing: i64,
+    /// The open incidents whose look-up is refused, by the reason. Every reason is there.
+    pub(crate) denied: [(Denial, i64); Denial::ALL.len()],
     /// What waits in the inbox, and what is in quarantine.
     pub(crate) backlog: Backlog,
 }
@@ -30,11 +36,12 @@ pub(crate) struct Overview {
 pub(crate) async fn fetch(db: &PgPool) -> Result<Overview, StoreError> {
     let mut connection = db.acquire().await?;
     let mut open = LockoutCause::ALL.map(|cause| (cause, 0));
+    let mut denied = Denial::ALL.map(|denial| (denial, 0));
     let rows = sqlx::query!(
-        r#"select cause, count(*) as "open!"
+        r#"select cause, denial, count(*) as "open!"
              from incidents
             where resolved_at is null
-            group by cause"#
+            group by cause, denial"#
     )
     .fetch_all(&mut *connection)
     .await?;
@@ -44,23 +51,36 @@ pub(crate) async fn fetch(db: &PgPool) -> Result<Overview, StoreError> {
         open.iter_mut()
             .filter(|(known, _)| *known == cause)
             .for_each(|(_, n)| *n += row.open);
+        if let Some(word) = &row.denial {
+            let denial = Denial::parse(word).unwrap_or(Denial::Unexplained);
+            denied
+                .iter_mut()
+                .filter(|(known, _)| *known == denial)
+                .for_each(|(_, n)| *n += row.open);
+        }
     }
-    // A check with a lease counts as well: a lease that expires again and again must be visible. A
-    // paused account does not count.
-    let checks_overdue = sqlx::query_scalar!(
-        r#"select count(*) as "overdue!"
+    // A check with a lease counts as well: a lease that expires again and again must be visible. An
+    // account that rests does not count.
+    let numbers = sqlx::query!(
+        r#"select count(*) filter (where n.check_failures >= $2) as "failing!",
+                  count(*) filter (where greatest(n.check_due_at, a.lookups_paused_until,
+                                                  a.denied_until, l.until)
+                                         < now() - $1::interval) as "overdue!"
              from affected_numbers n
              join accounts a using (waba_id)
-            where n.check_due_at < now() - $1::interval
-              and greatest(n.check_due_at, a.lookups_paused_until) < now() - $1::interval"#,
+             left join graph_limits l on l.scope = 'account' and l.key = n.waba_id
+            where n.check_due_at is not null"#,
         interval(OVERDUE_LIMIT),
+        LASTING_FAILURES,
     )
     .fetch_one(&mut *connection)
     .await?;
     drop(connection);
     Ok(Overview {
         open,
-        checks_overdue,
+        checks_overdue: numbers.overdue,
+        lookups_failing: numbers.failing,
+        denied,
         backlog: backlog::fetch(db).await?,
     })
 }

@@ -260,6 +260,7 @@ async fn each_filter_selects_its_incidents() {
     app.simulator.set_scenarios(NUMBER, [Scenario::Available]);
     app.simulator
         .set_scenarios(OTHER_NUMBER, [Scenario::Payment]);
+    app.simulator.set_account(OTHER_NUMBER, "773");
     lock_accounts(&app, 1..=2).await;
     app.deliver(
         &StatusCallback::new()

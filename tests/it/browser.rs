@@ -87,7 +87,8 @@ async fn seed(app: &TestApp) {
     app.eventually("the cause payment", async || app.count(payment).await == 1)
         .await;
 
-    app.simulator.set_scenarios("204", [Scenario::Unverified]);
+    app.simulator
+        .set_scenarios("204", [Scenario::UnverifiedBlocked]);
     app.fail_number(UNVERIFIED_WABA, "204", minutes_ago(12))
         .await;
     let unverified = "select count(*) from incidents where cause = 'business_verification'";

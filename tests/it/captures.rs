@@ -18,7 +18,7 @@ const ANSWERS: [(&str, Scenario); 5] = [
     ("106540352242922", Scenario::Payment),
     ("106540352242923", Scenario::Available),
     ("206540352242924", Scenario::Policy),
-    ("118620431337001", Scenario::Unverified),
+    ("118620431337001", Scenario::UnverifiedBlocked),
     ("110200345501442", Scenario::ExpiredToken),
 ];
 

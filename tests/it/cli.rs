@@ -348,7 +348,7 @@ async fn check_looks_a_number_up_at_once() {
         run(lockwatch(&[&["check", NUMBER], flags].concat()).envs(settings))
     };
     let (code, stdout, _) = check(Scenario::Payment, &[]);
-    assert_eq!(code, 0);
+    assert_eq!(code, 3, "blocked");
     for part in ["WABA", "BLOCKED", "(141006)", "payment", "Meta's advice"] {
         assert!(stdout.contains(part), "{part}: {stdout}");
     }
@@ -356,14 +356,23 @@ async fn check_looks_a_number_up_at_once() {
     let json: Value = serde_json::from_str(&stdout).unwrap();
     assert_eq!(
         (code, &json["cause"], &json["can_send_message"]),
-        (0, &"payment".into(), &"BLOCKED".into())
+        (3, &"payment".into(), &"BLOCKED".into())
     );
+    let (code, stdout, _) = check(Scenario::Unverified, &[]);
+    assert_eq!(code, 0, "within a limit");
+    for part in ["Meta reports no block", "Also found", "(141010)"] {
+        assert!(stdout.contains(part), "{part}: {stdout}");
+    }
+    let (code, stdout, _) = check(Scenario::Restricted, &[]);
+    assert_eq!(code, 3, "Meta named the state");
+    for part in ["policy_violation", "(368) Temporarily blocked"] {
+        assert!(stdout.contains(part), "{part}: {stdout}");
+    }
     let (code, stdout, _) = check(Scenario::ExpiredToken, &[]);
-    assert_eq!(code, 0, "a refusal is an answer");
-    assert!(
-        stdout.contains(LockoutCause::LookupDenied.as_str()),
-        "{stdout}"
-    );
+    assert_eq!(code, 4, "refused");
+    for part in [LockoutCause::LookupDenied.as_str(), "Session has expired"] {
+        assert!(stdout.contains(part), "{part}: {stdout}");
+    }
     let (code, stdout, stderr) = check(Scenario::Garbage, &[]);
     assert_eq!((code, stdout.as_str()), (1, ""));
     assert!(stderr.contains("not a JSON object"), "{stderr}");
@@ -384,7 +393,7 @@ fn the_demo_finds_six_causes() {
         "payment",
         "policy_violation",
         "business_verification",
-        "other_restriction",
+        "phone_registration",
         "unreported",
         "lookup_denied",
     ];

@@ -1,11 +1,13 @@
 //! Look-ups of the cause: the first starts at once, they repeat within limits, and two look-ups of
 //! a number never run at the same time.
 
+use std::collections::HashMap;
 use std::time::Duration as StdDuration;
 
 use lockwatch::graph::{Graph, GraphSettings, Tokens};
 use lockwatch::meta::compose::StatusCallback;
 use lockwatch::meta::health::{Answer, LookupResult};
+use lockwatch::meta::node_fields::NodeFields;
 use lockwatch::meta::signature::{SIGNATURE_HEADER, sign};
 use lockwatch::simulator::{Scenario, Simulator};
 use lockwatch::store::claims;
@@ -13,12 +15,15 @@ use lockwatch::store::conclusion::{self, SavedCheck};
 use lockwatch::store::incident_life::resolve_by_hand;
 use lockwatch::store::incidents::{self, IncidentFilter};
 use secrecy::SecretString;
+use serde_json::{Value, json};
 use time::{Duration, OffsetDateTime};
 use tokio::time::Instant;
 
 use crate::support::database::TestDatabase;
+use crate::support::scripted_server::{ScriptedServer, answer};
 use crate::support::{
-    ACCESS_TOKEN, APP_SECRET, NUMBER, OTHER_NUMBER, TestApp, WABA, eventually, start_service, waba,
+    ACCESS_TOKEN, APP_SECRET, NUMBER, OTHER_NUMBER, TestApp, WABA, eventually, settings,
+    start_service, waba,
 };
 
 /// Starts an app whose test number gives these answers.
@@ -74,17 +79,21 @@ async fn every_cause_is_found_with_its_evidence() {
             Some(141_005),
         ),
         (
-            Scenario::Unverified,
+            Scenario::UnverifiedBlocked,
             "business_verification",
             Some("BUSINESS"),
             Some(141_010),
         ),
         (
-            Scenario::DisplayName,
-            "other_restriction",
+            Scenario::NotRegistered,
+            "phone_registration",
             Some("PHONE_NUMBER"),
-            None,
+            Some(141_000),
         ),
+        (Scenario::Restricted, "policy_violation", None, Some(368)),
+        (Scenario::ErrorInOk, "payment", None, Some(131_042)),
+        (Scenario::Unverified, "unreported", None, None),
+        (Scenario::DisplayName, "unreported", None, None),
         (Scenario::Available, "unreported", None, None),
         (Scenario::CallingBlocked, "unreported", None, None),
         (Scenario::NoHealth, "lookup_denied", None, None),
@@ -167,8 +176,7 @@ async fn a_throttled_account_waits_as_long_as_meta_says() {
             .into_body(),
     )
     .await;
-    let paused =
-        "select round(extract(epoch from lookups_paused_until - now()) / 60)::bigint from accounts";
+    let paused = "select round(extract(epoch from until - now()) / 60)::bigint from graph_limits";
     assert_eq!(app.count(paused).await, 19);
     app.let_time_pass(Duration::minutes(18)).await;
     assert_eq!(
@@ -347,11 +355,12 @@ async fn the_proof_is_made_with_the_secret_that_meta_accepts() {
             .map(SecretString::from)
             .to_vec(),
         tokens: Tokens::new(Some(ACCESS_TOKEN.into()), None).unwrap(),
+        proxy: None,
     };
     let graph = Graph::new(settings).unwrap();
     for requests in [3, 4] {
         assert!(matches!(
-            graph.look_up(&waba(), NUMBER).await.answer,
+            graph.look_up(&waba(), NUMBER, None).await.answer,
             Answer::Health(_)
         ));
         assert_eq!(
@@ -450,9 +459,15 @@ async fn the_answer_of_a_lost_claim_changes_nothing() {
     let newer = claims::claim_due(&app.db, 10, &[]).await.unwrap().remove(0);
 
     let check = LookupResult {
-        answer: Answer::NoHealth,
+        answer: Answer::NoVerdict {
+            entities: vec![],
+            root: None,
+        },
         http_status: Some(200),
         response: None,
+        fields: NodeFields::default(),
+        caller: None,
+        calls: 1,
         duration: StdDuration::ZERO,
     };
     assert_eq!(
@@ -477,4 +492,329 @@ async fn the_answer_of_a_lost_claim_changes_nothing() {
         .await
         .unwrap();
     assert_eq!(rows, 2);
+}
+
+/// Fails one message of each of these numbers of the test account.
+async fn fail_numbers(app: &TestApp, numbers: &[String]) {
+    let mut callback = StatusCallback::new().timestamp(OffsetDateTime::now_utc());
+    for number in numbers {
+        callback = callback.failed(WABA, number, &format!("wamid.{number}"));
+    }
+    app.deliver(&callback.into_body()).await;
+}
+
+fn thirty_numbers() -> Vec<String> {
+    (0..30).map(|n| format!("1065{n:08}")).collect()
+}
+
+#[tokio::test]
+async fn one_number_is_tried_for_all_until_there_is_another_token() {
+    let database = TestDatabase::create().await;
+    let simulator = Simulator::start("EAAtheRightTokenOfTheTests", APP_SECRET)
+        .await
+        .unwrap();
+    let numbers = thirty_numbers();
+    for number in &numbers {
+        simulator.set_scenarios(number, [Scenario::Policy]);
+        simulator.set_account(number, WABA);
+    }
+    let mut app = TestApp::start_with(database, simulator, Some(ACCESS_TOKEN)).await;
+    fail_numbers(&app, &numbers).await;
+    let incident = app.wait_for_cause("lookup_denied").await;
+    assert_eq!(incident.denial.unwrap(), "token_invalid");
+    for restart in 1..=6 {
+        app.service.stop().await;
+        let before = app.simulator.requests().len();
+        app.service = start_service(app.database.database(), &app.simulator, &[APP_SECRET]).await;
+        app.eventually("a start tries one number", async || {
+            app.simulator.requests().len() > before
+        })
+        .await;
+        let refused = app.simulator.requests().len();
+        assert!(refused <= 4 + restart, "{refused} after {restart} restarts");
+    }
+    app.service.stop().await;
+    app.simulator.set_access_token(ACCESS_TOKEN);
+    app.service = start_service(app.database.database(), &app.simulator, &[APP_SECRET]).await;
+    let incident = app.wait_for_cause("policy_violation").await;
+    assert_eq!(incident.denial, None);
+    let unanswered = "select count(*) from affected_numbers where findings -> 'account' is null
+                                                               or findings -> 'account' = 'null'";
+    app.eventually("every number is looked up", async || {
+        app.count(unanswered).await == 0
+    })
+    .await;
+    assert_eq!(
+        app.count("select count(*) from accounts where denial is not null")
+            .await,
+        0
+    );
+}
+
+#[tokio::test]
+async fn a_new_token_in_the_file_is_tried_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tokens.toml");
+    let write = |token: &str| {
+        std::fs::write(&path, format!("{WABA:?} = {token:?}\n")).unwrap();
+    };
+    write("EAAanExpiredToken");
+    let database = TestDatabase::create().await;
+    let simulator = Simulator::start(ACCESS_TOKEN, APP_SECRET).await.unwrap();
+    simulator.set_scenarios(NUMBER, [Scenario::Payment]);
+    let mut settings = settings(database.database(), &simulator.url(), &[APP_SECRET], None);
+    settings.graph = Graph::new(GraphSettings {
+        url: simulator.url(),
+        version: "v25.0".into(),
+        app_secrets: vec![APP_SECRET.into()],
+        tokens: Tokens::new(None, Some(path.clone())).unwrap(),
+        proxy: None,
+    })
+    .unwrap();
+    let app = TestApp::start_with_settings(database, simulator, settings).await;
+    app.fail("a").await;
+    app.wait_for_cause("lookup_denied").await;
+    let requests = app.simulator.requests().len();
+    // A hundred refusals of the old token are no reason to wait with the new one.
+    app.execute(
+        "insert into health_checks (incident_id, waba_id, phone_number_id, checked_at, outcome,
+                                    duration_ms, token)
+         select incident_id, waba_id, phone_number_id, now(), 'refused', 1, token
+           from health_checks, generate_series(1, 160)",
+    )
+    .await;
+    assert_eq!(app.simulator.requests().len(), requests);
+    write(ACCESS_TOKEN);
+    app.wait_for_cause("payment").await;
+}
+
+#[tokio::test]
+async fn an_account_that_is_throttled_rests_alone_and_the_apps_limit_rests_all() {
+    for (code, rests_all) in [(80_008, false), (17, true), (4, true)] {
+        let app = TestApp::start().await;
+        let error = format!(r#"{{"error":{{"code":{code},"message":"too many calls"}}}}"#);
+        let throttled = Scenario::Answer {
+            status: 400,
+            headers: vec![],
+            body: error,
+        };
+        app.simulator
+            .set_scenarios(NUMBER, [throttled, Scenario::Payment]);
+        app.simulator
+            .set_scenarios(OTHER_NUMBER, [Scenario::Payment]);
+        app.simulator.set_account(OTHER_NUMBER, "2044");
+        app.fail("a").await;
+        app.eventually("the limit is noted", async || {
+            app.count("select count(*) from graph_limits").await == 1
+        })
+        .await;
+        let now = OffsetDateTime::now_utc();
+        app.fail_number("2044", OTHER_NUMBER, now).await;
+        if rests_all {
+            let postponed = "select count(*) from affected_numbers
+                              where waba_id = '2044' and check_due_at > now() + interval '14 min'";
+            app.eventually("the other account waits as well", async || {
+                app.count(postponed).await == 1
+            })
+            .await;
+            assert_eq!(app.simulator.requests().len(), 1, "{code}");
+            app.let_time_pass(Duration::minutes(16)).await;
+        }
+        let found = "select count(*) from incidents where waba_id = '2044' and cause = 'payment'";
+        app.eventually("the other account is looked up", async || {
+            app.count(found).await == 1
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn a_reserve_of_the_budget_is_kept_for_first_look_ups() {
+    let app = start_with_answers([Scenario::Available]).await;
+    app.fail("a").await;
+    app.wait_for_cause("unreported").await;
+    app.execute(
+        "insert into health_checks (incident_id, waba_id, phone_number_id, checked_at, outcome,
+                                    duration_ms, token, calls)
+         select incident_id, waba_id, phone_number_id, now() - interval '9 min', 'answered', 1,
+                token, 140 - calls
+           from health_checks limit 1",
+    )
+    .await;
+    app.execute("update affected_numbers set check_due_at = now()")
+        .await;
+    app.eventually("the repeat is not granted", async || {
+        let paused = "select count(*) from accounts where lookups_paused_until > now()";
+        app.count(paused).await == 1
+    })
+    .await;
+    app.execute("update accounts set lookups_paused_until = null")
+        .await;
+    app.simulator
+        .set_scenarios(OTHER_NUMBER, [Scenario::Payment]);
+    app.execute("update affected_numbers set check_due_at = now() + interval '1 hour'")
+        .await;
+    app.fail_number(WABA, OTHER_NUMBER, OffsetDateTime::now_utc())
+        .await;
+    app.wait_for_cause("payment").await;
+}
+
+#[tokio::test]
+async fn the_fields_beside_the_health_are_read_where_it_explains_nothing() {
+    let app = start_with_answers([Scenario::DisplayName]).await;
+    let banned = json!({"status": "BANNED", "quality_rating": "RED"});
+    app.simulator.set_fields(NUMBER, banned);
+    let account = json!({
+        "name": "Padaria Sol",
+        "account_review_status": "REJECTED",
+        "owner_business_info": {"id": "7300", "name": "Grupo Sol"},
+    });
+    app.simulator.set_fields(WABA, account);
+    app.fail("a").await;
+    app.wait_for_cause("other_restriction").await;
+    let incident = &app.api("/incidents").await["data"][0];
+    assert_eq!(incident["account_name"], "Padaria Sol");
+    assert_eq!(incident["portfolio_name"], "Grupo Sol");
+    assert_eq!(incident["cause_scope"], "number");
+    assert_eq!(
+        incident["cause_summary"],
+        format!("Number {NUMBER} has the status BANNED.")
+    );
+    let also: Vec<_> = incident["also_found"].as_array().unwrap().iter().collect();
+    for part in ["RED", "REJECTED", "display name"] {
+        let has = |found: &&&Value| found["summary"].as_str().unwrap().contains(part);
+        assert!(also.iter().any(|found| has(&found)), "{part}: {also:?}");
+    }
+    let step = incident["next_steps"][0].as_str().unwrap();
+    assert!(step.contains("?business_id=7300"), "{step}");
+
+    // It ends when the status that explained it has gone, in two checks.
+    app.simulator
+        .set_fields(NUMBER, json!({"status": "CONNECTED"}));
+    app.let_time_pass(Duration::minutes(10)).await;
+    app.run_next_check(Duration::hours(2)).await;
+    app.run_next_check(Duration::hours(2)).await;
+    app.eventually("it is recovered", async || {
+        app.incident()
+            .await
+            .resolution
+            .is_some_and(|r| r == "recovered")
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_field_that_is_not_readable_costs_nothing_else() {
+    let app = start_with_answers([Scenario::Available]).await;
+    let refused = json!({"error": {"code": 200, "message": "Missing permission"}});
+    app.simulator.set_fields(WABA, refused.clone());
+    app.simulator.set_fields(NUMBER, refused);
+    app.fail("a").await;
+    let incident = app.wait_for_cause("unreported").await;
+    assert_eq!((incident.denial, incident.account_name), (None, None));
+    let fields: Vec<String> = app
+        .simulator
+        .reads()
+        .into_iter()
+        .filter(|read| read.node_id == WABA)
+        .map(|read| read.fields)
+        .collect();
+    assert_eq!(fields.len(), 2, "{fields:?}");
+    assert!(!fields[1].contains("business"), "{fields:?}");
+    assert_eq!(
+        app.count("select sum(calls)::bigint from health_checks")
+            .await,
+        4
+    );
+}
+
+#[tokio::test]
+async fn a_code_that_nobody_knows_is_told_when_it_lasts() {
+    let unknown = Scenario::Answer {
+        status: 400,
+        headers: vec![],
+        body: r#"{"error":{"code":99999,"message":"The moon is in the way"}}"#.to_owned(),
+    };
+    let app = start_with_answers([unknown]).await;
+    app.fail("a").await;
+    for tries in 1..=4 {
+        let failed = "select coalesce(max(check_failures), 0)::bigint from affected_numbers";
+        app.eventually("another try", async || app.count(failed).await >= tries)
+            .await;
+        if tries < 4 {
+            assert_eq!(app.incident().await.cause, "pending", "{tries}");
+            app.let_time_pass(Duration::minutes(16)).await;
+        }
+    }
+    let incident = app.wait_for_cause("lookup_denied").await;
+    assert_eq!(incident.denial.unwrap(), "unexplained");
+    assert!(
+        incident
+            .cause_summary
+            .unwrap()
+            .contains("The moon is in the way")
+    );
+}
+
+#[tokio::test]
+async fn graph_is_reached_through_the_proxy() {
+    let proxy = ScriptedServer::start(HashMap::from([(
+        NUMBER.to_owned(),
+        answer(
+            "200 OK",
+            r#"{"health_status":{"entities":[{"entity_type":"WABA","can_send_message":"BLOCKED"}]}}"#,
+        ),
+    )]))
+    .await;
+    let graph = |proxy: &str| {
+        Graph::new(GraphSettings {
+            // Nothing listens there.
+            url: "http://127.0.0.1:1".into(),
+            version: "v25.0".into(),
+            app_secrets: vec![APP_SECRET.into()],
+            tokens: Tokens::new(Some(ACCESS_TOKEN.into()), None).unwrap(),
+            proxy: Some(proxy.into()),
+        })
+    };
+    let lookup = graph(&proxy.url)
+        .unwrap()
+        .look_up(&waba(), NUMBER, None)
+        .await;
+    assert!(matches!(lookup.answer, Answer::Health(_)), "{lookup:?}");
+    for bad in ["", "proxy", "ftp://proxy.example", "http://"] {
+        let error = graph(bad).unwrap_err().to_string();
+        assert!(error.contains("LOCKWATCH_GRAPH_PROXY"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn an_error_of_the_account_opens_an_incident_once() {
+    let app = start_with_answers([Scenario::Policy]).await;
+    app.simulator.set_account(NUMBER, WABA);
+    let body = json!({"object": "whatsapp_business_account", "entry": [{
+        "id": WABA,
+        "changes": [{"field": "messages", "value": {
+            "messaging_product": "whatsapp",
+            "metadata": {"phone_number_id": NUMBER, "display_phone_number": "15550001111"},
+            "errors": [{"code": 131_031, "title": "Business Account locked"}],
+        }}],
+    }]});
+    let body = body.to_string();
+    for _ in 0..2 {
+        app.deliver(body.as_bytes()).await;
+    }
+    let incident = app.wait_for_cause("policy_violation").await;
+    assert_eq!(incident.failure_count, 0);
+    assert_eq!(
+        app.text("select opened_by from incidents").await.unwrap(),
+        "error"
+    );
+    let events = "select count(*) from account_events";
+    assert_eq!(app.count(events).await, 1, "Meta repeats a callback");
+    app.fail("a").await;
+    let incident = app.incident().await;
+    assert_eq!(incident.failure_count, 1);
+    app.let_time_pass(Duration::days(8)).await;
+    app.deliver(body.as_bytes()).await;
+    assert_eq!(app.count(events).await, 2, "a week later it is another one");
 }

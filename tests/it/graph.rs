@@ -72,6 +72,10 @@ struct Lookups {
     server: ScriptedServer,
 }
 
+fn account_at(position: usize) -> String {
+    format!("7{position:04}")
+}
+
 fn number_at(position: usize) -> String {
     format!("8{position:04}")
 }
@@ -88,7 +92,7 @@ async fn look_up_scripts(scripts: impl IntoIterator<Item = Vec<Step>>) -> Lookup
     let app = TestApp::start_with_graph_url(&server.url).await;
     let mut callback = StatusCallback::new().timestamp(OffsetDateTime::now_utc());
     for n in 0..numbers {
-        callback = callback.failed(&format!("7{n:04}"), &number_at(n), "x");
+        callback = callback.failed(&account_at(n), &number_at(n), "x");
     }
     app.deliver(&callback.into_body()).await;
     let expected = i64::try_from(numbers).unwrap();
@@ -126,11 +130,11 @@ async fn latest_look_ups(db: &Pool) -> Vec<LookupRow> {
                 c.outcome, c.http_status, c.error, c.duration_ms, i.cause,
                 n.check_failures as failures,
                 extract(epoch from n.check_due_at - c.checked_at)::float8 as next_seconds,
-                extract(epoch from a.lookups_paused_until - c.checked_at)::float8 as pause_seconds
+                extract(epoch from l.until - c.checked_at)::float8 as pause_seconds
            from health_checks c
            join affected_numbers n using (incident_id, waba_id, phone_number_id)
            join incidents i on i.id = c.incident_id
-           join accounts a on a.waba_id = c.waba_id
+           left join graph_limits l on l.scope = 'account' and l.key = c.waba_id
           order by phone_number_id, c.id desc",
     )
     .fetch_all(db)

@@ -20,6 +20,7 @@ mod failover;
 mod fairness;
 mod fault_history;
 mod faults;
+mod field_cases;
 mod followup;
 mod graph;
 mod incident_rule;

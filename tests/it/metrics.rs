@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use lockwatch::lockout::cause::LockoutCause;
 use lockwatch::meta::compose::StatusCallback;
+use lockwatch::meta::graph_error::Denial;
 use lockwatch::meta::signature::{SIGNATURE_HEADER, sign};
 use lockwatch::service::Service;
 use lockwatch::simulator::{Scenario, Simulator};
@@ -125,19 +126,23 @@ async fn every_series_exists_from_the_start() {
     for (series, expected) in [
         (
             "callbacks_total",
-            "recorded nothing_found bad_signature encoded too_large incomplete busy not_recorded \
-             abandoned",
+            "recorded nothing_found bad_signature encoded wrong_path wrong_method too_large incomplete \
+             busy not_recorded abandoned",
         ),
         ("handshakes_total", "verified wrong_token malformed"),
         ("failures_total", "recorded repeated"),
         (
             "lookups_total",
-            "answered no_health not_asked refused throttled unreachable",
+            "answered no_health state not_asked refused throttled unreachable",
         ),
         ("pool_connections", "idle busy"),
         (
             "incidents_open",
             &LockoutCause::ALL.map(LockoutCause::as_str).join(" "),
+        ),
+        (
+            "incidents_denied",
+            &Denial::ALL.map(Denial::as_str).join(" "),
         ),
     ] {
         let labels: BTreeSet<_> = scrape.labels(series).map(|(label, _)| label).collect();

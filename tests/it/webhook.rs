@@ -265,6 +265,43 @@ async fn an_encoded_body_is_refused() {
 }
 
 #[tokio::test]
+async fn the_identity_encoding_is_none() {
+    let app = TestApp::start().await;
+    let body = one_failure("wamid.1");
+    let request = app
+        .unsigned_request(&body)
+        .header(SIGNATURE_HEADER, sign(APP_SECRET, &body))
+        .header("content-encoding", "Identity");
+    assert_eq!(request.send().await.unwrap().status(), StatusCode::OK);
+}
+
+#[tokio::test]
+async fn slashes_at_the_end_and_doubled_ones_are_the_same_path() {
+    let app = TestApp::start().await;
+    let body = one_failure("wamid.1");
+    for path in ["/webhook/", "//webhook", "//webhook//"] {
+        let request = app
+            .client
+            .post(app.url(path))
+            .header(SIGNATURE_HEADER, sign(APP_SECRET, &body))
+            .body(body.clone());
+        assert_eq!(
+            request.send().await.unwrap().status(),
+            StatusCode::OK,
+            "{path}"
+        );
+        let query =
+            format!("{path}?hub.mode=subscribe&hub.challenge=7&hub.verify_token={VERIFY_TOKEN}");
+        let handshake = app.client.get(app.url(&query)).send().await.unwrap();
+        assert_eq!(handshake.text().await.unwrap(), "7", "{path}");
+        let put = app.client.put(app.url(path)).send().await.unwrap();
+        assert_eq!(put.status(), StatusCode::METHOD_NOT_ALLOWED, "{path}");
+    }
+    app.settle().await;
+    assert_eq!(app.incident().await.failure_count, 1);
+}
+
+#[tokio::test]
 async fn the_public_listener_serves_only_webhook_and_healthz() {
     let app = TestApp::start().await;
     let get = async |path: &str| app.client.get(app.url(path)).send().await.unwrap().status();
@@ -274,7 +311,8 @@ async fn the_public_listener_serves_only_webhook_and_healthz() {
         "/readyz",
         "/metrics",
         "/api/v1/incidents",
-        "/webhook/",
+        "/webhook/x",
+        "/webhooks",
         "/openapi.json",
     ] {
         assert_eq!(get(path).await, StatusCode::NOT_FOUND, "{path}");

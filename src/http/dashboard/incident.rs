@@ -14,23 +14,25 @@ use super::checks::{PageBudget, check_verdict, checks_section, entities_table};
 use super::deliveries::deliveries_section;
 use super::incident_query::PageQuery;
 use super::{
-    Refresh, badge, page_response, sentence_with_link, support_home_link, timestamp,
+    Refresh, badge, external_link, page_response, sentence_with_link, timestamp,
     timestamp_with_age, truncate, untrusted,
 };
 use crate::http::error::Problem;
 use crate::http::query::IncidentId;
 use crate::http::resolve::{complete_body, resolve_by_hand};
-use crate::lockout::cause::LockoutCause;
+use crate::lockout::cause::{LockoutCause, support_home_url};
 use crate::lockout::note::Note;
 use crate::report::appeal::{EXAMPLE_LIMIT, write_appeal};
 use crate::report::text::{
-    describe_state, format_count, format_duration, format_number, was_noticed_later,
+    describe_activity, describe_state, format_count, format_duration, format_number,
+    was_noticed_later,
 };
-use crate::report::timeline::{CHART_BINS, NumberHealth, Timeline, load_timeline};
-use crate::report::{self, IncidentReport, NumberReport, Page, Recipients};
+use crate::report::timeline::{CHART_BINS, Timeline, load_timeline};
+use crate::report::{self, AlsoFound, IncidentReport, NumberReport, Page, Recipients};
 use crate::store::Pool;
 use crate::store::checks::HealthCheck;
 use crate::store::deliveries::Delivery;
+use crate::store::incidents::Incident;
 
 const DELIVERY_ROWS: i64 = 20;
 const CHECK_ROWS: i64 = 8;
@@ -42,6 +44,8 @@ const APPEAL_LIMIT_CHARACTERS: usize = 4000;
 /// A look-up may be this late before the page calls it overdue: it has to be claimed, asked and
 /// saved.
 const LOOKUP_GRACE_PERIOD: time::Duration = time::Duration::minutes(2);
+/// The most things that are listed as found beside the cause. The API returns all.
+const ALSO_FOUND_LIMIT: usize = 12;
 /// The space for Meta's verdicts on the entities in the section about the cause.
 const EVIDENCE_LIMIT_BYTES: usize = 8_000;
 /// The size of the page without its frame. Checks show their details as long as they fit; with
@@ -130,7 +134,7 @@ fn headline(report: &IncidentReport, is_open: bool) -> Markup {
         }
         div #headline data-live .headline .alarm[is_open] {
             h1 {
-                "Account " (untrusted(incident.waba_id.as_str(), 64))
+                "Account " (account_name(incident))
                 (if is_open { " is locked" } else { " was locked" }) " "
                 (badge(is_open, &describe_state(incident)))
             }
@@ -144,6 +148,17 @@ fn headline(report: &IncidentReport, is_open: bool) -> Markup {
     }
 }
 
+/// The name of the account with its id, or the id alone.
+fn account_name(incident: &Incident) -> Markup {
+    let id = untrusted(incident.waba_id.as_str(), 64);
+    html! {
+        @match &incident.account_name {
+            Some(name) => { (untrusted(name, 60)) " " small { "(" (id) ")" } }
+            None => (id)
+        }
+    }
+}
+
 fn facts_list(report: &IncidentReport, now: OffsetDateTime) -> Markup {
     let incident = &report.incident;
     let locked = if incident.resolved_at.is_none() {
@@ -153,6 +168,7 @@ fn facts_list(report: &IncidentReport, now: OffsetDateTime) -> Markup {
     };
     let opened = timestamp_with_age(incident.opened_at, now);
     let latest_failure = timestamp_with_age(incident.last_failure_at, now);
+    let is_open = incident.resolved_at.is_none();
     html! {
         dl #facts data-live .facts {
             (fact(locked, opened))
@@ -167,7 +183,11 @@ fn facts_list(report: &IncidentReport, now: OffsetDateTime) -> Markup {
             }
             (fact("Messages failed", big_number(incident.failure_count)))
             (fact("Latest failure", latest_failure))
+            @if is_open { (fact("Messages", describe_activity(incident, now))) }
             (fact("Numbers affected", big_number(report.affected_number_count)))
+            @if let Some(portfolio) = portfolio(incident) {
+                (wide_fact("Business portfolio", portfolio))
+            }
             @if let Some(note) = &incident.resolution_note {
                 (wide_fact("Note", untrusted(note, Note::LIMIT_CHARACTERS)))
             }
@@ -176,6 +196,15 @@ fn facts_list(report: &IncidentReport, now: OffsetDateTime) -> Markup {
             }
         }
     }
+}
+
+/// The business portfolio of the account: only its admins can appeal.
+fn portfolio(incident: &Incident) -> Option<Markup> {
+    let id = incident.portfolio_id.as_ref()?;
+    Some(html! {
+        @if let Some(name) = &incident.portfolio_name { (untrusted(name, 60)) " " }
+        small { "ID " (untrusted(id, 64)) }
+    })
 }
 
 fn fact(name: &str, value: impl Render) -> Markup {
@@ -199,13 +228,14 @@ fn incident_link(id: i64) -> Markup {
 }
 
 fn next_steps_section(report: &IncidentReport) -> Markup {
+    let support_home = support_home_url(report.incident.portfolio_id.as_deref());
     html! {
         section #steps data-live .todo aria-labelledby="steps-heading" {
             h2 #steps-heading { "What to do now" }
             @if is_probably_over(report) {
                 p {
                     strong { "The lockout may be over: " }
-                    "Meta's latest health checks find every number clear. If the next checks "
+                    "Meta's latest health checks show no block of any number. If the next checks "
                     "confirm it and no message fails until then, the incident resolves by itself. "
                     "To know it sooner, send a test message now."
                 }
@@ -214,7 +244,7 @@ fn next_steps_section(report: &IncidentReport) -> Markup {
                 @for step in &report.next_steps { li { (sentence_with_link(step)) } }
             }
             p {
-                (support_home_link("Open Business Support Home")) " · "
+                (external_link(&support_home, "Open Business Support Home")) " · "
                 a href="#appeal" { "Text for the appeal" } " · "
                 a href="#resolve" { "Mark as resolved" }
             }
@@ -225,10 +255,9 @@ fn next_steps_section(report: &IncidentReport) -> Markup {
 /// Returns `true` if the latest check of every number was clear and the incident waits for a second
 /// one.
 fn is_probably_over(report: &IncidentReport) -> bool {
-    let is_clear = |NumberReport { latest_check, .. }: &NumberReport| {
-        latest_check
-            .as_ref()
-            .is_some_and(|check| NumberHealth::from_check(check) == NumberHealth::Available)
+    let last_failure_at = report.incident.last_failure_at;
+    let is_clear = |NumberReport { number, .. }: &NumberReport| {
+        number.clear_since.is_some_and(|at| at > last_failure_at)
     };
     report.cause().is_some_and(LockoutCause::is_found)
         && report.affected_numbers.iter().all(is_clear)
@@ -249,6 +278,15 @@ fn cause_section(report: &IncidentReport) -> Markup {
                 @if let Some(at) = incident.cause_recorded_at {
                     (fact("Recorded", timestamp(at)))
                 }
+                @if let Some(denial) = &incident.denial {
+                    (fact("Refused because of", html! { code { (untrusted(denial.as_str(), 32)) } }))
+                }
+                @if incident.cause_scope.as_deref() == Some("number") {
+                    (fact("Concerns", "single numbers"))
+                }
+                @if incident.cause_confidence.as_deref() == Some("inferred") {
+                    (fact("Confidence", "inferred: Meta does not state it"))
+                }
                 @if let Some(entity) = entity { (fact("Entity", entity)) }
                 @if let Some(severity) = &incident.cause_severity {
                     (fact("Meta's verdict", untrusted(severity, 64)))
@@ -259,6 +297,29 @@ fn cause_section(report: &IncidentReport) -> Markup {
                 }
             }
             (evidence(report))
+            (also_found(report))
+        }
+    }
+}
+
+/// Renders what stands beside the cause.
+fn also_found(report: &IncidentReport) -> Markup {
+    let (can_explain, cannot): (Vec<_>, Vec<_>) = report
+        .also_found
+        .iter()
+        .take(ALSO_FOUND_LIMIT)
+        .partition(|found| found.can_explain);
+    let list = |found: &[&AlsoFound]| {
+        html! { ul { @for found in found { li { (untrusted(&found.summary, 300)) } } } }
+    };
+    html! {
+        @if !can_explain.is_empty() {
+            p { "Also found, and less grave:" }
+            (list(&can_explain))
+        }
+        @if !cannot.is_empty() {
+            p { "Also found. None of this can explain why the account is locked:" }
+            (list(&cannot))
         }
     }
 }
@@ -269,6 +330,7 @@ fn evidence(report: &IncidentReport) -> Markup {
             @if report.cause() == Some(LockoutCause::Pending) {
                 @if report.incident.resolved_at.is_none() {
                     p { "Meta has not answered yet. Lockwatch asks again until it does." }
+                    (latest_fault(report))
                 } @else {
                     p { "Meta had not answered when the incident ended." }
                 }
@@ -286,6 +348,27 @@ fn evidence(report: &IncidentReport) -> Markup {
             }
         }
         (PageBudget(EVIDENCE_LIMIT_BYTES).take(entities_table(check)))
+    }
+}
+
+/// Renders how the latest look-up failed, in Meta's words.
+fn latest_fault(report: &IncidentReport) -> Markup {
+    let failed = report
+        .affected_numbers
+        .iter()
+        .filter(|number| number.number.check_failures > 0)
+        .find_map(|number| {
+            let check = number.latest_check.as_ref()?;
+            Some((number.number.check_failures, check, check.error.as_ref()?))
+        });
+    html! {
+        @if let Some((failures, check, error)) = failed {
+            p {
+                "The look-up has failed " (format_count(failures.into(), "time", "times"))
+                " in a row, the last time at " (timestamp(check.checked_at)) ": "
+                (untrusted(error, 400))
+            }
+        }
     }
 }
 
@@ -329,6 +412,8 @@ fn number_row(report: &NumberReport, now: OffsetDateTime) -> Markup {
     let NumberReport {
         number,
         latest_check,
+        cause_summary,
+        ..
     } = report;
     html! {
         tr {
@@ -345,6 +430,10 @@ fn number_row(report: &NumberReport, now: OffsetDateTime) -> Markup {
                 @match latest_check {
                     Some(check) => (check_verdict(check)),
                     None => "not looked up yet"
+                }
+                @if let Some(summary) = cause_summary {
+                    br;
+                    small { (untrusted(summary, 300)) }
                 }
             }
             td .right { (format_number(number.failure_count)) }

@@ -16,7 +16,7 @@ use crate::http::error::Problem;
 use crate::http::query::{List, Query, parse_filter};
 use crate::lockout::cause::LockoutCause;
 use crate::report::text::{
-    describe_state, format_count, format_duration, format_number, printable,
+    describe_activity, describe_state, format_count, format_duration, format_number, printable,
 };
 use crate::report::timeline::load_sparklines;
 use crate::report::{self, IncidentReport, NumberReport, Page};
@@ -309,6 +309,7 @@ fn incident_card(
             header {
                 h3 {
                     a href=(url) { "Account " (untrusted(incident.waba_id.as_str(), 64)) }
+                    @if let Some(name) = &incident.account_name { " " (untrusted(name, 60)) }
                 }
                 (badge(true, "open"))
             }
@@ -328,9 +329,7 @@ fn incident_card(
                     @if let Some(failures) = failures {
                         (sparkline(failures))
                     }
-                    span .ago {
-                        "latest " (format_duration(now - incident.last_failure_at)) " ago"
-                    }
+                    span .ago { (describe_activity(incident, now)) }
                 }
                 p {
                     span .label {

@@ -32,8 +32,8 @@ const STYLE: &str = include_str!("style.css");
 const SCRIPT: &str = include_str!("page.js");
 const ICON: &str = include_str!("icon.svg");
 
-/// The page of Meta where people appeal.
-const SUPPORT_HOME: &str = "https://business.facebook.com/business-support-home";
+/// The site of Meta's tools for businesses.
+const META_BUSINESS: &str = "https://business.facebook.com/";
 
 pub(super) fn router(db: Pool) -> Router {
     let style = || async { asset_response("text/css; charset=utf-8", STYLE) };
@@ -174,29 +174,33 @@ fn timestamp_with_age(at: OffsetDateTime, now: OffsetDateTime) -> Markup {
     html! { (timestamp(at)) " " span .ago { "(" (format_duration(now - at)) " ago)" } }
 }
 
-/// Renders a sentence of ours or of Meta's. The address of Business Support Home becomes a link, if
-/// it is written as our sentences do: in brackets after the name.
+/// Renders a sentence of ours. A place in it that is followed by its address, as in `Business
+/// Support Home (https://…)`, becomes a link.
 fn sentence_with_link(sentence: &str) -> Markup {
-    let sentence = printable(&truncate(sentence, 400));
-    let parts = sentence
-        .split_once(SUPPORT_HOME)
-        .and_then(|(before, after)| {
-            let before = before.strip_suffix("Business Support Home (")?;
-            Some((before, after.strip_prefix(')')?))
-        });
+    const PLACES: [&str; 2] = ["Business Support Home", "Billing & payments"];
+    let sentence = printable(&truncate(sentence, 500));
+    let parts = PLACES.iter().find_map(|place| {
+        let (before, rest) = sentence.split_once(&format!("{place} ({META_BUSINESS}"))?;
+        let (path, after) = rest.split_once(')')?;
+        is_path(path).then(|| (before, *place, format!("{META_BUSINESS}{path}"), after))
+    });
     html! {
         @match parts {
-            Some((before, after)) => {
-                (before) (support_home_link("Business Support Home")) (after)
-            }
+            Some((before, place, url, after)) => { (before) (external_link(&url, place)) (after) }
             None => bdi { (sentence) }
         }
     }
 }
 
-fn support_home_link(text: &str) -> Markup {
+/// Returns whether a text can only be a path and a query: a sentence may quote Meta.
+fn is_path(text: &str) -> bool {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/_-?=".contains(c);
+    text.chars().all(is_plain)
+}
+
+fn external_link(url: &str, text: &str) -> Markup {
     html! {
-        a href=(SUPPORT_HOME) rel="noopener noreferrer" target="_blank" {
+        a href=(url) rel="noopener noreferrer" target="_blank" {
             (text)
             span .out aria-hidden="true" { " ↗" }
             span .sr { " (opens a new tab)" }

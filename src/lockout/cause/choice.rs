@@ -1,26 +1,77 @@
-//! The choice of the cause, from the evidence of every affected number.
+//! The choice of the cause, from the findings of every affected number.
+//!
+//! A finding that explained the incident at any time counts for good, so the order in which answers
+//! arrive does not matter, and a block keeps its cause while it is lifted.
 
-use std::cmp::{Ordering, Reverse};
+use std::cmp::Reverse;
+
+use serde::{Deserialize, Serialize};
 
 use super::LockoutCause;
-use crate::meta::health::{CanSend, Entity, EntityError};
+use super::findings::{
+    Finding, Scope, Severity, Source, finding_of_state, findings_of_account, findings_of_entities,
+    findings_of_number,
+};
+use crate::meta::graph_error::Denial;
+use crate::meta::health::Answer;
+use crate::meta::ids::WabaId;
+use crate::meta::node_fields::NodeFields;
 
-/// The evidence of one number: the finding of its latest answered check.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Evidence {
-    /// The id of the check.
-    pub check_id: i64,
-    /// The finding of the check.
-    pub finding: Finding,
+/// What the checks of one number have shown in an incident.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NumberFindings {
+    /// The best explanation of the account's lock, of all checks.
+    pub account: Option<Shown>,
+    /// The best explanation of this number's failures, of all checks.
+    pub number: Option<Shown>,
+    /// What the latest answer showed that explains nothing.
+    pub also: Vec<Finding>,
+    /// The check in which Meta answered last.
+    pub answered: Option<i64>,
+    /// Why the latest look-up was refused, if it was.
+    pub denied: Option<Denied>,
 }
 
-/// The finding of one answered check.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Finding {
-    /// Meta reported these entities.
-    Health(Vec<Entity>),
-    /// The look-up was denied, for this reason.
-    Denied(String),
+/// A finding, and the check that showed it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Shown {
+    /// The finding.
+    #[serde(flatten)]
+    pub finding: Finding,
+    /// The id of the check.
+    pub check_id: i64,
+}
+
+/// A refused look-up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Denied {
+    /// The kind of refusal.
+    pub denial: Denial,
+    /// Meta's words, or ours where Meta was not asked.
+    pub reason: String,
+    /// The id of the check.
+    pub check_id: i64,
+}
+
+/// How sure a cause is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Confidence {
+    /// Meta blocks an entity with this reason, or names the state of the account.
+    Stated,
+    /// Meta shows something that can explain a lock, and no more.
+    Inferred,
+}
+
+impl Confidence {
+    /// The word for it in the database.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Stated => "stated",
+            Self::Inferred => "inferred",
+        }
+    }
 }
 
 /// A cause with its evidence.
@@ -28,12 +79,20 @@ pub enum Finding {
 pub struct Cause {
     /// The kind of reason.
     pub kind: LockoutCause,
-    /// The severity of the restriction, in Meta's words; `None` if no entity is restricted.
-    pub severity: Option<CanSend>,
+    /// What it is about; `None` if Meta named none.
+    pub scope: Option<Scope>,
+    /// How sure it is; `None` if Meta named none.
+    pub confidence: Option<Confidence>,
+    /// Why the look-up is refused, if that is the cause.
+    pub denial: Option<Denial>,
+    /// The verdict on the entity, in Meta's words; `None` if no entity is restricted.
+    pub verdict: Option<String>,
     /// The cause in a sentence for a person.
     pub summary: String,
-    /// The type and id of the entity with the reason.
-    pub entity: Option<(String, String)>,
+    /// The type of the entity with the reason.
+    pub entity_type: Option<String>,
+    /// The id of that entity.
+    pub entity_id: Option<String>,
     /// Meta's code of the reason.
     pub error_code: Option<i64>,
     /// Meta's own advice.
@@ -42,416 +101,240 @@ pub struct Cause {
     pub check_id: Option<i64>,
 }
 
-/// Codes about calling, not messaging: SIP is not set up (138024 on the number, 138025 on the app).
-const CALLING_CODES: [i64; 2] = [138_024, 138_025];
-
-/// Derives the cause from the evidence; `None` without evidence.
-#[must_use]
-pub fn derive(evidence: &[Evidence]) -> Option<Cause> {
-    evidence
-        .iter()
-        .map(|Evidence { check_id, finding }| Cause {
-            check_id: Some(*check_id),
-            ..cause_of(finding)
-        })
-        .min_by(compare_causes)
+/// A number of an incident, for the choice of the cause.
+#[derive(Debug, Clone, Copy)]
+pub struct NumberEvidence<'f> {
+    /// Its failures in the incident.
+    pub failure_count: i64,
+    /// What its checks have shown.
+    pub findings: &'f NumberFindings,
+    /// Whether its look-ups have failed for so long that nobody waits for an answer.
+    pub is_given_up: bool,
 }
 
-fn cause_of(finding: &Finding) -> Cause {
-    match finding {
-        Finding::Health(entities) => match worst_restriction(entities) {
-            Some(restriction) => restriction.into_cause(),
-            None => unreported_cause(),
-        },
-        Finding::Denied(reason) => denied_cause(reason),
+/// Returns the findings in an answer and in the fields beside it.
+#[must_use]
+pub fn findings_of(
+    answer: &Answer,
+    fields: &NodeFields,
+    waba_id: &WabaId,
+    number: &str,
+) -> Vec<Finding> {
+    let mut findings = match answer {
+        Answer::State(error) => vec![finding_of_state(error)],
+        answer => findings_of_entities(answer.entities().unwrap_or_default(), waba_id),
+    };
+    if let Some(fields) = &fields.number {
+        findings.extend(findings_of_number(number, fields));
     }
+    if let Some(fields) = &fields.account {
+        findings.extend(findings_of_account(fields));
+    }
+    findings
 }
 
-/// Orders causes: found ones first, then by severity, by kind, and by the type of the entity.
-fn compare_causes(a: &Cause, b: &Cause) -> Ordering {
-    b.kind
-        .is_found()
-        .cmp(&a.kind.is_found())
-        .then_with(|| b.severity.cmp(&a.severity))
-        .then_with(|| a.kind.cmp(&b.kind))
-        .then_with(|| entity_rank(a).cmp(&entity_rank(b)))
-}
-
-/// Returns whether a newly derived cause replaces the recorded one. Only another found cause that
-/// is at least as severe replaces a found one. So a block keeps its cause during recovery, when the
-/// token expires, and when an older limit shows again.
+/// Returns whether none of these findings can explain a lock.
 #[must_use]
-pub(crate) fn supersedes(
-    new: &Cause,
-    recorded: LockoutCause,
-    recorded_severity: Option<&CanSend>,
-) -> bool {
-    match (new.kind.is_found(), recorded.is_found()) {
-        (true, true) => new.severity.as_ref() >= recorded_severity,
-        (false, true) => false,
-        (true, false) => true,
-        // "Meta gives no reason" was an answer. A denied look-up is none, so it does not replace
-        // it.
-        (false, false) => {
-            !(recorded == LockoutCause::Unreported && new.kind == LockoutCause::LookupDenied)
+pub fn explain_nothing(findings: &[Finding]) -> bool {
+    findings.iter().all(|finding| finding.explains.is_none())
+}
+
+impl NumberFindings {
+    /// Adds what a check showed, a denial included. A passing fault shows nothing, and is not added.
+    pub fn add(
+        &mut self,
+        check_id: i64,
+        answer: &Answer,
+        fields: &NodeFields,
+        findings: Vec<Finding>,
+    ) {
+        match answer.denial() {
+            Some(denial) if explain_nothing(&findings) => {
+                self.denied = Some(Denied {
+                    denial,
+                    reason: answer.error_text().unwrap_or_default(),
+                    check_id,
+                });
+            }
+            _ => {
+                self.denied = None;
+                self.answered = Some(check_id);
+            }
+        }
+        // What was not read again still stands.
+        let is_new = answer.denial().is_none();
+        self.also
+            .retain(|finding| match (finding.source, finding.scope) {
+                (Source::Field, Scope::Number) => fields.number.is_none(),
+                (Source::Field, Scope::Account) => fields.account.is_none(),
+                _ => !is_new,
+            });
+        for finding in findings {
+            let best = match (finding.explains, finding.scope) {
+                (None, _) => {
+                    self.also.push(finding);
+                    continue;
+                }
+                (Some(_), Scope::Account) => &mut self.account,
+                (Some(_), Scope::Number) => &mut self.number,
+            };
+            // Of two that are alike, the later one is better evidence: the earlier check is deleted
+            // first.
+            let shown = Shown { finding, check_id };
+            if best.as_ref().is_none_or(|best| rank(&shown) <= rank(best)) {
+                *best = Some(shown);
+            }
         }
     }
+
+    /// Returns whether a field beside the health explained the lock: then it has to be read again.
+    #[must_use]
+    pub fn is_explained_by_a_field(&self) -> bool {
+        let explanations = self.account.iter().chain(&self.number);
+        let mut sources = explanations.map(|shown| shown.finding.source);
+        sources.any(|source| source == Source::Field)
+    }
+
+    fn has_answer(&self) -> bool {
+        self.answered.is_some() || self.denied.is_some()
+    }
 }
 
-/// Returns whether these entities show neither the recorded cause nor another one that is at least
-/// as severe.
+/// Returns whether a check shows that the number is clear of everything that can explain a lock.
 #[must_use]
 pub fn is_clear(
-    entities: &[Entity],
-    recorded: LockoutCause,
-    recorded_severity: Option<&CanSend>,
+    answer: &Answer,
+    findings: &[Finding],
+    fields: &NodeFields,
+    before: &NumberFindings,
 ) -> bool {
-    entities.iter().flat_map(restrictions).all(|restriction| {
-        let severity = Some(&restriction.entity.can_send_message);
-        restriction.kind != recorded && severity < recorded_severity
-    })
+    matches!(answer, Answer::Health(_))
+        && explain_nothing(findings)
+        && (fields.number.is_some() || !before.is_explained_by_a_field())
 }
 
-/// One reason on one entity.
-struct Restriction<'e> {
-    kind: LockoutCause,
-    entity: &'e Entity,
-    error: Option<&'e EntityError>,
-}
-
-/// Returns the worst restriction, by severity, then by cause, then by the type of the entity.
-fn worst_restriction(entities: &[Entity]) -> Option<Restriction<'_>> {
-    entities
+/// Chooses the cause of an incident from the findings of its numbers. `None` while no answer says
+/// enough: the recorded cause stays.
+#[must_use]
+pub fn choose(numbers: &[NumberEvidence<'_>]) -> Option<Cause> {
+    let best_of_account = numbers
         .iter()
-        .flat_map(restrictions)
-        .min_by_key(|restriction| {
-            (
-                Reverse(&restriction.entity.can_send_message),
-                restriction.kind,
-                type_rank(&restriction.entity.entity_type),
-            )
-        })
-}
-
-/// Returns every restriction of an entity. An entity that cannot send is restricted even without a
-/// reason. If it can send, only known codes count.
-fn restrictions(entity: &Entity) -> Vec<Restriction<'_>> {
-    let is_available = entity.can_send_message == CanSend::Available;
-    let mut restrictions: Vec<_> = entity
-        .errors
-        .iter()
-        .filter(|error| {
-            error
-                .error_code
-                .is_none_or(|code| !CALLING_CODES.contains(&code))
-        })
-        .map(|error| Restriction {
-            kind: LockoutCause::from_code(error.error_code),
-            entity,
-            error: Some(error),
-        })
-        .filter(|restriction| !is_available || restriction.kind != LockoutCause::OtherRestriction)
-        .collect();
-    if restrictions.is_empty() && !is_available {
-        restrictions.push(Restriction {
-            kind: LockoutCause::OtherRestriction,
-            entity,
-            error: None,
-        });
+        .filter_map(|number| number.findings.account.as_ref())
+        .min_by_key(|shown| (rank(shown), Reverse(shown.check_id)));
+    if let Some(shown) = best_of_account
+        && shown.finding.explains.is_some_and(LockoutCause::is_found)
+    {
+        return Some(cause_of(shown));
     }
-    restrictions
-}
-
-impl Restriction<'_> {
-    fn into_cause(self) -> Cause {
-        let Entity {
-            entity_type,
-            id,
-            can_send_message,
-            additional_info,
-            ..
-        } = self.entity;
-        let code = self.error.and_then(|error| error.error_code);
-        let reason = match self.error {
-            Some(error) if !error.error_description.is_empty() => error.error_description.clone(),
-            _ if additional_info.is_empty() => "Meta gives no further reason.".to_owned(),
-            _ => additional_info.join(" "),
-        };
-        let code_text = code.map(|code| format!(" ({code})")).unwrap_or_default();
-        Cause {
-            kind: self.kind,
-            severity: Some(can_send_message.clone()),
-            summary: format!("{entity_type} {id} is {can_send_message}{code_text}: {reason}"),
-            entity: Some((entity_type.clone(), id.clone())),
-            error_code: code,
-            possible_solution: self.error.and_then(|error| error.possible_solution.clone()),
-            check_id: None,
+    let explained = |number: &&NumberEvidence<'_>| number.findings.number.is_some();
+    if let Some(most) = numbers
+        .iter()
+        .filter(explained)
+        .max_by_key(|number| number.failure_count)
+    {
+        let others = || numbers.iter().filter(|number| !explained(number));
+        if others().next().is_none() {
+            return most.findings.number.as_ref().map(cause_of);
+        }
+        let waits =
+            |number: &NumberEvidence<'_>| !number.findings.has_answer() && !number.is_given_up;
+        if others().all(waits) {
+            return None;
         }
     }
+    if let Some(shown) = best_of_account {
+        return Some(cause_of(shown));
+    }
+    if let Some(check_id) = numbers
+        .iter()
+        .filter_map(|number| number.findings.answered)
+        .max()
+    {
+        let is_any_explained = numbers.iter().any(|number| explained(&number));
+        return Some(unreported(check_id, is_any_explained));
+    }
+    numbers
+        .iter()
+        .filter_map(|number| number.findings.denied.as_ref())
+        .min_by_key(|denied| (denied.denial, Reverse(denied.check_id)))
+        .map(denied)
 }
 
-fn unreported_cause() -> Cause {
-    cause_without_entity(
-        LockoutCause::Unreported,
-        "Meta reports every entity AVAILABLE and gives no reason for the lockout.".to_owned(),
+/// The order of explanations: those with a reason first, then by severity, by the order of causes,
+/// and by the type of the entity.
+fn rank(shown: &Shown) -> (bool, Reverse<Severity>, Option<LockoutCause>, usize) {
+    const TYPES: [&str; 4] = ["PHONE_NUMBER", "WABA", "BUSINESS", "APP"];
+    let finding = &shown.finding;
+    let entity_type = finding.entity_type.as_deref().unwrap_or_default();
+    let known = TYPES.iter().position(|known| *known == entity_type);
+    (
+        !finding.explains.is_some_and(LockoutCause::is_found),
+        Reverse(finding.severity),
+        finding.explains,
+        known.unwrap_or(TYPES.len()),
     )
 }
 
-fn denied_cause(reason: &str) -> Cause {
-    cause_without_entity(
-        LockoutCause::LookupDenied,
-        format!("The reason could not be looked up: {reason}"),
-    )
-}
-
-fn cause_without_entity(kind: LockoutCause, summary: String) -> Cause {
+fn cause_of(shown: &Shown) -> Cause {
+    let Shown { finding, check_id } = shown;
+    let kind = finding.explains.unwrap_or(LockoutCause::Unreported);
+    let is_stated = finding.severity == Severity::Full
+        && (kind != LockoutCause::OtherRestriction || finding.source != Source::Check);
+    let confidence = match is_stated {
+        true => Confidence::Stated,
+        false => Confidence::Inferred,
+    };
     Cause {
         kind,
-        severity: None,
-        summary,
-        entity: None,
-        error_code: None,
-        possible_solution: None,
-        check_id: None,
+        scope: kind.is_found().then_some(finding.scope),
+        confidence: kind.is_found().then_some(confidence),
+        denial: None,
+        verdict: finding.verdict.clone(),
+        summary: finding.summary.clone(),
+        entity_type: finding.entity_type.clone(),
+        entity_id: finding.entity_id.clone(),
+        error_code: finding.error_code,
+        possible_solution: finding.possible_solution.clone(),
+        check_id: Some(*check_id),
     }
 }
 
-fn entity_rank(cause: &Cause) -> usize {
-    cause
-        .entity
-        .as_ref()
-        .map_or(usize::MAX, |(entity_type, _)| type_rank(entity_type))
+fn unreported(check_id: i64, is_any_number_explained: bool) -> Cause {
+    let summary = match is_any_number_explained {
+        true => "Meta's health check shows no block of the account, and gives no reason for one.",
+        false => "Meta's health check shows no block and gives no reason for the lockout.",
+    };
+    Cause {
+        check_id: Some(check_id),
+        ..Cause::without_entity(LockoutCause::Unreported, summary.to_owned())
+    }
 }
 
-fn type_rank(entity_type: &str) -> usize {
-    const ORDER: [&str; 4] = ["PHONE_NUMBER", "WABA", "BUSINESS", "APP"];
-    ORDER
-        .iter()
-        .position(|known| *known == entity_type)
-        .unwrap_or(ORDER.len())
+fn denied(denied: &Denied) -> Cause {
+    Cause {
+        denial: Some(denied.denial),
+        check_id: Some(denied.check_id),
+        ..Cause::without_entity(
+            LockoutCause::LookupDenied,
+            format!("The reason could not be looked up: {}", denied.reason),
+        )
+    }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn entity(kind: &str, can_send: &str, codes: &[i64]) -> Entity {
-        Entity {
-            entity_type: kind.into(),
-            id: "1".into(),
-            can_send_message: can_send.to_owned().into(),
-            additional_info: vec![],
-            errors: codes
-                .iter()
-                .map(|code| EntityError {
-                    error_code: Some(*code),
-                    error_description: format!("because of {code}"),
-                    possible_solution: None,
-                })
-                .collect(),
+impl Cause {
+    fn without_entity(kind: LockoutCause, summary: String) -> Self {
+        Self {
+            kind,
+            scope: None,
+            confidence: None,
+            denial: None,
+            verdict: None,
+            summary,
+            entity_type: None,
+            entity_id: None,
+            error_code: None,
+            possible_solution: None,
+            check_id: None,
         }
-    }
-
-    fn evidence(check_id: i64, entities: Vec<Entity>) -> Evidence {
-        Evidence {
-            check_id,
-            finding: Finding::Health(entities),
-        }
-    }
-
-    fn kind_of(entities: Vec<Entity>) -> LockoutCause {
-        derive(&[evidence(1, entities)]).unwrap().kind
-    }
-
-    #[test]
-    fn each_code_has_its_cause() {
-        for (code, cause) in [
-            (141_005, LockoutCause::PolicyViolation),
-            (141_006, LockoutCause::Payment),
-            (141_010, LockoutCause::BusinessVerification),
-            (141_000, LockoutCause::PhoneRegistration),
-            (131_045, LockoutCause::PhoneRegistration),
-            (133_010, LockoutCause::PhoneRegistration),
-            (133_005, LockoutCause::TwoStepVerification),
-            (133_009, LockoutCause::TwoStepVerification),
-            (999_999, LockoutCause::OtherRestriction),
-        ] {
-            assert_eq!(
-                kind_of(vec![entity("WABA", "BLOCKED", &[code])]),
-                cause,
-                "{code}"
-            );
-        }
-    }
-
-    #[test]
-    fn severity_comes_first_then_the_cause_then_the_entity() {
-        let blocked_payment = entity("WABA", "BLOCKED", &[141_006]);
-        let limited_policy = entity("BUSINESS", "LIMITED", &[141_005]);
-        assert_eq!(
-            kind_of(vec![limited_policy, blocked_payment.clone()]),
-            LockoutCause::Payment
-        );
-        let blocked_policy = entity("BUSINESS", "BLOCKED", &[141_005]);
-        assert_eq!(
-            kind_of(vec![blocked_payment.clone(), blocked_policy]),
-            LockoutCause::PolicyViolation
-        );
-        let cause = derive(&[evidence(
-            1,
-            vec![
-                blocked_payment,
-                entity("PHONE_NUMBER", "BLOCKED", &[141_006]),
-            ],
-        )])
-        .unwrap();
-        assert_eq!(cause.entity.unwrap().0, "PHONE_NUMBER");
-        assert_eq!(
-            cause.summary,
-            "PHONE_NUMBER 1 is BLOCKED (141006): because of 141006"
-        );
-    }
-
-    #[test]
-    fn codes_about_calling_are_no_cause() {
-        let calling = vec![
-            entity("PHONE_NUMBER", "AVAILABLE", &[138_024]),
-            entity("WABA", "AVAILABLE", &[]),
-            entity("APP", "AVAILABLE", &[138_025]),
-        ];
-        assert_eq!(kind_of(calling), LockoutCause::Unreported);
-        let blocked = derive(&[evidence(
-            1,
-            vec![entity("PHONE_NUMBER", "BLOCKED", &[138_024])],
-        )])
-        .unwrap();
-        assert_eq!(
-            (blocked.kind, blocked.error_code),
-            (LockoutCause::OtherRestriction, None)
-        );
-    }
-
-    #[test]
-    fn limits_without_a_code_and_unknown_words_are_restrictions() {
-        let mut limited = entity("PHONE_NUMBER", "LIMITED", &[]);
-        limited.additional_info = vec!["Your display name has not been approved yet.".into()];
-        let cause = derive(&[evidence(1, vec![limited])]).unwrap();
-        assert_eq!(cause.kind, LockoutCause::OtherRestriction);
-        assert!(
-            cause
-                .summary
-                .ends_with("is LIMITED: Your display name has not been approved yet.")
-        );
-        assert_eq!(
-            kind_of(vec![entity("WABA", "SLEEPING", &[])]),
-            LockoutCause::OtherRestriction
-        );
-    }
-
-    #[test]
-    fn on_an_available_entity_only_a_known_code_counts() {
-        assert_eq!(
-            kind_of(vec![entity("WABA", "AVAILABLE", &[141_006])]),
-            LockoutCause::Payment
-        );
-        assert_eq!(
-            kind_of(vec![entity("WABA", "AVAILABLE", &[131_000])]),
-            LockoutCause::Unreported
-        );
-    }
-
-    #[test]
-    fn the_cause_is_the_worst_of_all_numbers_and_has_its_check() {
-        let denied = Evidence {
-            check_id: 1,
-            finding: Finding::Denied("no token configured".into()),
-        };
-        let available = evidence(2, vec![entity("WABA", "AVAILABLE", &[])]);
-        let payment = evidence(3, vec![entity("WABA", "BLOCKED", &[141_006])]);
-        let cause = |evidence: &[Evidence]| {
-            let cause = derive(evidence)?;
-            Some((cause.kind, cause.check_id.unwrap()))
-        };
-        assert_eq!(cause(&[]), None);
-        assert_eq!(
-            cause(std::slice::from_ref(&denied)),
-            Some((LockoutCause::LookupDenied, 1))
-        );
-        assert_eq!(
-            cause(&[denied.clone(), available.clone()]),
-            Some((LockoutCause::Unreported, 2))
-        );
-        assert_eq!(
-            cause(&[denied, available, payment]),
-            Some((LockoutCause::Payment, 3))
-        );
-    }
-
-    #[test]
-    fn only_a_found_cause_as_severe_replaces_a_found_one() {
-        let derived = |can_send, codes: &[i64]| {
-            derive(&[evidence(1, vec![entity("WABA", can_send, codes)])]).unwrap()
-        };
-        let blocked = Some(&CanSend::Blocked);
-        let available = derived("AVAILABLE", &[]);
-        assert!(supersedes(&available, LockoutCause::Pending, None));
-        assert!(supersedes(&available, LockoutCause::LookupDenied, None));
-        let denied = denied_cause("the token expired");
-        assert!(supersedes(&denied, LockoutCause::Pending, None));
-        assert!(
-            !supersedes(&denied, LockoutCause::Unreported, None),
-            "Meta has answered before"
-        );
-        assert!(!supersedes(&available, LockoutCause::Payment, blocked));
-        assert!(supersedes(
-            &derived("BLOCKED", &[141_005]),
-            LockoutCause::Payment,
-            blocked
-        ));
-        assert!(
-            !supersedes(
-                &derived("LIMITED", &[141_010]),
-                LockoutCause::Payment,
-                blocked
-            ),
-            "the limit existed before"
-        );
-        assert!(supersedes(
-            &derived("LIMITED", &[141_010]),
-            LockoutCause::Payment,
-            Some(&CanSend::Limited)
-        ));
-    }
-
-    #[test]
-    fn a_check_is_clear_without_the_cause_and_others_as_severe() {
-        let limited = [entity("BUSINESS", "LIMITED", &[141_010])];
-        let payment = |can_send, codes: &[i64], severity: CanSend| {
-            is_clear(
-                &[entity("WABA", can_send, codes)],
-                LockoutCause::Payment,
-                Some(&severity),
-            )
-        };
-        assert!(
-            is_clear(&limited, LockoutCause::Payment, Some(&CanSend::Blocked)),
-            "another cause, less severe"
-        );
-        assert!(
-            !is_clear(&limited, LockoutCause::Payment, Some(&CanSend::Limited)),
-            "another cause, as severe"
-        );
-        assert!(
-            payment("AVAILABLE", &[138_024], CanSend::Limited),
-            "codes about calling do not count"
-        );
-        assert!(
-            !payment("LIMITED", &[141_006], CanSend::Blocked),
-            "the same cause, less severe"
-        );
-        assert!(
-            !payment("AVAILABLE", &[141_006], CanSend::Blocked),
-            "the same cause, although it can send"
-        );
     }
 }

@@ -1,16 +1,26 @@
 //! The cause of a lockout, and the next steps for a person.
 //!
-//! A [`LockoutCause`] is the kind of reason. [`derive()`] chooses it from the evidence in Meta's
-//! health answers. [`next_steps`] returns the sentences for the person who has to act.
+//! A [`LockoutCause`] is the kind of reason. [`findings_of`] reads Meta's answers, [`choose`] finds
+//! the cause in what they show, and [`next_steps`] returns the sentences for the person who has to
+//! act.
 
 mod choice;
+mod findings;
 mod steps;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 
-pub(crate) use self::choice::supersedes;
-pub use self::choice::{Cause, Evidence, Finding, derive, is_clear};
-pub use self::steps::next_steps;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+pub use self::choice::{
+    Cause, Confidence, Denied, NumberEvidence, NumberFindings, Shown, choose, explain_nothing,
+    findings_of, is_clear,
+};
+pub use self::findings::{Finding, Scope, Severity, Source, verdict};
+pub(crate) use self::steps::denial_step;
+pub use self::steps::{Advice, next_steps, support_home_url};
 
 /// The reason why an account is locked. The order is that of the rules: of equally severe reasons,
 /// the earlier one is the cause.
@@ -84,7 +94,7 @@ impl LockoutCause {
             Self::TwoStepVerification => "Two-step PIN problem",
             Self::OtherRestriction => "Other restriction by Meta",
             Self::Unreported => "Meta gives no reason",
-            Self::LookupDenied => "Cause unknown, no access",
+            Self::LookupDenied => "Cause unknown, look-up refused",
             Self::Pending => "Cause is being looked up",
         }
     }
@@ -103,21 +113,24 @@ impl LockoutCause {
             Self::Unreported | Self::LookupDenied | Self::Pending => false,
         }
     }
-
-    fn from_code(code: Option<i64>) -> Self {
-        match code {
-            Some(141_005) => Self::PolicyViolation,
-            Some(141_006) => Self::Payment,
-            Some(141_010) => Self::BusinessVerification,
-            Some(141_000 | 131_045 | 133_010) => Self::PhoneRegistration,
-            Some(133_005 | 133_006 | 133_008 | 133_009) => Self::TwoStepVerification,
-            _ => Self::OtherRestriction,
-        }
-    }
 }
 
 impl fmt::Display for LockoutCause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
+    }
+}
+
+impl Serialize for LockoutCause {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+
+impl<'de> Deserialize<'de> for LockoutCause {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let word = String::deserialize(deserializer)?;
+        // A cause of a later version explains the lock, too.
+        Ok(Self::parse(&word).unwrap_or(Self::OtherRestriction))
     }
 }

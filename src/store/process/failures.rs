@@ -18,6 +18,13 @@ pub(super) struct Item<'b> {
     pub(super) capture_id: Option<i64>,
 }
 
+impl<'b> Item<'b> {
+    /// Its account, and the time it failed.
+    pub(super) fn time(&self) -> (&'b WabaId, OffsetDateTime) {
+        (&self.failure.waba_id, self.failure.failed_at)
+    }
+}
+
 /// A failed message in its incident.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct PlacedItem<'b> {

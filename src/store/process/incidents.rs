@@ -9,7 +9,7 @@ use super::failures::{Fresh, Item, PlacedItem};
 use super::sum_by;
 use crate::lockout::incident::{History, Resolution, Span};
 use crate::meta::ids::WabaId;
-use crate::store::incident_life::{self, NewIncident};
+use crate::store::incident_life::{self, NewIncident, OpenedBy};
 use crate::store::{StoreError, Word};
 
 /// Failed messages in their incidents.
@@ -60,7 +60,8 @@ pub(super) async fn place<'b>(
     mut items: Vec<Item<'b>>,
     now: OffsetDateTime,
 ) -> Result<Placed<'b>, StoreError> {
-    let mut accounts = load(db, &items).await?;
+    let times: Vec<Time<'_>> = items.iter().map(Item::time).collect();
+    let mut accounts = load(db, &times).await?;
     let moving: BTreeSet<&WabaId> = items
         .iter()
         .filter(|item| !accounts[&item.failure.waba_id].holds(item.failure.failed_at))
@@ -75,7 +76,8 @@ pub(super) async fn place<'b>(
             !is_moving(item) || recorded.insert(key)
         });
     }
-    let positions = find_positions(&mut accounts, &items);
+    let times: Vec<Time<'_>> = items.iter().map(Item::time).collect();
+    let positions = find_positions(&mut accounts, &times);
     let mut changes = Changes::default();
     for waba_id in &moving {
         let account = accounts.get(*waba_id).expect("every account was loaded");
@@ -91,39 +93,81 @@ pub(super) async fn place<'b>(
             incident_id: accounts[&item.failure.waba_id].ids[position],
         });
     let items = placed.collect();
+    Ok(Placed {
+        items,
+        resolved: resolved_ids(&accounts, &changes),
+        reopened,
+        changed,
+    })
+}
+
+/// Evidence of a lock: its account and its time.
+type Time<'b> = (&'b WabaId, OffsetDateTime);
+
+/// Adds evidence to its accounts in the order of the times, and returns the position of the incident
+/// of each.
+fn find_positions(accounts: &mut BTreeMap<WabaId, Account>, times: &[Time<'_>]) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..times.len()).collect();
+    order.sort_by_key(|evidence| times[*evidence].1);
+    let mut positions = vec![0; times.len()];
+    for evidence in order {
+        let (waba_id, at) = times[evidence];
+        let account = accounts.get_mut(waba_id).expect("every account was loaded");
+        positions[evidence] = account.history.add_failure(at);
+    }
+    positions
+}
+
+/// The incidents of some evidence that is no message.
+pub(super) struct PlacedEvidence {
+    pub(super) ids: Vec<i64>,
+    /// The incidents among them that are resolved: their numbers are not looked up.
+    pub(super) resolved: Vec<i64>,
+}
+
+/// Finds the incident of each error of an account, and opens those that are missing.
+pub(super) async fn place_errors(
+    db: &mut PgConnection,
+    times: &[Time<'_>],
+    now: OffsetDateTime,
+) -> Result<PlacedEvidence, StoreError> {
+    let mut accounts = load(db, times).await?;
+    let positions = find_positions(&mut accounts, times);
+    let mut changes = Changes {
+        opened_by: OpenedBy::Error,
+        ..Changes::default()
+    };
+    for (waba_id, account) in &accounts {
+        changes.collect(waba_id, account, now);
+    }
+    changes.apply(db, &mut accounts).await?;
+    let ids: Vec<i64> = times
+        .iter()
+        .zip(positions)
+        .map(|((waba_id, _), position)| accounts[*waba_id].ids[position])
+        .collect();
+    incident_life::note_error(db, &ids, times).await?;
+    Ok(PlacedEvidence {
+        ids,
+        resolved: resolved_ids(&accounts, &changes),
+    })
+}
+
+/// Returns the incidents of these accounts that are resolved now.
+fn resolved_ids(accounts: &BTreeMap<WabaId, Account>, changes: &Changes) -> Vec<i64> {
     let stored = accounts.values().flat_map(|account| &account.stored);
     let resolved = stored
         .filter(|incident| incident.is_resolved)
         .map(|incident| incident.id)
         .filter(|id| !changes.reopened.iter().any(|(open, _)| open == id));
     let ended_now = changes.quiet.iter().map(|(id, ..)| *id);
-    Ok(Placed {
-        items,
-        resolved: resolved.chain(ended_now).collect(),
-        reopened,
-        changed,
-    })
+    resolved.chain(ended_now).collect()
 }
 
-/// Adds the failures to their accounts in the order of their times, and returns the position of the
-/// incident of each.
-fn find_positions(accounts: &mut BTreeMap<WabaId, Account>, items: &[Item<'_>]) -> Vec<usize> {
-    let mut order: Vec<usize> = (0..items.len()).collect();
-    order.sort_by_key(|item| items[*item].failure.failed_at);
-    let mut positions = vec![0; items.len()];
-    for item in order {
-        let failure = items[item].failure;
-        let account = accounts
-            .get_mut(&failure.waba_id)
-            .expect("every account was loaded");
-        positions[item] = account.history.add_failure(failure.failed_at);
-    }
-    positions
-}
-
-/// The changes that follow from new failures.
+/// The changes that follow from new evidence.
 #[derive(Default)]
 struct Changes {
+    opened_by: OpenedBy,
     quiet: Vec<(i64, WabaId, OffsetDateTime)>,
     reopened: Vec<(i64, WabaId)>,
     /// Ends that moved, and are still in the past.
@@ -142,6 +186,7 @@ impl Changes {
                     opened_at: span.opened_at,
                     last_evidence_at: span.last_evidence_at,
                     ended_at: (!is_open).then_some(end),
+                    opened_by: self.opened_by,
                 });
                 continue;
             };
@@ -190,15 +235,14 @@ impl Changes {
     }
 }
 
-/// Loads the incidents that these failures may concern: those that end after the earliest of them.
+/// Loads the incidents that this evidence may concern: those that end after the earliest of it.
 async fn load(
     db: &mut PgConnection,
-    items: &[Item<'_>],
+    times: &[Time<'_>],
 ) -> Result<BTreeMap<WabaId, Account>, StoreError> {
-    let times = items
-        .iter()
-        .map(|item| (&item.failure.waba_id, item.failure.failed_at));
-    let earliest = sum_by(times, |earliest, at| *earliest = at.min(*earliest));
+    let earliest = sum_by(times.iter().copied(), |earliest, at| {
+        *earliest = at.min(*earliest);
+    });
     let rows = sqlx::query!(
         r#"select i.id, i.waba_id as "waba_id: WabaId", i.opened_at, i.last_evidence_at, i.ended_at,
                   i.resolution as "resolution: Word<Resolution>"

@@ -4,6 +4,7 @@
 //! process at a time processes, and the lock survives no death. What is taken stays in the inbox
 //! until the commit that records it.
 
+mod errors;
 mod failures;
 mod incidents;
 mod quarantine;
@@ -58,6 +59,14 @@ pub struct ReadCallback {
     pub waited: f64,
     /// What it holds.
     pub intake: Intake,
+}
+
+impl ReadCallback {
+    /// The id of its capture, if that stays after it is processed.
+    fn kept_capture(&self, kept: KeptCaptures) -> Option<i64> {
+        let stays = kept != KeptCaptures::Quarantined || !self.intake.unreadable.is_empty();
+        stays.then_some(self.capture_id)
+    }
 }
 
 /// What was written.
@@ -258,9 +267,7 @@ impl Processing<'_> {
         let db = &mut *self.transaction;
         let mut items = Vec::new();
         for callback in callbacks {
-            let keeps_capture =
-                kept != KeptCaptures::Quarantined || !callback.intake.unreadable.is_empty();
-            let capture_id = keeps_capture.then_some(callback.capture_id);
+            let capture_id = callback.kept_capture(kept);
             let failures = callback.intake.failures.iter();
             items.extend(failures.map(|failure| Item {
                 failure,
@@ -270,6 +277,7 @@ impl Processing<'_> {
         if !items.is_empty() {
             record_failures(db, items, self.now, &mut written).await?;
         }
+        errors::record(db, callbacks, kept, self.now, &mut written).await?;
         written.quarantined = quarantine::insert(db, callbacks).await?;
         let unkept = callbacks.iter().filter(|callback| match kept {
             KeptCaptures::All => false,

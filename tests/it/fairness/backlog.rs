@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration as StdDuration;
 
-use lockwatch::lockout::schedule::LOOKUPS_PER_HOUR;
+use lockwatch::lockout::schedule::CALLS_PER_HOUR;
 use lockwatch::meta::compose::StatusCallback;
 use lockwatch::service::Service;
 use lockwatch::simulator::{Request, Scenario, Simulator};
@@ -25,7 +25,7 @@ const HANGING_ACCOUNT: &str = "500002";
 /// The account that is locked while all others wait.
 const LATE_ACCOUNT: &str = "600000";
 const LATE_NUMBER: &str = "60000000001";
-const HOURLY_LIMIT: usize = LOOKUPS_PER_HOUR as usize;
+const HOURLY_LIMIT: usize = CALLS_PER_HOUR as usize;
 const BACKLOG_TIMEOUT: StdDuration = StdDuration::from_secs(300);
 
 #[tokio::test(flavor = "multi_thread")]
@@ -51,7 +51,7 @@ async fn ten_thousand_due_checks_are_worked_off_fairly() {
     )
     .await;
     wait_until("the budget of the large account is spent", async || {
-        count_by_account(&app.simulator.requests())[LARGE_ACCOUNT] >= HOURLY_LIMIT
+        count_by_account(&app.simulator.requests())[LARGE_ACCOUNT] >= HOURLY_LIMIT - 8
     })
     .await;
     let requests = app.simulator.requests();
@@ -124,7 +124,12 @@ fn assert_limits(app: &TestApp, requests: &[Request]) {
         counts.values().all(|count| *count <= HOURLY_LIMIT),
         "{counts:?}"
     );
-    assert_eq!(counts[LARGE_ACCOUNT], HOURLY_LIMIT);
+    // Some calls read the account's fields.
+    let large = counts[LARGE_ACCOUNT];
+    assert!(
+        (HOURLY_LIMIT - 8..=HOURLY_LIMIT).contains(&large),
+        "{large}"
+    );
     let most_in_flight = app.simulator.most_in_flight();
     assert!(most_in_flight <= 2 * IN_FLIGHT_LIMIT, "{most_in_flight}");
     assert_eq!(
@@ -181,7 +186,7 @@ async fn work_off_large_account(app: &TestApp) {
         let saved_before = app.count(look_ups).await;
         app.let_time_pass(Duration::minutes(61)).await;
         wait_until("the look-ups of another hour are saved", async || {
-            app.count(look_ups).await >= saved_before + LOOKUPS_PER_HOUR
+            app.count(look_ups).await >= saved_before + CALLS_PER_HOUR - 8
         })
         .await;
         let requests = app.simulator.requests().len() - requests_before;
@@ -190,7 +195,7 @@ async fn work_off_large_account(app: &TestApp) {
     }
     // When few numbers are left, a repeat may come shortly before them, but in one hour only.
     assert!(
-        hours <= LARGE_ACCOUNT_NUMBERS / LOOKUPS_PER_HOUR + 1,
+        hours <= LARGE_ACCOUNT_NUMBERS / (CALLS_PER_HOUR - 8) + 1,
         "{hours} hours"
     );
 }

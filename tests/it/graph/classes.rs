@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use super::{LookupRow, look_up_scripts};
+use super::{LookupRow, account_at, look_up_scripts};
 use crate::support::scripted_server::answer;
 
 const MINUTE: f64 = 60.0;
@@ -36,9 +36,11 @@ fn error_with(code: i64, more: &[(&str, Value)]) -> Value {
 
 #[tokio::test]
 async fn a_refused_look_up_is_denied_and_repeated_hourly() {
-    let mut refusals: Vec<(u16, Value)> = [0, 3, 10, 100, 190, 200, 201, 250, 298, 299, 368]
-        .map(|code| (400, error(code)))
-        .to_vec();
+    let mut refusals: Vec<(u16, Value)> = [
+        0, 3, 5, 10, 33, 100, 102, 104, 190, 200, 201, 250, 298, 299, 803, 2500, 131_005,
+    ]
+    .map(|code| (400, error(code)))
+    .to_vec();
     refusals.extend([
         (401, error("190")),
         (401, error(190.0)),
@@ -129,13 +131,13 @@ async fn an_answer_without_health_is_a_denied_look_up() {
 
 #[tokio::test]
 async fn a_throttled_account_is_paused_for_15_minutes() {
-    let mut throttled: Vec<(u16, Value)> = [4, 17, 32, 613, 80007, 80008, 130_429]
+    let mut throttled: Vec<(u16, Value)> = [32, 613, 80000, 80007, 80008, 80014, 130_429]
         .map(|code| (400, error(code)))
         .to_vec();
     throttled.extend([
-        (403, error(4)),
+        (403, error(80007)),
         (200, error(80008)),
-        (429, error("17")),
+        (429, error("80008")),
         (
             400,
             error_with(
@@ -169,7 +171,7 @@ async fn the_usage_header_sets_the_minutes_of_the_pause() {
     const DAY_MINUTES: f64 = 24.0 * 60.0;
     let usage = |minutes: Value| {
         let budget = json!({"type": "whatsapp", "estimated_time_to_regain_access": minutes});
-        json!({"1022": [budget]})
+        json!({"$WABA": [budget]})
     };
     let headers = [
         (usage(json!(19)).to_string(), 19.0),
@@ -184,32 +186,41 @@ async fn the_usage_header_sets_the_minutes_of_the_pause() {
         (usage(json!(null)).to_string(), DEFAULT_MINUTES),
         (usage(json!([19])).to_string(), DEFAULT_MINUTES),
         (usage(json!("NaN")).to_string(), DEFAULT_MINUTES),
-        // The header does not say which budget was spent, so the longest time counts.
+        // The longest time of the account counts, and of calls about WhatsApp.
         (
             concat!(
-                r#"{"1":[{"estimated_time_to_regain_access":3}],"#,
-                r#""2":[{"estimated_time_to_regain_access":0},"#,
-                r#"{"estimated_time_to_regain_access":25}],"3":"odd"}"#
+                r#"{"$WABA":[{"estimated_time_to_regain_access":0},"#,
+                r#"{"type":"whatsapp_business_management","estimated_time_to_regain_access":25},"#,
+                r#"{"type":"messenger","estimated_time_to_regain_access":600}],"3":"odd"}"#
             )
             .to_owned(),
             25.0,
         ),
         (
-            r#"{"1":[{"call_count":1e999,"estimated_time_to_regain_access":7}],"2":[[]],"3":{}}"#
-                .to_owned(),
+            concat!(
+                r#"{"$WABA":[{"call_count":1e999,"estimated_time_to_regain_access":7}],"#,
+                r#""2":[[]],"3":{}}"#
+            )
+            .to_owned(),
             7.0,
+        ),
+        // Another customer of the app.
+        (
+            r#"{"7999":[{"type":"whatsapp","estimated_time_to_regain_access":900}]}"#.to_owned(),
+            DEFAULT_MINUTES,
         ),
         ("{}".to_owned(), DEFAULT_MINUTES),
         ("[19]".to_owned(), DEFAULT_MINUTES),
         (
-            r#"{"1":[{"estimated_time_to_regain_access":"#.to_owned(),
+            r#"{"$WABA":[{"estimated_time_to_regain_access":"#.to_owned(),
             DEFAULT_MINUTES,
         ),
         ("19".to_owned(), DEFAULT_MINUTES),
         ("\u{e9}".to_owned(), DEFAULT_MINUTES),
         (String::new(), DEFAULT_MINUTES),
     ];
-    let scripts = headers.iter().map(|(header, _)| {
+    let scripts = headers.iter().enumerate().map(|(n, (header, _))| {
+        let header = header.replace("$WABA", &account_at(n));
         answer(
             &format!("400 Bad Request\r\nX-Business-Use-Case-Usage: {header}"),
             error(80008).to_string(),
@@ -229,30 +240,9 @@ async fn the_usage_header_sets_the_minutes_of_the_pause() {
 
 #[tokio::test]
 async fn every_other_error_is_retried_within_seconds() {
-    let mut odd: Vec<(u16, Value)> = [
-        1,
-        2,
-        5,
-        9,
-        11,
-        18,
-        33,
-        99,
-        101,
-        189,
-        191,
-        199,
-        300,
-        367,
-        369,
-        131_042,
-        -1,
-        -190,
-        i64::MAX,
-        i64::MIN,
-    ]
-    .map(|code| (400, error(code)))
-    .to_vec();
+    let mut odd: Vec<(u16, Value)> = [1, 2, 131_016, 131_057, 133_004, 2_494_100]
+        .map(|code| (400, error(code)))
+        .to_vec();
     let codes = [
         json!(u64::MAX),
         json!(1e30),
@@ -278,7 +268,8 @@ async fn every_other_error_is_retried_within_seconds() {
     );
     odd.extend([
         (500, error_with(2, &[("is_transient", json!(true))])),
-        (200, error(131_042)),
+        (400, error_with(9999, &[("is_transient", json!(true))])),
+        (500, error(9999)),
         (
             200,
             json!({
@@ -295,5 +286,34 @@ async fn every_other_error_is_retried_within_seconds() {
     ]);
     for (row, (status, body)) in look_up_answers(&odd).await.iter().zip(&odd) {
         row.assert_unreachable(&format!("{status} {body}"));
+    }
+}
+
+#[tokio::test]
+async fn a_code_that_nobody_knows_is_a_refusal_when_it_lasts() {
+    let unknown = [9, 11, 18, 99, 191, 300, 367, 369, -1, i64::MAX, i64::MIN];
+    let answers = unknown.map(|code| (400, error(code)));
+    for (row, code) in look_up_answers(&answers).await.iter().zip(unknown) {
+        row.assert_result("refused", "pending", 4.0..=10.0, &code.to_string());
+        assert_eq!(row.failures, 1, "{code}");
+    }
+}
+
+#[tokio::test]
+async fn an_error_that_names_the_state_of_the_account_is_the_cause() {
+    let causes = [
+        (368, "policy_violation"),
+        (131_042, "payment"),
+        (130_497, "other_restriction"),
+        (131_031, "unreported"),
+    ];
+    let answers = causes.map(|(code, _)| (403, error(code)));
+    for (row, (code, cause)) in look_up_answers(&answers).await.iter().zip(causes) {
+        row.assert_result(
+            "state",
+            cause,
+            4.4 * MINUTE..=5.6 * MINUTE,
+            &code.to_string(),
+        );
     }
 }

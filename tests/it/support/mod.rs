@@ -62,6 +62,7 @@ impl TestApp {
         let simulator = Simulator::start(ACCESS_TOKEN, APP_SECRET).await.unwrap();
         for number in [NUMBER, OTHER_NUMBER] {
             simulator.set_scenarios(number, [Scenario::Available]);
+            simulator.set_account(number, WABA);
         }
         Self::start_on(TestDatabase::create().await, simulator).await
     }
@@ -116,6 +117,15 @@ impl TestApp {
         .await
         .unwrap();
         Self::new(service, database, simulator)
+    }
+
+    /// Starts it with these settings.
+    pub async fn start_with_settings(
+        database: TestDatabase,
+        simulator: Simulator,
+        settings: Settings,
+    ) -> Self {
+        Self::new(Service::start(settings).await.unwrap(), database, simulator)
     }
 
     fn new(service: Service, database: TestDatabase, simulator: Simulator) -> Self {
@@ -378,7 +388,7 @@ pub async fn start_service(
     .unwrap()
 }
 
-fn settings(
+pub fn settings(
     database: Database,
     graph_url: &str,
     app_secrets: &[&str],
@@ -410,6 +420,7 @@ pub fn graph_client(url: &str, app_secrets: &[SecretString], token: Option<&str>
         version: "v25.0".to_owned(),
         app_secrets: app_secrets.to_vec(),
         tokens: Tokens::new(token.map(SecretString::from), None).unwrap(),
+        proxy: None,
     })
     .unwrap()
 }

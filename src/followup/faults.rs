@@ -1,0 +1,139 @@
+//! The faults of look-ups, as the log tells them: each once when it begins, once more when it lasts,
+//! and when it is over.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tracing::{error, info, warn};
+
+use crate::lockout::cause::denial_step;
+use crate::lockout::schedule::{DEFAULT_THROTTLE_INTERVAL, LASTING_FAILURES};
+use crate::meta::graph_error::{Denial, ThrottleScope};
+use crate::meta::health::Answer;
+use crate::meta::ids::WabaId;
+
+/// The time after which a fault is lasting, however few tries there were.
+const LASTING_TIME: Duration = Duration::from_secs(5 * 60);
+/// A shorter pause is nothing to tell.
+const SHORT_PAUSE: Duration = Duration::from_secs(60);
+
+/// The faults that last. Clones share them.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Faults(Arc<Mutex<HashMap<Kind, Fault>>>);
+
+/// What is the same fault.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Kind {
+    /// Graph does not answer, whatever the account.
+    Unreachable,
+    /// Graph answers an account with this code, which nobody has told us.
+    Unexplained(WabaId, i64),
+    /// Graph refuses the look-ups of an account.
+    Denied(WabaId, Denial),
+}
+
+#[derive(Debug)]
+struct Fault {
+    since: Instant,
+    tries: i32,
+    is_told: bool,
+}
+
+impl Faults {
+    /// Notes the answer to a look-up of an account, and logs what a person should know.
+    pub(super) fn note(&self, waba_id: &WabaId, answer: &Answer) {
+        match answer {
+            Answer::Health(_) | Answer::State(_) => self.end(waba_id),
+            Answer::Unreachable(reason) => {
+                if self.is_new(Kind::Unreachable) {
+                    warn!("a look-up failed and is tried again: {reason}");
+                } else if let Some(minutes) = self.has_lasted(&Kind::Unreachable) {
+                    error!("look-ups have failed for {minutes} min: {reason}");
+                }
+            }
+            Answer::Unexplained(error) => {
+                let kind = Kind::Unexplained(waba_id.clone(), error.code);
+                if self.is_new(kind.clone()) {
+                    warn!(waba.id = %waba_id, "a look-up failed and is tried again: {error}");
+                } else if let Some(minutes) = self.has_lasted(&kind) {
+                    error!(
+                        waba.id = %waba_id,
+                        "look-ups of account {waba_id} have been refused for {minutes} min: {error}"
+                    );
+                }
+            }
+            Answer::Throttled {
+                error,
+                scope,
+                retry_after,
+            } => {
+                let pause = retry_after.unwrap_or(DEFAULT_THROTTLE_INTERVAL);
+                let whose = match scope {
+                    ThrottleScope::App => "all look-ups of the app".to_owned(),
+                    ThrottleScope::User => "all look-ups with the token".to_owned(),
+                    ThrottleScope::Account => format!("the look-ups of account {waba_id}"),
+                };
+                if pause > SHORT_PAUSE {
+                    let minutes = pause.as_secs().div_ceil(60);
+                    warn!(
+                        waba.id = %waba_id,
+                        "Meta throttles {whose}: they rest for {minutes} min. {error}"
+                    );
+                }
+            }
+            Answer::NoVerdict { .. } | Answer::NotAsked { .. } | Answer::Refused { .. } => {
+                let denial = answer.denial().unwrap_or(Denial::Unexplained);
+                if self.is_new(Kind::Denied(waba_id.clone(), denial)) {
+                    let reason = answer.error_text().unwrap_or_default();
+                    warn!(
+                        waba.id = %waba_id,
+                        denial = denial.as_str(),
+                        "look-ups of account {waba_id} are refused: {reason}. {}",
+                        denial_step(denial)
+                    );
+                }
+            }
+        }
+    }
+
+    /// Counts a fault. Returns whether it is new.
+    fn is_new(&self, kind: Kind) -> bool {
+        let mut faults = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let fault = faults.entry(kind).or_insert_with(|| Fault {
+            since: Instant::now(),
+            tries: 0,
+            is_told: false,
+        });
+        fault.tries = fault.tries.saturating_add(1);
+        fault.tries == 1
+    }
+
+    /// Returns for how many minutes a fault has lasted, if that is to be told now.
+    fn has_lasted(&self, kind: &Kind) -> Option<u64> {
+        let mut faults = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let fault = faults.get_mut(kind)?;
+        let is_lasting = fault.tries >= LASTING_FAILURES || fault.since.elapsed() >= LASTING_TIME;
+        if !is_lasting || std::mem::replace(&mut fault.is_told, true) {
+            return None;
+        }
+        Some(fault.since.elapsed().as_secs().div_ceil(60))
+    }
+
+    /// Ends the faults of an account, and that of the network.
+    fn end(&self, waba_id: &WabaId) {
+        let mut faults = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if faults.is_empty() {
+            return;
+        }
+        let before = faults.len();
+        faults.retain(|kind, _| match kind {
+            Kind::Unreachable => false,
+            Kind::Unexplained(account, _) | Kind::Denied(account, _) => account != waba_id,
+        });
+        if faults.len() < before {
+            info!(waba.id = %waba_id, "look-ups of account {waba_id} are answered again");
+        }
+    }
+}
