@@ -147,7 +147,7 @@ impl CheckResult {
         if let Some(entities) = lookup.answer.entities() {
             print_line(render::entity_table(entities))?;
         }
-        for (name, value) in field_texts(&lookup.fields) {
+        for (name, value) in lookup.fields.texts() {
             print_line(format_args!("  {name}: {value}"))?;
         }
         let error = lookup.answer.error_text();
@@ -224,35 +224,4 @@ fn choose_cause(answer: &Answer, fields: &NodeFields, findings: &[Finding]) -> O
         findings: &number,
         is_given_up: true,
     }])
-}
-
-/// The fields that were read, as names and values.
-fn field_texts(fields: &NodeFields) -> Vec<(&'static str, &str)> {
-    let number = fields.number.as_ref();
-    let account = fields.account.as_ref();
-    let texts = [
-        ("status", number.and_then(|n| n.status.as_deref())),
-        (
-            "quality_rating",
-            number.and_then(|n| n.quality_rating.as_deref()),
-        ),
-        ("name_status", number.and_then(|n| n.name_status.as_deref())),
-        ("account name", account.and_then(|a| a.name.as_deref())),
-        (
-            "account_review_status",
-            account.and_then(|a| a.account_review_status.as_deref()),
-        ),
-        (
-            "business_verification_status",
-            account.and_then(|a| a.business_verification_status.as_deref()),
-        ),
-        (
-            "business portfolio",
-            account.and_then(|a| a.portfolio_name.as_deref()),
-        ),
-    ];
-    let known = texts.into_iter();
-    known
-        .filter_map(|(name, value)| Some((name, value?)))
-        .collect()
 }

@@ -26,12 +26,22 @@ pub(super) struct Faults(Arc<Mutex<HashMap<Kind, Fault>>>);
 /// What is the same fault.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Kind {
-    /// Graph does not answer, whatever the account.
-    Unreachable,
-    /// Graph answers an account with this code, which nobody has told us.
+    /// Graph does not answer about an account.
+    Unreachable(WabaId),
+    /// Graph answers about an account with this code, which nobody has told us.
     Unexplained(WabaId, i64),
     /// Graph refuses the look-ups of an account.
     Denied(WabaId, Denial),
+}
+
+impl Kind {
+    fn waba_id(&self) -> &WabaId {
+        match self {
+            Self::Unreachable(waba_id)
+            | Self::Unexplained(waba_id, _)
+            | Self::Denied(waba_id, _) => waba_id,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -47,10 +57,17 @@ impl Faults {
         match answer {
             Answer::Health(_) | Answer::State(_) => self.end(waba_id),
             Answer::Unreachable(reason) => {
-                if self.is_new(Kind::Unreachable) {
-                    warn!("a look-up failed and is tried again: {reason}");
-                } else if let Some(minutes) = self.has_lasted(&Kind::Unreachable) {
-                    error!("look-ups have failed for {minutes} min: {reason}");
+                // An outage concerns many accounts, and is told once.
+                let kind = Kind::Unreachable(waba_id.clone());
+                if self.is_new(kind.clone()) && !self.is_outage(&kind, false) {
+                    warn!(waba.id = %waba_id, "a look-up failed and is tried again: {reason}");
+                } else if let Some(minutes) = self.has_lasted(&kind)
+                    && !self.is_outage(&kind, true)
+                {
+                    error!(
+                        waba.id = %waba_id,
+                        "look-ups of account {waba_id} have failed for {minutes} min: {reason}"
+                    );
                 }
             }
             Answer::Unexplained(error) => {
@@ -90,7 +107,8 @@ impl Faults {
                     warn!(
                         waba.id = %waba_id,
                         denial = denial.as_str(),
-                        "look-ups of account {waba_id} are refused: {reason}. {}",
+                        "look-ups of account {waba_id} are refused: {}. {}",
+                        reason.trim_end_matches('.'),
                         denial_step(denial)
                     );
                 }
@@ -121,18 +139,25 @@ impl Faults {
         Some(fault.since.elapsed().as_secs().div_ceil(60))
     }
 
-    /// Ends the faults of an account, and that of the network.
+    /// Returns whether Graph does not answer about another account either; with `is_told`, whether
+    /// that was told.
+    fn is_outage(&self, kind: &Kind, is_told: bool) -> bool {
+        let faults = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        faults.iter().any(|(other, fault)| {
+            matches!(other, Kind::Unreachable(_)) && other != kind && (fault.is_told || !is_told)
+        })
+    }
+
+    /// Ends the faults of an account.
     fn end(&self, waba_id: &WabaId) {
         let mut faults = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if faults.is_empty() {
-            return;
-        }
-        let before = faults.len();
-        faults.retain(|kind, _| match kind {
-            Kind::Unreachable => false,
-            Kind::Unexplained(account, _) | Kind::Denied(account, _) => account != waba_id,
+        let mut was_told = false;
+        faults.retain(|kind, fault| {
+            let is_over = kind.waba_id() == waba_id;
+            was_told |= is_over && (fault.is_told || matches!(kind, Kind::Denied(..)));
+            !is_over
         });
-        if faults.len() < before {
+        if was_told {
             info!(waba.id = %waba_id, "look-ups of account {waba_id} are answered again");
         }
     }

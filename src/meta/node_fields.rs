@@ -34,6 +34,31 @@ impl NodeFields {
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
+
+    /// Returns the fields as names and values, those of the number first.
+    #[must_use]
+    pub fn texts(&self) -> Vec<(&'static str, &str)> {
+        let (number, account) = (self.number.as_ref(), self.account.as_ref());
+        let of_number = number.map(|fields| {
+            [
+                ("status", &fields.status),
+                ("quality", &fields.quality_rating),
+                ("display name", &fields.name_status),
+            ]
+        });
+        let of_account = account.map(|fields| {
+            [
+                ("account", &fields.name),
+                ("account review", &fields.account_review_status),
+                ("business", &fields.business_verification_status),
+                ("portfolio", &fields.portfolio_name),
+            ]
+        });
+        let all = of_number.into_iter().flatten();
+        let all = all.chain(of_account.into_iter().flatten());
+        all.filter_map(|(name, value)| Some((name, value.as_deref()?)))
+            .collect()
+    }
 }
 
 /// The fields of a number, in Meta's words.

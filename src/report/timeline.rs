@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use time::{Duration, OffsetDateTime};
 
 use super::{IncidentReport, NumberReport};
+use crate::lockout::cause::is_stopped_by_status;
 use crate::meta::health::{CanSend, Outcome};
 use crate::meta::ids::PhoneNumberId;
 use crate::store::checks::HealthCheck;
@@ -71,6 +72,9 @@ impl NumberHealth {
     fn from_outcome(outcome: &Word<Outcome>, can_send_message: Option<&str>) -> Self {
         let verdict = can_send_message.map(|word| CanSend::from(word.to_owned()));
         match outcome.known() {
+            Some(Outcome::Answered) if can_send_message.is_some_and(is_stopped_by_status) => {
+                Self::Blocked
+            }
             Some(Outcome::Answered) => verdict.as_ref().map_or(Self::Other, Self::from_verdict),
             Some(Outcome::NoHealth | Outcome::Refused) => Self::Refused,
             Some(Outcome::State) => Self::Blocked,
@@ -344,6 +348,7 @@ mod tests {
         let answered = Word::Known(Outcome::Answered);
         for (outcome, verdict, health) in [
             (answered.clone(), Some("BLOCKED"), NumberHealth::Blocked),
+            (answered.clone(), Some("BANNED"), NumberHealth::Blocked),
             (answered.clone(), Some("SLEEPING"), NumberHealth::Other),
             (answered, None, NumberHealth::Other),
             (Word::Known(Outcome::NotAsked), None, NumberHealth::NotAsked),

@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 
 use super::claims::Claim;
 use super::{StoreError, Word};
-use crate::lockout::cause::verdict;
+use crate::lockout::cause::{is_stopped_by_status, verdict};
 use crate::meta::graph_error::Denial;
 use crate::meta::health::{LookupResult, Outcome};
 use crate::meta::ids::PhoneNumberId;
@@ -32,7 +32,8 @@ pub struct HealthCheck {
     /// The HTTP status of the answer, if there was one.
     pub http_status: Option<i32>,
     /// The worst verdict of the entities that decide whether the number can send, in Meta's words.
-    /// The app that asks, and entities of another account, do not count.
+    /// The app that asks, and entities of another account, do not count. The status of the number,
+    /// such as BANNED, where that stops its messages.
     #[schema(example = "BLOCKED")]
     pub can_send_message: Option<String>,
     /// The entities of Meta's answer, with their errors.
@@ -129,6 +130,12 @@ pub(super) struct InsertedCheck {
     pub(super) checked_at: OffsetDateTime,
 }
 
+/// Returns the status of the number, if that stops its messages.
+fn stopping_status(lookup: &LookupResult) -> Option<String> {
+    let status = lookup.fields.number.as_ref()?.status.clone();
+    status.filter(|status| is_stopped_by_status(status))
+}
+
 /// Inserts a look-up, whatever its outcome.
 pub(super) async fn insert(
     db: &mut PgConnection,
@@ -148,9 +155,11 @@ pub(super) async fn insert(
         claim.phone_number_id.as_str(),
         lookup.answer.outcome().as_str(),
         lookup.http_status.map(i32::from),
-        entities
-            .and_then(|entities| verdict(entities, &claim.waba_id))
-            .map(ToString::to_string),
+        stopping_status(lookup).or_else(|| {
+            entities
+                .and_then(|entities| verdict(entities, &claim.waba_id))
+                .map(ToString::to_string)
+        }),
         entities.map(Json) as _,
         lookup.response,
         lookup.answer.error_text(),

@@ -680,6 +680,8 @@ async fn the_fields_beside_the_health_are_read_where_it_explains_nothing() {
         incident["cause_summary"],
         format!("Number {NUMBER} has the status BANNED.")
     );
+    let number = &incident["affected_numbers"][0];
+    assert_eq!(number["latest_check"]["can_send_message"], "BANNED");
     let also: Vec<_> = incident["also_found"].as_array().unwrap().iter().collect();
     for part in ["RED", "REJECTED", "display name"] {
         let has = |found: &&&Value| found["summary"].as_str().unwrap().contains(part);

@@ -6,6 +6,7 @@ use super::chart::health_class;
 use super::incident_query::PageQuery;
 use super::{timestamp, untrusted};
 use crate::meta::health::Entity;
+use crate::meta::node_fields::NodeFields;
 use crate::report::Page;
 use crate::report::timeline::NumberHealth;
 use crate::store::checks::HealthCheck;
@@ -74,6 +75,7 @@ fn check_details(check: &HealthCheck, budget: &mut PageBudget) -> Markup {
         @if let Some(error) = &check.error {
             p { (untrusted(error, 400)) }
         }
+        (fields_line(check))
         (entities_table(check))
         @if !answer.is_empty() {
             p { "Meta's raw answer:" }
@@ -94,6 +96,27 @@ fn check_details(check: &HealthCheck, budget: &mut PageBudget) -> Markup {
                 }
             }
             (budget.take(details))
+        }
+    }
+}
+
+/// Renders the fields that were read beside the health.
+pub(super) fn fields_line(check: &HealthCheck) -> Markup {
+    let fields: NodeFields = check
+        .fields
+        .clone()
+        .and_then(|fields| serde_json::from_value(fields).ok())
+        .unwrap_or_default();
+    let texts = fields.texts();
+    html! {
+        @if !texts.is_empty() {
+            p {
+                "Read beside the health: "
+                @for (position, (name, value)) in texts.iter().enumerate() {
+                    @if position > 0 { ", " }
+                    (name) " " strong { (untrusted(value, 64)) }
+                }
+            }
         }
     }
 }

@@ -10,7 +10,7 @@ use maud::{Markup, Render, html};
 use time::OffsetDateTime;
 
 use super::chart::timeline_chart;
-use super::checks::{PageBudget, check_verdict, checks_section, entities_table};
+use super::checks::{PageBudget, check_verdict, checks_section, entities_table, fields_line};
 use super::deliveries::deliveries_section;
 use super::incident_query::PageQuery;
 use super::{
@@ -20,7 +20,7 @@ use super::{
 use crate::http::error::Problem;
 use crate::http::query::IncidentId;
 use crate::http::resolve::{complete_body, resolve_by_hand};
-use crate::lockout::cause::{LockoutCause, support_home_url};
+use crate::lockout::cause::{LockoutCause, Scope, support_home_url};
 use crate::lockout::note::Note;
 use crate::report::appeal::{EXAMPLE_LIMIT, write_appeal};
 use crate::report::text::{
@@ -167,8 +167,12 @@ fn facts_list(report: &IncidentReport, now: OffsetDateTime) -> Markup {
         "Locked from"
     };
     let opened = timestamp_with_age(incident.opened_at, now);
-    let latest_failure = timestamp_with_age(incident.last_failure_at, now);
-    let is_open = incident.resolved_at.is_none();
+    let latest_failure = html! {
+        @if incident.failure_count > 0 {
+            (timestamp_with_age(incident.last_failure_at, now)) " "
+        }
+        @if incident.resolved_at.is_none() { (describe_activity(incident, now)) }
+    };
     html! {
         dl #facts data-live .facts {
             (fact(locked, opened))
@@ -183,7 +187,6 @@ fn facts_list(report: &IncidentReport, now: OffsetDateTime) -> Markup {
             }
             (fact("Messages failed", big_number(incident.failure_count)))
             (fact("Latest failure", latest_failure))
-            @if is_open { (fact("Messages", describe_activity(incident, now))) }
             (fact("Numbers affected", big_number(report.affected_number_count)))
             @if let Some(portfolio) = portfolio(incident) {
                 (wide_fact("Business portfolio", portfolio))
@@ -304,18 +307,24 @@ fn cause_section(report: &IncidentReport) -> Markup {
 
 /// Renders what stands beside the cause.
 fn also_found(report: &IncidentReport) -> Markup {
-    let (can_explain, cannot): (Vec<_>, Vec<_>) = report
-        .also_found
-        .iter()
-        .take(ALSO_FOUND_LIMIT)
-        .partition(|found| found.can_explain);
+    let found = || report.also_found.iter().take(ALSO_FOUND_LIMIT);
+    let explaining = |scope: Scope| {
+        let found = found().filter(|found| found.can_explain && found.scope == scope);
+        found.collect::<Vec<_>>()
+    };
+    let (lesser, of_numbers) = (explaining(Scope::Account), explaining(Scope::Number));
+    let cannot: Vec<_> = found().filter(|found| !found.can_explain).collect();
     let list = |found: &[&AlsoFound]| {
         html! { ul { @for found in found { li { (untrusted(&found.summary, 300)) } } } }
     };
     html! {
-        @if !can_explain.is_empty() {
+        @if !lesser.is_empty() {
             p { "Also found, and less grave:" }
-            (list(&can_explain))
+            (list(&lesser))
+        }
+        @if !of_numbers.is_empty() {
+            p { "Also found. It explains the failures of single numbers:" }
+            (list(&of_numbers))
         }
         @if !cannot.is_empty() {
             p { "Also found. None of this can explain why the account is locked:" }
@@ -347,6 +356,7 @@ fn evidence(report: &IncidentReport) -> Markup {
                 " " (untrusted(error, 400))
             }
         }
+        (fields_line(check))
         (PageBudget(EVIDENCE_LIMIT_BYTES).take(entities_table(check)))
     }
 }

@@ -245,9 +245,10 @@ pub fn choose(numbers: &[NumberEvidence<'_>]) -> Option<Cause> {
     if let Some(shown) = best_of_account {
         return Some(cause_of(shown));
     }
-    if let Some(check_id) = numbers
+    // The evidence for "no reason" is a number without one of its own, if there is any.
+    if let Some((_, check_id)) = numbers
         .iter()
-        .filter_map(|number| number.findings.answered)
+        .filter_map(|number| Some((!explained(&number), number.findings.answered?)))
         .max()
     {
         let is_any_explained = numbers.iter().any(|number| explained(&number));

@@ -147,6 +147,8 @@ pub(super) fn finding_of_state(error: &GraphError) -> Finding {
     };
     let summary = match cause {
         LockoutCause::Unreported => {
+            let error = error.to_string();
+            let error = error.trim_end_matches('.');
             format!("Meta answers {error}. It gives no reason for the lockout.")
         }
         _ => format!("Meta refuses the look-up with {error}"),
@@ -172,11 +174,7 @@ pub(super) fn findings_of_number(number: &str, fields: &NumberFields) -> Vec<Fin
     };
     let mut findings = Vec::new();
     if let Some(status) = &fields.status {
-        let explains = match status.as_str() {
-            "BANNED" => Some(LockoutCause::OtherRestriction),
-            "DELETED" | "DISCONNECTED" => Some(LockoutCause::PhoneRegistration),
-            _ => None,
-        };
+        let explains = cause_of_status(status);
         if explains.is_some() || status != "CONNECTED" {
             findings.push(Finding {
                 verdict: Some(status.clone()),
@@ -202,6 +200,20 @@ pub(super) fn findings_of_number(number: &str, fields: &NumberFields) -> Vec<Fin
     findings
 }
 
+fn cause_of_status(status: &str) -> Option<LockoutCause> {
+    match status {
+        "BANNED" => Some(LockoutCause::OtherRestriction),
+        "DELETED" | "DISCONNECTED" => Some(LockoutCause::PhoneRegistration),
+        _ => None,
+    }
+}
+
+/// Returns whether a number with this status sends nothing, whatever its health says.
+#[must_use]
+pub fn is_stopped_by_status(status: &str) -> bool {
+    cause_of_status(status).is_some()
+}
+
 /// Returns the findings in the fields of an account. None of them explains a lock.
 #[must_use]
 pub(super) fn findings_of_account(fields: &AccountFields) -> Vec<Finding> {
@@ -219,7 +231,10 @@ pub(super) fn findings_of_account(fields: &AccountFields) -> Vec<Finding> {
     {
         findings.push(observation(
             Source::Field,
-            format!("The verification of the business is {status}."),
+            format!(
+                "The verification of the business is {}.",
+                status.replace('_', " ")
+            ),
         ));
     }
     findings

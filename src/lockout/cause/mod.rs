@@ -18,7 +18,7 @@ pub use self::choice::{
     Cause, Confidence, Denied, NumberEvidence, NumberFindings, Shown, choose, explain_nothing,
     findings_of, is_clear,
 };
-pub use self::findings::{Finding, Scope, Severity, Source, verdict};
+pub use self::findings::{Finding, Scope, Severity, Source, is_stopped_by_status, verdict};
 pub(crate) use self::steps::denial_step;
 pub use self::steps::{Advice, next_steps, support_home_url};
 
