@@ -172,15 +172,6 @@ pub(crate) struct GraphArgs {
         default_value = "v25.0"
     )]
     pub(crate) meta_graph_version: String,
-    /// Reach the Graph API through this proxy. HTTPS_PROXY and its kin are ignored
-    #[arg(
-        long,
-        env = "LOCKWATCH_GRAPH_PROXY",
-        hide_env_values = true,
-        value_name = "URL",
-        value_parser = NonEmptyStringValueParser::new()
-    )]
-    pub(crate) graph_proxy: Option<String>,
 }
 
 impl GraphArgs {
@@ -195,20 +186,23 @@ impl GraphArgs {
             version: self.meta_graph_version.clone(),
             app_secrets: app_secrets.to_vec(),
             tokens,
-            proxy: self.graph_proxy.clone().map(SecretString::from),
+            proxy: read_secret(PROXY)?,
         })?)
     }
+}
 
-    /// Returns a variable that names a proxy, although no proxy is configured: somebody may expect
-    /// that it is used.
-    pub(crate) fn ignored_proxy(&self) -> Option<&'static str> {
-        const NAMES: [&str; 4] = ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"];
-        let is_set = |name: &&str| env::var_os(name).is_some_and(|value| !value.is_empty());
-        NAMES
-            .into_iter()
-            .find(is_set)
-            .filter(|_| self.graph_proxy.is_none())
-    }
+/// The variable of the proxy to reach Graph through. It may hold a password.
+const PROXY: &str = "LOCKWATCH_GRAPH_PROXY";
+
+/// Returns a variable that names a proxy, although ours does not: somebody may expect that it is
+/// used.
+pub(crate) fn ignored_proxy() -> Option<&'static str> {
+    const NAMES: [&str; 4] = ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"];
+    let is_set = |name: &str| env::var_os(name).is_some_and(|value| !value.is_empty());
+    let file_name = format!("{PROXY}_FILE");
+    NAMES
+        .into_iter()
+        .find(|name| is_set(name) && !is_set(PROXY) && !is_set(&file_name))
 }
 
 /// The data to keep, and for how long.
@@ -360,7 +354,7 @@ fn read_secret(name: &'static str) -> Result<Option<SecretString>, ConfigError> 
     if is_quoted(&value) || value.split(',').any(is_quoted) {
         return Err(ConfigError::Quoted(name));
     }
-    if value.split(',').any(is_placeholder) {
+    if value.split(',').all(is_placeholder) {
         return Err(ConfigError::Placeholder(name));
     }
     Ok(Some(value.into()))
@@ -377,17 +371,8 @@ fn is_quoted(value: &str) -> bool {
 
 /// Returns whether a value is what stands in an example, not a secret.
 fn is_placeholder(value: &str) -> bool {
-    const WORDS: [&str; 9] = [
-        "changeme",
-        "change",
-        "placeholder",
-        "example",
-        "secret",
-        "token",
-        "todo",
-        "yoursecret",
-        "yourtoken",
-    ];
+    const WORDS: [&str; 3] = ["changeme", "placeholder", "todo"];
+    const YOURS: [&str; 6] = ["app", "secret", "token", "verify", "access", "meta"];
     let value = value.trim();
     let letters: String = value
         .chars()
@@ -397,8 +382,15 @@ fn is_placeholder(value: &str) -> bool {
     let is_framed = [('<', '>'), ('[', ']'), ('{', '}')]
         .into_iter()
         .any(|(open, close)| value.starts_with(open) && value.ends_with(close));
-    let is_variable = value.starts_with('$');
-    let is_described = letters.starts_with("your") || letters.starts_with("changethis");
+    let variable = value.strip_prefix('$').unwrap_or_default();
+    let variable = variable.trim_start_matches('{').trim_end_matches('}');
+    let is_variable = !variable.is_empty()
+        && variable
+            .chars()
+            .all(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_');
+    let is_described = letters
+        .strip_prefix("your")
+        .is_some_and(|rest| YOURS.iter().any(|word| rest.starts_with(word)));
     let is_one_letter = letters.len() > 3 && letters.bytes().all(|b| b == letters.as_bytes()[0]);
     let is_dotted = value.ends_with("...") || value.ends_with('…');
     is_framed
@@ -453,6 +445,9 @@ mod tests {
             "0123456789abcdef0123456789abcdef",
             "EAAtestsAccessToken1234567890",
             "verify-me",
+            "$k9fXq2mVb7",
+            "yourbrand-webhook-8f2c",
+            "token",
             "a \"quoted\" word",
             "it's",
             "\"",

@@ -7,6 +7,7 @@ mod faults;
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -50,6 +51,16 @@ pub struct FollowUp {
     woken: Woken,
     metrics: FollowUpMetrics,
     faults: Faults,
+    has_stale_refusal: Arc<AtomicBool>,
+}
+
+/// The accounts whose refused look-ups are tried again at once.
+#[derive(Debug, Clone, Copy)]
+enum Retry {
+    /// All: the service starts.
+    Denied,
+    /// Those with another token.
+    NewTokens,
 }
 
 impl FollowUp {
@@ -62,6 +73,7 @@ impl FollowUp {
             woken,
             metrics,
             faults: Faults::default(),
+            has_stale_refusal: Arc::default(),
         }
     }
 
@@ -71,10 +83,18 @@ impl FollowUp {
         let mut next_quiet_search = Instant::now();
         let mut is_failing = false;
         let mut tokens = self.graph.token_generation();
-        self.try_denied_again(None).await;
+        let mut retry = Some(Retry::Denied);
         while !stop.is_cancelled() {
-            if std::mem::replace(&mut tokens, self.graph.token_generation()) != tokens {
-                self.try_new_tokens().await;
+            let generation = self.graph.token_generation();
+            if std::mem::replace(&mut tokens, generation) != generation
+                || self.has_stale_refusal.swap(false, Ordering::Relaxed)
+            {
+                retry = retry.or(Some(Retry::NewTokens));
+            }
+            if let Some(due) = retry
+                && self.try_again(due).await
+            {
+                retry = None;
             }
             let pause = match self.step(&mut next_quiet_search, &mut in_flight).await {
                 Ok(pause) => {
@@ -138,33 +158,40 @@ impl FollowUp {
         Ok(COALESCE_WINDOW)
     }
 
-    /// Tries the accounts again that were refused with another token than they have now.
-    async fn try_new_tokens(&self) {
-        let denied = match bounded(limits::denied_accounts(&self.db)).await {
-            Ok(denied) => denied,
-            Err(error) => {
-                return debug!("new tokens wait for the database: {}", error_chain(&error));
+    /// Makes one number due of each account whose look-ups are refused; after a change of tokens,
+    /// only of those with another one now. Returns `false` if the database failed.
+    async fn try_again(&self, retry: Retry) -> bool {
+        let tried = async {
+            let accounts = match retry {
+                Retry::Denied => None,
+                Retry::NewTokens => Some(self.accounts_with_new_tokens().await?),
+            };
+            match accounts {
+                Some(accounts) if accounts.is_empty() => Ok(()),
+                accounts => bounded(limits::probe(&self.db, accounts.as_deref())).await,
             }
         };
-        let token_of = |waba_id: &WabaId| Some(self.graph.caller(waba_id)?.token);
-        let changed: Vec<WabaId> = denied
-            .into_iter()
-            .filter(|account| token_of(&account.waba_id) != account.token)
-            .map(|account| account.waba_id)
-            .collect();
-        if !changed.is_empty() {
-            self.try_denied_again(Some(&changed)).await;
+        match tried.await {
+            Ok(()) => true,
+            Err(error) => {
+                debug!(
+                    "refused look-ups wait for the database: {}",
+                    error_chain(&error)
+                );
+                false
+            }
         }
     }
 
-    /// Makes one number due of each of these accounts, or of all whose look-ups are refused.
-    async fn try_denied_again(&self, accounts: Option<&[WabaId]>) {
-        if let Err(error) = bounded(limits::probe(&self.db, accounts)).await {
-            debug!(
-                "denied look-ups stay at their scheduled time: {}",
-                error_chain(&error)
-            );
-        }
+    /// Returns the accounts that were refused with another token than they have now.
+    async fn accounts_with_new_tokens(&self) -> Result<Vec<WabaId>, StoreError> {
+        let denied = bounded(limits::denied_accounts(&self.db)).await?;
+        let token_of = |waba_id: &WabaId| Some(self.graph.caller(waba_id)?.token);
+        Ok(denied
+            .into_iter()
+            .filter(|account| token_of(&account.waba_id) != account.token)
+            .map(|account| account.waba_id)
+            .collect())
     }
 
     /// Resolves quiet incidents. After an error, the next search tries again.
@@ -207,7 +234,11 @@ impl FollowUp {
         };
         let lookup = look_up(&self.graph, &question).await;
         self.metrics.count_lookup(&lookup);
-        self.faults.note(&claim.waba_id, &lookup.answer);
+        self.faults.note(&claim, &lookup.answer);
+        // A refusal of the old token that came after the new one was there.
+        if lookup.answer.denial().is_some() && lookup.caller != self.graph.caller(&claim.waba_id) {
+            self.has_stale_refusal.store(true, Ordering::Relaxed);
+        }
         match self.save(&claim, lookup).await {
             Ok(SavedCheck::Concluded) => self.woken.changed.notify_one(),
             Ok(SavedCheck::Late) => debug!(

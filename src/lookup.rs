@@ -63,9 +63,17 @@ pub(crate) async fn read_fields(graph: &Graph, question: &Question<'_>, lookup: 
             None => (None, 0),
         }
     };
+    let wants_account = question.account_to_read.is_some();
+    lookup.tried_fields = (question.wants_number_fields, wants_account);
     let both = async { tokio::join!(number_fields, account_fields) };
-    if let Ok(((number, calls), (account, more_calls))) = timeout(FIELDS_TIMEOUT, both).await {
-        lookup.fields = NodeFields { number, account };
-        lookup.calls += calls + more_calls;
+    match timeout(FIELDS_TIMEOUT, both).await {
+        Ok(((number, calls), (account, more_calls))) => {
+            lookup.fields = NodeFields { number, account };
+            lookup.calls += calls + more_calls;
+        }
+        // They were asked, whatever came of it.
+        Err(_) => {
+            lookup.calls += u16::from(question.wants_number_fields) + u16::from(wants_account);
+        }
     }
 }

@@ -6,10 +6,11 @@
 use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
-use lockwatch_fuzz::lockout::cause::{self, Evidence, Finding};
+use lockwatch_fuzz::lockout::cause::{self, Advice, NumberEvidence, NumberFindings};
 use lockwatch_fuzz::lockout::schedule::{Progress, next_pause};
 use lockwatch_fuzz::meta::health::{Answer, Entity, parse_answer};
-use lockwatch_fuzz::meta::ids::Text;
+use lockwatch_fuzz::meta::ids::{Text, WabaId};
+use lockwatch_fuzz::meta::node_fields::NodeFields;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
@@ -25,7 +26,7 @@ fuzz_target!(|body: &[u8]| {
         );
         assert_storable(&answer);
         if http_status != 200 {
-            assert!(!matches!(answer, Answer::Health(_) | Answer::NoHealth));
+            assert!(!matches!(answer, Answer::Health(_) | Answer::NoVerdict { .. }));
         }
         if let Answer::Throttled {
             retry_after: Some(rest),
@@ -42,8 +43,8 @@ fuzz_target!(|body: &[u8]| {
         for chance in [0.0, 0.999] {
             assert!(next_pause(&answer, progress, false, chance) <= 2 * DAY);
         }
-        if let Some(entities) = answer.entities() {
-            assert_leads_to_a_cause(entities);
+        if !matches!(answer, Answer::Throttled { .. } | Answer::Unreachable(_)) {
+            assert_leads_to_a_cause(&answer);
         }
     }
 });
@@ -80,17 +81,35 @@ fn assert_storable(answer: &Answer) {
     }
 }
 
-fn assert_leads_to_a_cause(entities: &[Entity]) {
-    let evidence = [Evidence {
-        check_id: 1,
-        finding: Finding::Health(entities.to_vec()),
-    }];
-    let cause = cause::derive(&evidence).expect("evidence has a cause");
-    assert!(!cause::next_steps(cause.kind, cause.possible_solution.as_deref()).is_empty());
+fn assert_leads_to_a_cause(answer: &Answer) {
+    let (waba_id, fields) = (WabaId::parse("102").expect("an id"), NodeFields::default());
+    let findings = cause::findings_of(answer, &fields, &waba_id, "106");
+    let mut number = NumberFindings::default();
+    number.add(1, answer, &fields, findings.clone());
+    let stored = serde_json::to_string(&number).expect("findings are JSON");
+    assert!(!stored.contains("\\u0000"), "jsonb takes no NUL");
+    assert_eq!(
+        serde_json::from_str::<NumberFindings>(&stored).expect("our own JSON"),
+        number
+    );
+    let evidence = NumberEvidence {
+        failure_count: 1,
+        findings: &number,
+        is_given_up: false,
+    };
+    let cause = cause::choose(&[evidence]).expect("an answer has a cause");
+    assert!(!cause.summary.is_empty());
+    let steps = cause::next_steps(&Advice {
+        cause: cause.kind,
+        denial: cause.denial,
+        possible_solution: cause.possible_solution.as_deref(),
+        also_found: &number.also,
+        portfolio_id: None,
+        fault: None,
+    });
+    assert!(!steps.is_empty());
     if cause.kind.is_found() {
-        assert!(
-            !cause::is_clear(entities, cause.kind, cause.severity.as_ref()),
-            "a found cause is clear at once"
-        );
+        let is_clear = cause::is_clear(answer, &findings, &fields, &number, &waba_id);
+        assert!(!is_clear, "what shows the cause is not clear of it");
     }
 }

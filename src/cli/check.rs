@@ -9,7 +9,7 @@ use super::{Failure, print_line, render};
 use crate::config::{GraphArgs, read_app_secrets};
 use crate::lockout::cause::{
     Advice, Cause, Finding, LockoutCause, NumberEvidence, NumberFindings, choose, findings_of,
-    next_steps, verdict,
+    is_stopped_by_status, next_steps, verdict,
 };
 use crate::lookup::{Question, look_up};
 use crate::meta::health::{Answer, CanSend, LookupResult};
@@ -129,9 +129,8 @@ impl CheckResult {
         const REFUSED: u8 = 4;
         match &self.lookup.answer {
             Answer::State(_) => Err(Failure::Code(BLOCKED)),
-            Answer::Health(_) if self.can_send == Some(CanSend::Blocked) => {
-                Err(Failure::Code(BLOCKED))
-            }
+            Answer::Health(_) if self.is_stopped() => Err(Failure::Code(BLOCKED)),
+            Answer::Health(_) if self.can_send.is_none() => Err(Failure::Code(REFUSED)),
             Answer::Health(_) => Ok(()),
             Answer::NoVerdict { .. } | Answer::Refused { .. } | Answer::Unexplained(_) => {
                 Err(Failure::Code(REFUSED))
@@ -140,6 +139,14 @@ impl CheckResult {
                 Err(Failure::Reported)
             }
         }
+    }
+
+    /// Returns whether the node cannot send, or has a verdict that we don't know.
+    fn is_stopped(&self) -> bool {
+        let number = self.lookup.fields.number.as_ref();
+        let status = number.and_then(|fields| fields.status.as_deref());
+        status.is_some_and(is_stopped_by_status)
+            || matches!(self.can_send, Some(CanSend::Blocked | CanSend::Other(_)))
     }
 
     fn print_text(&self) -> io::Result<()> {

@@ -11,7 +11,8 @@ use tracing::{info, warn};
 
 use super::{Failure, start_log};
 use crate::config::{
-    DataArgs, GraphArgs, ListenArgs, LogArgs, RetentionArgs, read_app_secrets, read_verify_token,
+    DataArgs, GraphArgs, ListenArgs, LogArgs, RetentionArgs, ignored_proxy, read_app_secrets,
+    read_verify_token,
 };
 use crate::embedded::{EmbeddedError, EmbeddedPostgres};
 use crate::service::{Service, Settings};
@@ -25,7 +26,8 @@ Secrets come from the environment, or from a file that NAME_FILE names:
   META_APP_SECRET        required; your Meta app's secret, or several with commas
   META_VERIFY_TOKEN      required; your choice, the same in Meta's App Dashboard
   META_ACCESS_TOKEN      token of a system user; needed to look up causes
-  LOCKWATCH_ADMIN_TOKEN  required if the admin address is not loopback";
+  LOCKWATCH_ADMIN_TOKEN  required if the admin address is not loopback
+  LOCKWATCH_GRAPH_PROXY  http or https proxy to reach the Graph API through";
 
 #[derive(Debug, Args)]
 #[command(after_help = SECRETS_HELP)]
@@ -55,7 +57,7 @@ pub(super) async fn run(args: ServeArgs) -> Result<(), Failure> {
     if !graph.has_tokens() {
         warn!("no META_ACCESS_TOKEN: lockouts are recorded, but their causes cannot be looked up");
     }
-    if let Some(name) = args.graph.ignored_proxy() {
+    if let Some(name) = ignored_proxy() {
         warn!("{name} is ignored: to reach Graph through a proxy, set LOCKWATCH_GRAPH_PROXY");
     }
     let (database, embedded) = match external_database {

@@ -12,10 +12,15 @@ use crate::lockout::cause::denial_step;
 use crate::lockout::schedule::{DEFAULT_THROTTLE_INTERVAL, LASTING_FAILURES};
 use crate::meta::graph_error::{Denial, ThrottleScope};
 use crate::meta::health::Answer;
-use crate::meta::ids::WabaId;
+use crate::meta::ids::{PhoneNumberId, WabaId};
+use crate::store::claims::Claim;
 
 /// The time after which a fault is lasting, however few tries there were.
 const LASTING_TIME: Duration = Duration::from_secs(5 * 60);
+/// Faults of the network within this time are one outage. Tries are at most 15 minutes apart.
+const OUTAGE_WINDOW: Duration = Duration::from_secs(20 * 60);
+/// A fault without another try for this long is over. Refused look-ups are tried hourly.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(3 * 60 * 60);
 /// A shorter pause is nothing to tell.
 const SHORT_PAUSE: Duration = Duration::from_secs(60);
 
@@ -26,20 +31,27 @@ pub(super) struct Faults(Arc<Mutex<HashMap<Kind, Fault>>>);
 /// What is the same fault.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Kind {
-    /// Graph does not answer about an account.
-    Unreachable(WabaId),
-    /// Graph answers about an account with this code, which nobody has told us.
-    Unexplained(WabaId, i64),
+    /// Graph does not answer about a number.
+    Unreachable(Node),
+    /// Graph answers about a number with this code, which nobody has told us.
+    Unexplained(Node, i64),
+    /// Graph refuses the look-ups of a number.
+    NodeDenied(Node, Denial),
     /// Graph refuses the look-ups of an account.
     Denied(WabaId, Denial),
 }
 
+/// A number of an account.
+type Node = (WabaId, PhoneNumberId);
+
 impl Kind {
-    fn waba_id(&self) -> &WabaId {
+    /// Returns whether an answer about this number ends it.
+    fn is_of(&self, node: &Node) -> bool {
         match self {
-            Self::Unreachable(waba_id)
-            | Self::Unexplained(waba_id, _)
-            | Self::Denied(waba_id, _) => waba_id,
+            Self::Unreachable(of) | Self::Unexplained(of, _) | Self::NodeDenied(of, _) => {
+                of == node
+            }
+            Self::Denied(waba_id, _) => *waba_id == node.0,
         }
     }
 }
@@ -47,18 +59,25 @@ impl Kind {
 #[derive(Debug)]
 struct Fault {
     since: Instant,
+    /// The latest try.
+    last: Instant,
     tries: i32,
     is_told: bool,
 }
 
 impl Faults {
-    /// Notes the answer to a look-up of an account, and logs what a person should know.
-    pub(super) fn note(&self, waba_id: &WabaId, answer: &Answer) {
+    /// Notes the answer to a look-up, and logs what a person should know.
+    pub(super) fn note(&self, claim: &Claim, answer: &Answer) {
+        let waba_id = &claim.waba_id;
+        let node = (waba_id.clone(), claim.phone_number_id.clone());
+        if !matches!(answer, Answer::Unreachable(_)) {
+            self.forget_unreachable(&node);
+        }
         match answer {
-            Answer::Health(_) | Answer::State(_) => self.end(waba_id),
+            Answer::Health(_) | Answer::State(_) => self.end(&node),
             Answer::Unreachable(reason) => {
                 // An outage concerns many accounts, and is told once.
-                let kind = Kind::Unreachable(waba_id.clone());
+                let kind = Kind::Unreachable(node);
                 if self.is_new(kind.clone()) && !self.is_outage(&kind, false) {
                     warn!(waba.id = %waba_id, "a look-up failed and is tried again: {reason}");
                 } else if let Some(minutes) = self.has_lasted(&kind)
@@ -71,7 +90,7 @@ impl Faults {
                 }
             }
             Answer::Unexplained(error) => {
-                let kind = Kind::Unexplained(waba_id.clone(), error.code);
+                let kind = Kind::Unexplained(node, error.code);
                 if self.is_new(kind.clone()) {
                     warn!(waba.id = %waba_id, "a look-up failed and is tried again: {error}");
                 } else if let Some(minutes) = self.has_lasted(&kind) {
@@ -102,7 +121,11 @@ impl Faults {
             }
             Answer::NoVerdict { .. } | Answer::NotAsked { .. } | Answer::Refused { .. } => {
                 let denial = answer.denial().unwrap_or(Denial::Unexplained);
-                if self.is_new(Kind::Denied(waba_id.clone(), denial)) {
+                let kind = match denial.is_of_account() {
+                    true => Kind::Denied(waba_id.clone(), denial),
+                    false => Kind::NodeDenied(node, denial),
+                };
+                if self.is_new(kind) {
                     let reason = answer.error_text().unwrap_or_default();
                     warn!(
                         waba.id = %waba_id,
@@ -119,11 +142,15 @@ impl Faults {
     /// Counts a fault. Returns whether it is new.
     fn is_new(&self, kind: Kind) -> bool {
         let mut faults = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        faults.retain(|_, fault| now - fault.last < FORGOTTEN_AFTER);
         let fault = faults.entry(kind).or_insert_with(|| Fault {
-            since: Instant::now(),
+            since: now,
+            last: now,
             tries: 0,
             is_told: false,
         });
+        fault.last = now;
         fault.tries = fault.tries.saturating_add(1);
         fault.tries == 1
     }
@@ -139,26 +166,38 @@ impl Faults {
         Some(fault.since.elapsed().as_secs().div_ceil(60))
     }
 
-    /// Returns whether Graph does not answer about another account either; with `is_told`, whether
+    /// Returns whether Graph does not answer about another number either; with `is_told`, whether
     /// that was told.
     fn is_outage(&self, kind: &Kind, is_told: bool) -> bool {
         let faults = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         faults.iter().any(|(other, fault)| {
-            matches!(other, Kind::Unreachable(_)) && other != kind && (fault.is_told || !is_told)
+            let is_recent = fault.last.elapsed() < OUTAGE_WINDOW;
+            let is_other = matches!(other, Kind::Unreachable(_)) && other != kind;
+            is_other && is_recent && (fault.is_told || !is_told)
         })
     }
 
-    /// Ends the faults of an account.
-    fn end(&self, waba_id: &WabaId) {
+    /// Forgets that Graph did not answer about a number: it did, in whatever way.
+    fn forget_unreachable(&self, node: &Node) {
+        let mut faults = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        faults.retain(|kind, fault| {
+            !matches!(kind, Kind::Unreachable(of) if of == node) || fault.is_told
+        });
+    }
+
+    /// Ends the faults of a number, and those of its account.
+    fn end(&self, node: &Node) {
         let mut faults = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut was_told = false;
         faults.retain(|kind, fault| {
-            let is_over = kind.waba_id() == waba_id;
-            was_told |= is_over && (fault.is_told || matches!(kind, Kind::Denied(..)));
+            let is_over = kind.is_of(node);
+            let is_denial = matches!(kind, Kind::Denied(..) | Kind::NodeDenied(..));
+            was_told |= is_over && (fault.is_told || is_denial);
             !is_over
         });
         if was_told {
-            info!(waba.id = %waba_id, "look-ups of account {waba_id} are answered again");
+            let (waba_id, number) = node;
+            info!(waba.id = %waba_id, "look-ups of number {number} are answered again");
         }
     }
 }

@@ -24,32 +24,34 @@ impl Graph {
         portfolio_id: Option<&str>,
     ) -> LookupResult {
         let started = Instant::now();
-        let (answer, http_status, response) =
-            match self.get(waba_id, node_id, "health_status").await {
-                Ok(reply) => {
-                    let objects: Vec<&str> =
-                        [waba_id.as_str()].into_iter().chain(portfolio_id).collect();
-                    let usage = reply.usage.as_deref();
-                    let answer = parse_answer(reply.http_status, usage, &objects, &reply.body);
-                    let body = String::from_utf8_lossy(&reply.body);
-                    let stored = Text::truncate(&body, STORED_LIMIT_BYTES).into_string();
-                    (answer, Some(reply.http_status), Some(stored))
-                }
-                Err(NoReply::NotAsked { denial, reason }) => {
-                    let reason = reason.to_owned();
-                    (Answer::NotAsked { denial, reason }, None, None)
-                }
-                Err(NoReply::Unreachable {
-                    http_status,
-                    reason,
-                }) => (Answer::Unreachable(reason), http_status, None),
-            };
+        let token = self.tokens.for_account(waba_id);
+        let reply = self.get(token.as_deref(), node_id, "health_status").await;
+        let (answer, http_status, response) = match reply {
+            Ok(reply) => {
+                let objects: Vec<&str> =
+                    [waba_id.as_str()].into_iter().chain(portfolio_id).collect();
+                let usage = reply.usage.as_deref();
+                let answer = parse_answer(reply.http_status, usage, &objects, &reply.body);
+                let body = String::from_utf8_lossy(&reply.body);
+                let stored = Text::truncate(&body, STORED_LIMIT_BYTES).into_string();
+                (answer, Some(reply.http_status), Some(stored))
+            }
+            Err(NoReply::NotAsked { denial, reason }) => {
+                let reason = reason.to_owned();
+                (Answer::NotAsked { denial, reason }, None, None)
+            }
+            Err(NoReply::Unreachable {
+                http_status,
+                reason,
+            }) => (Answer::Unreachable(reason), http_status, None),
+        };
         LookupResult {
             answer,
             http_status,
             response,
             fields: NodeFields::default(),
-            caller: self.caller(waba_id),
+            caller: token.map(|token| self.caller_with(&token)),
+            tried_fields: (false, false),
             calls: 1,
             duration: started.elapsed(),
         }
@@ -57,7 +59,9 @@ impl Graph {
 
     /// Reads the fields of a number; `None` if there is no answer with any.
     pub async fn read_number(&self, waba_id: &WabaId, node_id: &str) -> Option<NumberFields> {
-        let reply = self.get(waba_id, node_id, NUMBER_FIELDS).await.ok()?;
+        let token = self.tokens.for_account(waba_id);
+        let reply = self.get(token.as_deref(), node_id, NUMBER_FIELDS).await;
+        let reply = reply.ok()?;
         NumberFields::parse(&successful(&reply)?.body)
     }
 
@@ -67,7 +71,11 @@ impl Graph {
         if !is_id(waba_id.as_str()) {
             return (None, 0);
         }
-        let read = async |fields| self.get(waba_id, waba_id.as_str(), fields).await.ok();
+        let token = self.tokens.for_account(waba_id);
+        let read = async |fields| {
+            let reply = self.get(token.as_deref(), waba_id.as_str(), fields).await;
+            reply.ok()
+        };
         let parse = |reply: &Reply| AccountFields::parse(&successful(reply)?.body);
         let Some(reply) = read(ACCOUNT_FIELDS).await else {
             return (None, 1);

@@ -121,16 +121,20 @@ impl Graph {
         !self.tokens.is_empty()
     }
 
-    /// Returns who asks about this account, if there is a token for it.
+    /// Returns who would ask about this account now, if there is a token for it.
     #[must_use]
     pub(crate) fn caller(&self, waba_id: &WabaId) -> Option<Caller> {
         let token = self.tokens.for_account(waba_id)?;
+        Some(self.caller_with(&token))
+    }
+
+    fn caller_with(&self, token: &Token) -> Caller {
         let index = token.secret_index.load(Ordering::Relaxed);
         let app = self.app_secrets.get(index).map(short_hash);
-        Some(Caller {
+        Caller {
             token: short_hash(&token.secret),
             app: app.unwrap_or_default(),
-        })
+        }
     }
 
     /// Returns how often the access tokens have changed since the start.
@@ -138,18 +142,23 @@ impl Graph {
         self.tokens.generation()
     }
 
-    /// Reads fields of a node that belongs to an account.
+    /// Reads fields of a node with this token.
     ///
     /// # Errors
     /// Meta was not asked, or did not answer.
-    async fn get(&self, waba_id: &WabaId, node_id: &str, fields: &str) -> Result<Reply, NoReply> {
+    async fn get(
+        &self,
+        token: Option<&Token>,
+        node_id: &str,
+        fields: &str,
+    ) -> Result<Reply, NoReply> {
         let started = Instant::now();
         let not_asked = |denial, reason| Err(NoReply::NotAsked { denial, reason });
         if !is_id(node_id) {
             let reason = "the node id is not a number; Meta was not asked";
             return not_asked(Denial::UnknownNode, reason);
         }
-        let Some(token) = self.tokens.for_account(waba_id) else {
+        let Some(token) = token else {
             return not_asked(Denial::NoToken, "no token configured");
         };
         let mut url = self.base.join(node_id).expect("digits join any URL");
@@ -160,7 +169,7 @@ impl Graph {
         for offset in 0..self.app_secrets.len() {
             let index = (last_accepted + offset) % self.app_secrets.len();
             let app_secret = &self.app_secrets[index];
-            let reply = self.send(url.clone(), &token, app_secret, started).await?;
+            let reply = self.send(url.clone(), token, app_secret, started).await?;
             let is_rejected =
                 GraphError::parse(&reply.body).is_some_and(|error| error.is_invalid_proof());
             if !is_rejected {

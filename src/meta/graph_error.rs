@@ -77,7 +77,7 @@ pub enum Denial {
     NoProof,
     /// The app takes calls only from other addresses.
     IpAllowlist,
-    /// Graph does not know the configured version.
+    /// Graph does not know the configured version, or not the field.
     GraphVersion,
     /// The node does not exist, is of another kind, or is not visible to the token.
     UnknownNode,
@@ -247,6 +247,7 @@ impl GraphError {
             2500 => Meaning::Denied(Denial::GraphVersion),
             100 if says("appsecret_proof") && says("require") => Meaning::Denied(Denial::NoProof),
             100 if says("appsecret_proof") => Meaning::Denied(Denial::OtherApp),
+            100 if says("nonexisting field") => Meaning::Denied(Denial::GraphVersion),
             33 | 100 | 803 => Meaning::Denied(Denial::UnknownNode),
             _ if self.is_transient => Meaning::Passing,
             _ => Meaning::Unknown,
@@ -369,7 +370,7 @@ mod tests {
             (
                 100,
                 "(#100) Tried accessing nonexisting field (health_status)",
-                Denial::UnknownNode,
+                Denial::GraphVersion,
             ),
         ] {
             assert_eq!(

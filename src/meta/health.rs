@@ -25,7 +25,7 @@ const NOTE_LIMIT: usize = 16;
 pub enum Answer {
     /// Meta reported the health of these entities. At least one has a verdict.
     Health(Vec<Entity>),
-    /// Meta answered, but no entity has a verdict.
+    /// Meta answered, but no entity that sends has a verdict.
     NoVerdict {
         /// The entities that have errors or notes.
         entities: Vec<Entity>,
@@ -137,6 +137,8 @@ pub struct LookupResult {
     pub fields: NodeFields,
     /// Who asked. `None` if there was no token.
     pub caller: Option<Caller>,
+    /// Whether it was tried to read the fields of the number, and of the account.
+    pub tried_fields: (bool, bool),
     /// The calls to Graph that it took.
     pub calls: u16,
     /// The duration of the look-up.
@@ -313,7 +315,11 @@ pub fn parse_answer(
         .take(ENTITY_LIMIT)
         .filter_map(parse_entity)
         .collect();
-    let has_verdict = |entity: &Entity| entity.can_send_message != CanSend::Unstated;
+    // The app that asks sends nothing of the account's, nor does a template.
+    let has_verdict = |entity: &Entity| {
+        entity.can_send_message != CanSend::Unstated
+            && !["APP", "MESSAGE_TEMPLATE", "FLOW"].contains(&entity.entity_type.as_str())
+    };
     if entities.iter().any(has_verdict) {
         Answer::Health(entities)
     } else {

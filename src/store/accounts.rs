@@ -17,12 +17,12 @@ pub(super) async fn note_fields(
     let business = entities
         .iter()
         .find(|entity| entity.entity_type == "BUSINESS" && is_id(&entity.id));
-    let is_read = lookup.fields.account.is_some();
+    let is_tried = lookup.tried_fields.1;
     let fields = lookup.fields.account.clone().unwrap_or_default();
     let portfolio_id = fields
         .portfolio_id
         .or_else(|| business.map(|business| business.id.clone()));
-    if !is_read && portfolio_id.is_none() {
+    if !is_tried && portfolio_id.is_none() {
         return Ok(());
     }
     sqlx::query!(
@@ -39,7 +39,7 @@ pub(super) async fn note_fields(
         fields.name,
         portfolio_id,
         fields.portfolio_name,
-        is_read,
+        is_tried,
     )
     .execute(db)
     .await?;

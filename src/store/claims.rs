@@ -34,6 +34,12 @@ pub struct Claim {
 }
 
 impl Claim {
+    /// Returns whether it may use the calls that are kept for first look-ups and for tries after a
+    /// refusal.
+    fn may_use_reserve(&self) -> bool {
+        self.answers == 0 || self.is_probe
+    }
+
     /// The progress before this look-up.
     #[must_use]
     pub fn progress(&self) -> Progress {
@@ -139,6 +145,7 @@ async fn fair_share(
                 and (n.check_lease_until is null or n.check_lease_until <= now())
                 and (a.lookups_paused_until is null or a.lookups_paused_until <= now())
                 and (a.denied_until is null or a.denied_until <= now())
+                and (a.denial is null or n.waba_id <> all($2))
                 and not exists (select from graph_limits l
                                  where l.scope = 'account' and l.key = n.waba_id
                                    and l.until > now())
@@ -203,8 +210,9 @@ async fn claim(
                      n.phone_number_id as "phone_number_id: _", n.check_attempt as attempt,
                      n.check_answers as answers, n.check_failures as failures, a.portfolio_id,
                      coalesce(n.fields_read_at < now() - $6::interval, true)
-                       and $7 >= (select count(*) from affected_numbers
-                                   where incident_id = n.incident_id)
+                       and ($7 >= (select count(*) from affected_numbers
+                                    where incident_id = n.incident_id)
+                            or coalesce(n.findings ->> 'field_explained' = 'true', false))
                        as "wants_number_fields!",
                      coalesce(a.fields_read_at < now() - $6::interval, true)
                        as "wants_account_fields!",
@@ -230,8 +238,8 @@ fn to_bigint(limit: usize) -> i64 {
 }
 
 /// Takes a look-up from the hourly budget of the account and the caller's token. Returns `false` if
-/// that is used up, or if Meta throttles the caller: then the claim is released, and the account or
-/// the number rests until the next one is possible.
+/// that is used up, or if Meta throttles the caller: then the claim is released, and the number
+/// rests until the next one is possible; the account does if its reserve is used up as well.
 ///
 /// # Errors
 /// Nothing is taken; the claim expires with its lease.
@@ -256,7 +264,12 @@ pub async fn take_from_budget(
         // Without a grant the budget is used up, or another process has the claim and there is
         // nothing to do.
         if !granted && release(&mut transaction, claim).await? {
-            pause_account(&mut transaction, claim, caller).await?;
+            let until = room_at(&mut transaction, claim, caller).await?;
+            if claim.may_use_reserve() {
+                pause_account(&mut transaction, claim, until).await?;
+            } else {
+                postpone(&mut transaction, claim, until).await?;
+            }
         }
         granted
     };
@@ -272,8 +285,10 @@ async fn grant(
     claim: &Claim,
     caller: Option<&Caller>,
 ) -> Result<bool, StoreError> {
-    let may_use_reserve = claim.answers == 0 || claim.is_probe;
-    let reserved = if may_use_reserve { 0 } else { RESERVED_CALLS };
+    let reserved = match claim.may_use_reserve() {
+        true => 0,
+        false => RESERVED_CALLS,
+    };
     let granted = sqlx::query!(
         "update affected_numbers
             set check_started_at = now()
@@ -298,23 +313,35 @@ async fn grant(
     Ok(granted.rows_affected() == 1)
 }
 
-/// Lets an account rest until the oldest look-up of the last hour with this token is an hour old.
-async fn pause_account(
+/// Returns when the oldest look-up of the last hour with this token is an hour old.
+async fn room_at(
     db: &mut PgConnection,
     claim: &Claim,
     caller: Option<&Caller>,
-) -> Result<(), StoreError> {
-    sqlx::query!(
-        "update accounts
-            set lookups_paused_until =
-                  greatest(lookups_paused_until, now() + interval '10 seconds',
-                           (select min(checked_at) + interval '1 hour'
-                              from health_checks
-                             where waba_id = $1 and checked_at > now() - interval '1 hour'
-                               and outcome <> 'not_asked' and token is not distinct from $2))
-          where waba_id = $1",
+) -> Result<OffsetDateTime, StoreError> {
+    let at = sqlx::query_scalar!(
+        r#"select greatest(min(checked_at) + interval '1 hour', now() + interval '10 seconds')
+                  as "at!"
+             from health_checks
+            where waba_id = $1 and checked_at > now() - interval '1 hour'
+              and outcome <> 'not_asked' and token is not distinct from $2"#,
         claim.waba_id.as_str(),
         caller.map(|caller| &caller.token),
+    );
+    Ok(at.fetch_one(db).await?)
+}
+
+/// Lets an account rest until this time.
+async fn pause_account(
+    db: &mut PgConnection,
+    claim: &Claim,
+    until: OffsetDateTime,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "update accounts set lookups_paused_until = greatest(lookups_paused_until, $2)
+          where waba_id = $1",
+        claim.waba_id.as_str(),
+        until,
     )
     .execute(db)
     .await?;

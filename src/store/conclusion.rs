@@ -72,6 +72,7 @@ pub async fn save(
 
 /// The open incident of a claim, with the state of the claim's number.
 struct OpenIncident {
+    /// The time of the last failure, or error of the account.
     last_failure_at: OffsetDateTime,
     /// Whether it was over when it was first seen: it waits only for its first answers.
     is_over: bool,
@@ -87,7 +88,10 @@ async fn open_incident(
     claim: &Claim,
 ) -> Result<Option<OpenIncident>, StoreError> {
     let row = sqlx::query!(
-        r#"select i.last_failure_at, i.ended_at is not null as "is_over!",
+        r#"select greatest(i.last_failure_at, (select max(occurred_at) from account_events
+                                                where waba_id = i.waba_id and event = 'error'
+                                                  and occurred_at >= i.opened_at))
+                    as "last_failure_at!", i.ended_at is not null as "is_over!",
                   i.cause as "cause: Word<LockoutCause>", n.clear_since,
                   n.findings as "findings: Json<NumberFindings>"
              from affected_numbers n
@@ -155,6 +159,7 @@ impl Step<'_> {
                 &self.findings,
                 &lookup.fields,
                 &incident.findings,
+                &self.claim.waba_id,
             );
         extend_clear_run(
             incident.clear_since,
@@ -210,9 +215,8 @@ impl Step<'_> {
             check.id,
             check.checked_at,
             Json(&findings) as _,
-            lookup.fields.number.is_some(),
-            // Where a field explains the lock, it also tells when that is over.
-            findings.is_explained_by_a_field(),
+            lookup.tried_fields.0,
+            findings.field_explained,
         )
         .execute(db)
         .await?;
@@ -273,7 +277,8 @@ impl NumberState {
             r#"select failure_count, latest_answer_at, clear_since, check_answers, check_failures,
                       findings as "findings: Json<NumberFindings>"
                  from affected_numbers
-                where incident_id = $1 and waba_id = $2"#,
+                where incident_id = $1 and waba_id = $2
+                order by phone_number_id"#,
             claim.incident_id,
             claim.waba_id.as_str(),
         )

@@ -203,9 +203,9 @@ pub(super) async fn note_error(
 ) -> Result<(), StoreError> {
     sqlx::query!(
         "update incidents i
-            set opened_at        = least(i.opened_at, e.at),
-                last_evidence_at = greatest(i.last_evidence_at, e.at)
-           from (select id, waba_id, max(at) as at
+            set opened_at        = least(i.opened_at, e.first),
+                last_evidence_at = greatest(i.last_evidence_at, e.last)
+           from (select id, waba_id, min(at) as first, max(at) as last
                    from unnest($1::bigint[], $2::text[], $3::timestamptz[]) as e(id, waba_id, at)
                   group by id, waba_id) e
           where i.id = e.id and i.waba_id = e.waba_id",

@@ -101,7 +101,10 @@ async fn note_access(
         .filter(|denial| denial.is_of_all_accounts())
         .map(|denial| denial.as_str())
         .collect();
-    sqlx::query!(
+    if matches!(answer, Answer::NotAsked { .. }) {
+        return Ok(());
+    }
+    let freed = sqlx::query!(
         "update accounts a
             set denial = null, denied_token = null, denied_until = null
            from (select waba_id from accounts
@@ -114,7 +117,7 @@ async fn note_access(
     )
     .execute(&mut *db)
     .await?;
-    if answer.denial().is_none() {
+    if answer.denial().is_none() || freed.rows_affected() > 0 {
         sqlx::query!(
             "update affected_numbers
                 set check_due_at = now()
@@ -138,15 +141,20 @@ pub struct DeniedAccount {
     pub token: Option<String>,
 }
 
-/// Lists the accounts with an open incident whose look-ups are refused for a reason of the account.
+/// Lists the accounts with an open incident whose look-ups are refused.
 pub async fn denied_accounts(db: &PgPool) -> Result<Vec<DeniedAccount>, StoreError> {
     let accounts = sqlx::query_as!(
         DeniedAccount,
-        r#"select a.waba_id as "waba_id: _", a.denied_token as token
+        r#"select a.waba_id as "waba_id: _",
+                  case when a.denial is not null then a.denied_token
+                       else (select token from health_checks c
+                              where c.waba_id = a.waba_id
+                              order by checked_at desc
+                              limit 1) end as token
              from accounts a
-            where a.denial is not null
-              and exists (select from incidents i
-                           where i.waba_id = a.waba_id and i.resolved_at is null)"#
+            where exists (select from incidents i
+                           where i.waba_id = a.waba_id and i.resolved_at is null
+                             and (a.denial is not null or i.cause = 'lookup_denied'))"#
     );
     Ok(accounts.fetch_all(db).await?)
 }
@@ -159,15 +167,19 @@ pub async fn denied_accounts(db: &PgPool) -> Result<Vec<DeniedAccount>, StoreErr
 /// Nothing is changed.
 pub async fn probe(db: &PgPool, accounts: Option<&[WabaId]>) -> Result<(), StoreError> {
     let mut transaction = db.begin().await?;
+    // Locked in one order, so that two of these never wait for each other.
     let accounts = sqlx::query_scalar!(
-        r#"select waba_id as "waba_id: WabaId"
-             from incidents
-            where resolved_at is null
-              and (waba_id = any($1)
-                   or $1 is null
-                      and (cause = 'lookup_denied'
-                           or waba_id in (select waba_id from accounts where denial is not null)))
-              and pg_try_advisory_xact_lock(hashtextextended(waba_id, 131031))"#,
+        r#"select waba_id as "waba_id!: WabaId"
+             from (select distinct waba_id
+                     from incidents
+                    where resolved_at is null
+                      and (waba_id = any($1)
+                           or $1 is null
+                              and (cause = 'lookup_denied'
+                                   or waba_id in (select waba_id from accounts
+                                                   where denial is not null)))
+                    order by waba_id) denied
+             join lateral pg_advisory_xact_lock(hashtextextended(waba_id, 131031)) on true"#,
         accounts as Option<&[WabaId]>,
     )
     .fetch_all(&mut *transaction)

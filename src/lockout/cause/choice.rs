@@ -10,10 +10,10 @@ use serde::{Deserialize, Serialize};
 use super::LockoutCause;
 use super::findings::{
     Finding, Scope, Severity, Source, finding_of_state, findings_of_account, findings_of_entities,
-    findings_of_number,
+    findings_of_number, other_account, verdict,
 };
 use crate::meta::graph_error::Denial;
-use crate::meta::health::Answer;
+use crate::meta::health::{Answer, CanSend};
 use crate::meta::ids::WabaId;
 use crate::meta::node_fields::NodeFields;
 
@@ -31,6 +31,8 @@ pub struct NumberFindings {
     pub answered: Option<i64>,
     /// Why the latest look-up was refused, if it was.
     pub denied: Option<Denied>,
+    /// Whether a field beside the health has explained the lock: then it tells when that is over.
+    pub field_explained: bool,
 }
 
 /// A finding, and the check that showed it.
@@ -162,13 +164,16 @@ impl NumberFindings {
             }
         }
         // What was not read again still stands.
-        let is_new = answer.denial().is_none();
+        let is_new = answer.denial().is_none() || answer.entities().is_some();
         self.also
             .retain(|finding| match (finding.source, finding.scope) {
                 (Source::Field, Scope::Number) => fields.number.is_none(),
                 (Source::Field, Scope::Account) => fields.account.is_none(),
                 _ => !is_new,
             });
+        let is_explaining_field =
+            |finding: &Finding| finding.source == Source::Field && finding.explains.is_some();
+        self.field_explained |= findings.iter().any(is_explaining_field);
         for finding in findings {
             let best = match (finding.explains, finding.scope) {
                 (None, _) => {
@@ -187,30 +192,39 @@ impl NumberFindings {
         }
     }
 
-    /// Returns whether a field beside the health explained the lock: then it has to be read again.
-    #[must_use]
-    pub fn is_explained_by_a_field(&self) -> bool {
-        let explanations = self.account.iter().chain(&self.number);
-        let mut sources = explanations.map(|shown| shown.finding.source);
-        sources.any(|source| source == Source::Field)
-    }
-
     fn has_answer(&self) -> bool {
         self.answered.is_some() || self.denied.is_some()
     }
 }
 
-/// Returns whether a check shows that the number is clear of everything that can explain a lock.
+/// Returns whether a check shows that the number is clear of everything that can explain a lock. It
+/// has to answer the question: what was blocked must have a verdict again, and an answer about
+/// another account is none.
 #[must_use]
 pub fn is_clear(
     answer: &Answer,
     findings: &[Finding],
     fields: &NodeFields,
     before: &NumberFindings,
+    waba_id: &WabaId,
 ) -> bool {
-    matches!(answer, Answer::Health(_))
-        && explain_nothing(findings)
-        && (fields.number.is_some() || !before.is_explained_by_a_field())
+    let Answer::Health(entities) = answer else {
+        return false;
+    };
+    let has_verdict = |kind: &str| {
+        let mut of_kind = entities.iter().filter(|entity| entity.entity_type == kind);
+        of_kind.any(|entity| entity.can_send_message != CanSend::Unstated)
+    };
+    let blocked = before.account.iter().chain(&before.number);
+    let mut blocked = blocked
+        .map(|shown| &shown.finding)
+        .filter(|finding| finding.source == Source::Check)
+        .filter_map(|finding| finding.entity_type.as_deref());
+    explain_nothing(findings)
+        && verdict(entities, waba_id).is_some()
+        && other_account(entities, waba_id).is_none()
+        && blocked.all(has_verdict)
+        && (fields.number.is_some() || !before.field_explained)
 }
 
 /// Chooses the cause of an incident from the findings of its numbers. `None` while no answer says
@@ -227,12 +241,23 @@ pub fn choose(numbers: &[NumberEvidence<'_>]) -> Option<Cause> {
         return Some(cause_of(shown));
     }
     let explained = |number: &&NumberEvidence<'_>| number.findings.number.is_some();
-    if let Some(most) = numbers
-        .iter()
-        .filter(explained)
-        .max_by_key(|number| number.failure_count)
-    {
-        let others = || numbers.iter().filter(|number| !explained(number));
+    // A node without failures has none to explain, unless there is no other.
+    let has_failures = numbers.iter().any(|number| number.failure_count > 0);
+    let affected = || {
+        let counts = move |number: &&NumberEvidence<'_>| !has_failures || number.failure_count > 0;
+        numbers.iter().filter(counts)
+    };
+    if let Some(most) = affected().filter(explained).max_by_key(|number| {
+        (
+            number.failure_count,
+            number
+                .findings
+                .number
+                .as_ref()
+                .map(|shown| Reverse(rank(shown))),
+        )
+    }) {
+        let others = || affected().filter(|number| !explained(number));
         if others().next().is_none() {
             return most.findings.number.as_ref().map(cause_of);
         }

@@ -261,7 +261,7 @@ fn role(entity: &Entity, has_other_account: bool) -> Role {
 
 /// Returns the account of the node, if that is another one. Meta's test numbers have no account id
 /// in their callbacks, so theirs is not compared.
-fn other_account<'e>(entities: &'e [Entity], waba_id: &WabaId) -> Option<&'e str> {
+pub(super) fn other_account<'e>(entities: &'e [Entity], waba_id: &WabaId) -> Option<&'e str> {
     let is_known = !waba_id.as_str().starts_with("phone:");
     let mut accounts = entities
         .iter()

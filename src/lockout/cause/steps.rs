@@ -162,8 +162,8 @@ pub(crate) fn denial_step(denial: Denial) -> &'static str {
              settings > Advanced > Security > Server IP allowlist)."
         }
         Denial::GraphVersion => {
-            "Set META_GRAPH_VERSION to a version that exists, such as v25.0: Graph does not know \
-             the configured one."
+            "Set META_GRAPH_VERSION to a version that exists, such as v25.0, and check that the id is \
+             that of a phone number: Graph does not know the version, or not the field."
         }
         Denial::UnknownNode => {
             "Check whether the number still exists and which business owns it; if it does, give \

@@ -406,6 +406,22 @@ fn a_number_explains_its_own_failures() {
         "of several, the one with most failures"
     );
     assert_eq!(kind(&[(one, &registration), (many, &waiting)]), None);
+    assert_eq!(
+        kind(&[(one, &registration), (0, &silent)]),
+        Some(LockoutCause::PhoneRegistration),
+        "a node without failures has none to explain"
+    );
+    let pin = shown_by(health(&[entity("PHONE_NUMBER", "BLOCKED", &[133_005])]));
+    for numbers in [
+        [(one, &registration), (one, &pin)],
+        [(one, &pin), (one, &registration)],
+    ] {
+        assert_eq!(
+            kind(&numbers),
+            Some(LockoutCause::PhoneRegistration),
+            "as many failures"
+        );
+    }
     let policy = shown_by(health(&[entity("BUSINESS", "BLOCKED", &[141_005])]));
     assert_eq!(
         kind(&[(many, &registration), (one, &policy)]),
@@ -459,24 +475,48 @@ fn an_answer_without_a_reason_is_better_than_none() {
 fn a_check_is_clear_only_if_it_explains_nothing() {
     let clear = |answer: &Answer, fields: &NodeFields, before: &NumberFindings| {
         let findings = findings_of(answer, fields, &WabaId::parse(WABA).unwrap(), NUMBER);
-        is_clear(answer, &findings, fields, before)
+        let waba_id = WabaId::parse(WABA).unwrap();
+        is_clear(answer, &findings, fields, before, &waba_id)
     };
     let none = NodeFields::default();
     let nothing = NumberFindings::default();
+    let blocked_number = health(&[entity("PHONE_NUMBER", "BLOCKED", &[141_000])]);
     let available = health(&[entity("WABA", "AVAILABLE", &[])]);
     assert!(clear(&available, &none, &nothing));
     let everyday = health(&[entity("BUSINESS", "LIMITED", &[141_010])]);
     assert!(clear(&everyday, &none, &nothing));
+    let moved = Entity {
+        id: "999".into(),
+        ..entity("WABA", "AVAILABLE", &[])
+    };
+    let elsewhere = health(&[entity("PHONE_NUMBER", "AVAILABLE", &[]), moved]);
+    assert!(!clear(&elsewhere, &none, &nothing), "another account");
+    let only_app = health(&[entity("APP", "AVAILABLE", &[])]);
+    assert!(!clear(&only_app, &none, &nothing), "the app sends nothing");
+    let payment = shown_by(health(&[entity("WABA", "BLOCKED", &[141_006])]));
+    let number_alone = health(&[entity("PHONE_NUMBER", "AVAILABLE", &[])]);
+    assert!(
+        !clear(&number_alone, &none, &payment),
+        "no verdict on what was blocked"
+    );
+    assert!(clear(&available, &none, &payment));
     let lesser = health(&[entity("WABA", "AVAILABLE", &[141_006])]);
     assert!(!clear(&lesser, &none, &nothing));
     assert!(!clear(&refused(Denial::TokenInvalid), &none, &nothing));
     assert!(!clear(&state(368), &none, &nothing));
-    let banned = shown(&[(available.clone(), number_fields("BANNED"))]);
+    let banned = shown(&[
+        (blocked_number, none.clone()),
+        (available.clone(), number_fields("BANNED")),
+    ]);
     assert!(
         !clear(&available, &none, &banned),
         "the status was not read"
     );
-    assert!(clear(&available, &number_fields("CONNECTED"), &banned));
+    let connected = health(&[
+        entity("WABA", "AVAILABLE", &[]),
+        entity("PHONE_NUMBER", "AVAILABLE", &[]),
+    ]);
+    assert!(clear(&connected, &number_fields("CONNECTED"), &banned));
 }
 
 #[test]

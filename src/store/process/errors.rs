@@ -9,7 +9,8 @@ use crate::meta::ids::{PhoneNumberId, Text};
 use crate::meta::status::AccountError;
 use crate::store::{StoreError, interval};
 
-/// Meta repeats a callback for seven days. Later, the same error is another one.
+/// Meta repeats a callback for seven days. Later, or after the incident has ended otherwise than by
+/// silence, the same error is another one.
 const REPEAT_WINDOW: std::time::Duration = std::time::Duration::from_secs(7 * 24 * 60 * 60);
 
 /// Records the errors of accounts in these callbacks that are not recorded yet. Each is evidence:
@@ -56,8 +57,12 @@ async fn insert(
         "insert into account_events (waba_id, field, event, state, detail, occurred_at, received_at,
                                      digest, capture_id)
          select $1, 'messages', 'error', $2, $3, $4, $4, $5, $6
-          where not exists (select from account_events
+          where not exists (select from account_events e
                              where waba_id = $1 and digest = $5
+                               and not exists (select from incidents i
+                                                where i.waba_id = $1 and i.resolution <> 'quiet'
+                                                  and i.ended_at > e.received_at
+                                                  and i.ended_at <= $4)
                                and received_at between $4::timestamptz - $7::interval
                                                    and $4::timestamptz + $7::interval)",
         error.waba_id.as_str(),
@@ -73,8 +78,8 @@ async fn insert(
     Ok(inserted.rows_affected() > 0)
 }
 
-/// Adds the number of an error to its incident, without a failure. Without a number, the account's
-/// own node is looked up.
+/// Adds the number of an error to its incident, without a failure. Where there is no number, the
+/// account's own node is looked up.
 async fn add_number(
     db: &mut PgConnection,
     error: &AccountError,
@@ -87,7 +92,9 @@ async fn add_number(
         "insert into affected_numbers (incident_id, waba_id, phone_number_id, display_phone_number,
                                        first_failure_at, last_failure_at, failure_count,
                                        check_due_at)
-         values ($1, $2, $3, $4, $5, $5, 0, case when $6 then now() end)
+         select $1, $2, $3, $4, $5, $5, 0, case when $6 then now() end
+          where $7 or not exists (select from affected_numbers
+                                   where incident_id = $1 and waba_id = $2)
              on conflict (incident_id, phone_number_id, waba_id) do nothing",
         incident_id,
         waba_id,
@@ -95,6 +102,7 @@ async fn add_number(
         error.display_phone_number.as_ref().map(Text::as_str),
         error.occurred_at,
         is_open,
+        node.is_some(),
     )
     .execute(db)
     .await?;

@@ -92,7 +92,7 @@ fn scripts_with_secrets(echoes: &[String], proof: &str) -> Vec<Vec<Step>> {
         answer("200 OK", format!("{ACCESS_TOKEN} as text")),
         answer(
             &format!("400 Bad Request\r\nx-business-use-case-usage: {ACCESS_TOKEN}"),
-            r#"{"error":{"code":4}}"#,
+            r#"{"error":{"code":80008}}"#,
         ),
     ]);
     scripts
