@@ -20,7 +20,7 @@ use self::faults::Faults;
 use crate::error_chain::error_chain;
 use crate::graph::Graph;
 use crate::lookup::{Question, look_up};
-use crate::meta::health::{Answer, LookupResult};
+use crate::meta::health::{Answer, Caller, LookupResult};
 use crate::meta::ids::WabaId;
 use crate::meta::node_fields::NodeFields;
 use crate::metrics::FollowUpMetrics;
@@ -235,10 +235,9 @@ impl FollowUp {
         let lookup = look_up(&self.graph, &question).await;
         self.metrics.count_lookup(&lookup);
         self.faults.note(&claim, &lookup.answer);
-        // A refusal of the old token that came after the new one was there.
-        if lookup.answer.denial().is_some() && lookup.caller != self.graph.caller(&claim.waba_id) {
-            self.has_stale_refusal.store(true, Ordering::Relaxed);
-        }
+        let token = |caller: Option<Caller>| Some(caller?.token);
+        let was_refused = lookup.answer.denial().is_some();
+        let asked_with = token(lookup.caller.clone());
         match self.save(&claim, lookup).await {
             Ok(SavedCheck::Concluded) => self.woken.changed.notify_one(),
             Ok(SavedCheck::Late) => debug!(
@@ -250,6 +249,10 @@ impl FollowUp {
                 "a health check was not saved and will be done again: {}",
                 error_chain(&error)
             ),
+        }
+        // A refusal of the old token that comes when there is a new one.
+        if was_refused && asked_with != token(self.graph.caller(&claim.waba_id)) {
+            self.has_stale_refusal.store(true, Ordering::Relaxed);
         }
     }
 

@@ -73,7 +73,7 @@ async fn seed(app: &TestApp) {
         ],
     );
     app.simulator
-        .set_scenarios(OTHER_NUMBER, [Scenario::ExpiredToken, Scenario::Available]);
+        .set_scenarios(OTHER_NUMBER, [Scenario::UnknownNode, Scenario::Available]);
     app.deliver(&storm()).await;
     let numbers = "select count(distinct phone_number_id) from health_checks";
     app.eventually("every number is looked up", async || {
