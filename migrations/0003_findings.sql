@@ -70,3 +70,5 @@ create table account_events (
 comment on table account_events is 'What Meta reported about an account itself; kept like incidents';
 
 create index account_events_by_digest on account_events (waba_id, digest, received_at);
+-- The notices around an incident.
+create index account_events_by_time on account_events (waba_id, occurred_at);

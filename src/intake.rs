@@ -1,4 +1,4 @@
-//! Intake: what a callback holds, failed messages and unreadable parts.
+//! Intake: what a callback holds, failed messages, account events and unreadable parts.
 //!
 //! A callback is a JSON object: `entry[]` (one per account), in it `changes[]`, and in a change
 //! `value.statuses[]`, one per message
@@ -13,8 +13,9 @@ use bytes::Bytes;
 use serde_json::value::RawValue;
 use time::OffsetDateTime;
 
+use crate::meta::event::{AccountEvent, account_field, parse_event};
 use crate::meta::ids::{IdError, PhoneNumberId, Text, WabaId};
-use crate::meta::interest::may_concern_us;
+use crate::meta::interest::{has_watched_code, may_concern_us};
 use crate::meta::json::{elements, fields, repair_text, scalar};
 use crate::meta::status::{
     AccountError, FailedMessage, Sender, parse_account_error, parse_failure,
@@ -27,7 +28,9 @@ pub struct Intake {
     pub failures: Vec<FailedMessage>,
     /// The errors of accounts themselves with a watched code.
     pub account_errors: Vec<AccountError>,
-    /// The elements that contain a watched code and could not be parsed.
+    /// The events of accounts.
+    pub events: Vec<AccountEvent>,
+    /// The elements that may matter and could not be parsed.
     pub unreadable: Vec<UnreadablePart>,
 }
 
@@ -64,7 +67,10 @@ impl Intake {
     /// Returns whether nothing was found.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.failures.is_empty() && self.account_errors.is_empty() && self.unreadable.is_empty()
+        self.failures.is_empty()
+            && self.account_errors.is_empty()
+            && self.events.is_empty()
+            && self.unreadable.is_empty()
     }
 }
 
@@ -91,7 +97,7 @@ impl Parser<'_> {
     }
 
     fn parse_entry(&mut self, entry: &RawValue) {
-        let Some([id, changes]) = fields(entry.get(), ["id", "changes"]) else {
+        let Some([id, changes, time]) = fields(entry.get(), ["id", "changes", "time"]) else {
             return self.add_unreadable(None, entry.get(), "the entry is not an object");
         };
         let id = id.and_then(scalar).ok_or(IdError::Empty);
@@ -107,7 +113,23 @@ impl Parser<'_> {
             return self.add_unreadable(Some(&id), entry.get(), reason);
         };
         for change in changes {
-            self.parse_change(&id, change);
+            match account_field(change) {
+                Some(field) => self.parse_event(&id, time, field, change),
+                None => self.parse_change(&id, change),
+            }
+        }
+    }
+
+    fn parse_event(
+        &mut self,
+        entry: &WabaId,
+        time: Option<&RawValue>,
+        field: Text,
+        change: &RawValue,
+    ) {
+        match parse_event(field, change, entry, time, self.received_at) {
+            Ok(event) => self.contents.events.push(event),
+            Err(reason) => self.add_unreadable(Some(entry), change.get(), reason),
         }
     }
 
@@ -125,10 +147,10 @@ impl Parser<'_> {
             return self.add_unreadable(Some(entry), change.get(), reason);
         };
         let sender = parse_sender(entry, metadata);
-        if let Some(errors) = errors.filter(|list| may_concern_us(list.get().as_bytes())) {
+        if let Some(errors) = errors.filter(|list| has_watched_code(list.get().as_bytes())) {
             self.parse_account_errors(entry, sender.as_ref().ok(), errors);
         }
-        let Some(statuses) = statuses.filter(|list| may_concern_us(list.get().as_bytes())) else {
+        let Some(statuses) = statuses.filter(|list| has_watched_code(list.get().as_bytes())) else {
             return;
         };
         match sender {

@@ -439,5 +439,7 @@ fn read(callbacks: Vec<InboxCallback>) -> (Vec<ReadCallback>, Vec<i64>) {
 fn accounts_of(callback: &ReadCallback) -> impl Iterator<Item = &WabaId> {
     let intake = &callback.intake;
     let failures = intake.failures.iter().map(|failure| &failure.waba_id);
-    failures.chain(intake.account_errors.iter().map(|error| &error.waba_id))
+    failures
+        .chain(intake.account_errors.iter().map(|error| &error.waba_id))
+        .chain(intake.events.iter().map(|event| &event.waba_id))
 }

@@ -97,7 +97,7 @@ fn assert_leads_to_a_cause(answer: &Answer) {
         findings: &number,
         is_given_up: false,
     };
-    let cause = cause::choose(&[evidence]).expect("an answer has a cause");
+    let cause = cause::choose(&[evidence], &[]).expect("an answer has a cause");
     assert!(!cause.summary.is_empty());
     let steps = cause::next_steps(&Advice {
         cause: cause.kind,

@@ -226,9 +226,12 @@ fn choose_cause(answer: &Answer, fields: &NodeFields, findings: &[Finding]) -> O
     }
     let mut number = NumberFindings::default();
     number.add(0, answer, fields, findings.to_vec());
-    choose(&[NumberEvidence {
-        failure_count: 0,
-        findings: &number,
-        is_given_up: true,
-    }])
+    choose(
+        &[NumberEvidence {
+            failure_count: 0,
+            findings: &number,
+            is_given_up: true,
+        }],
+        &[],
+    )
 }

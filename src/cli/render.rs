@@ -167,6 +167,16 @@ pub(super) fn incident_details(report: &IncidentReport) -> String {
     if let Some(previous) = incident.previous_incident_id {
         push_field("Previous", &format!("incident {previous}"));
     }
+    if !report.account_events.is_empty() {
+        lines.push(heading("Meta's notices"));
+        let events = report.account_events.iter().rev().take(ALSO_FOUND_LIMIT);
+        lines.extend(events.map(|event| {
+            let words = [event.state.as_deref(), event.detail.as_deref()];
+            let words: Vec<&str> = words.into_iter().flatten().collect();
+            let at = format_time(event.occurred_at);
+            wrap_paragraph("  ", &format!("{at}  {} {}", event.event, words.join(": ")))
+        }));
+    }
     if !report.also_found.is_empty() {
         lines.push(heading("Also found"));
         let found = report.also_found.iter().take(ALSO_FOUND_LIMIT);

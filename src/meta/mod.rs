@@ -5,6 +5,7 @@
 //! | [`signature`] | sign a body as Meta does, and verify a signature |
 //! | [`interest`] | whether the bytes of a callback may concern Lockwatch |
 //! | [`status`] | one failed message |
+//! | [`event`] | one event of an account |
 //! | [`health`] | parse an answer to a `health_status` look-up |
 //! | [`graph_error`] | errors of the Graph API, and what they mean |
 //! | [`node_fields`] | the fields of a number and an account beside the health |
@@ -18,6 +19,7 @@
 
 pub mod capture;
 pub mod compose;
+pub mod event;
 pub mod graph_error;
 pub mod health;
 pub mod ids;

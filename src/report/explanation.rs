@@ -8,8 +8,11 @@ use utoipa::ToSchema;
 
 use super::NumberReport;
 use super::text::{format_count, format_number};
-use crate::lockout::cause::{Advice, Finding, LockoutCause, Scope, next_steps};
+use crate::lockout::cause::{
+    Advice, Finding, LockoutCause, Notice, Scope, findings_of_notices, next_steps,
+};
 use crate::lockout::schedule::LASTING_FAILURES;
+use crate::store::events::AccountEvent;
 use crate::store::incidents::{AffectedNumbers, Incident};
 
 /// What was found beside the cause of an incident.
@@ -33,6 +36,32 @@ pub struct AlsoFound {
     pub error_code: Option<i64>,
     /// Meta's own advice.
     pub possible_solution: Option<String>,
+}
+
+impl AlsoFound {
+    fn new(finding: &Finding, phone_number_id: Option<String>) -> Self {
+        Self {
+            scope: finding.scope,
+            phone_number_id,
+            can_explain: finding.explains.is_some(),
+            summary: finding.summary.clone(),
+            entity_type: finding.entity_type.clone(),
+            entity_id: finding.entity_id.clone(),
+            error_code: finding.error_code,
+            possible_solution: finding.possible_solution.clone(),
+        }
+    }
+}
+
+fn notice(event: &AccountEvent) -> Notice {
+    Notice {
+        field: event.field.clone(),
+        event: event.event.clone(),
+        state: event.state.clone(),
+        detail: event.detail.clone(),
+        occurred_at: event.occurred_at,
+        expires_at: event.expires_at,
+    }
 }
 
 /// Returns the cause in a sentence, with the failures that it explains if those are not all.
@@ -60,9 +89,20 @@ pub(super) fn cause_summary(incident: &Incident, numbers: &AffectedNumbers) -> O
 }
 
 /// Returns what was found beside the cause, each thing once: about the account first.
-pub(super) fn also_found(incident: &Incident, numbers: &AffectedNumbers) -> Vec<AlsoFound> {
+pub(super) fn also_found(
+    incident: &Incident,
+    numbers: &AffectedNumbers,
+    events: &[AccountEvent],
+) -> Vec<AlsoFound> {
     let mut told: BTreeSet<&str> = incident.cause_summary.as_deref().into_iter().collect();
     let mut found = Vec::new();
+    let notices: Vec<Notice> = events.iter().map(notice).collect();
+    let notices = findings_of_notices(&notices, incident.opened_at, incident.ended_at);
+    for notice in &notices {
+        if told.insert(&notice.summary) {
+            found.push(AlsoFound::new(notice, None));
+        }
+    }
     for scope in [Scope::Account, Scope::Number] {
         for number in &numbers.top {
             let findings = &number.findings;
@@ -71,16 +111,8 @@ pub(super) fn also_found(incident: &Incident, numbers: &AffectedNumbers) -> Vec<
             for finding in all.filter(|finding| finding.scope == scope) {
                 if told.insert(&finding.summary) {
                     let phone_number_id = number.phone_number_id.to_string();
-                    found.push(AlsoFound {
-                        scope,
-                        phone_number_id: (scope == Scope::Number).then_some(phone_number_id),
-                        can_explain: finding.explains.is_some(),
-                        summary: finding.summary.clone(),
-                        entity_type: finding.entity_type.clone(),
-                        entity_id: finding.entity_id.clone(),
-                        error_code: finding.error_code,
-                        possible_solution: finding.possible_solution.clone(),
-                    });
+                    let number = (scope == Scope::Number).then_some(phone_number_id);
+                    found.push(AlsoFound::new(finding, number));
                 }
             }
         }

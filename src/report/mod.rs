@@ -22,6 +22,7 @@ use crate::lockout::cause::LockoutCause;
 use crate::meta::ids::PhoneNumberId;
 use crate::store::checks::{self, HealthCheck};
 use crate::store::deliveries::{self, Delivery};
+use crate::store::events::{self, AccountEvent};
 use crate::store::incidents::{self, AffectedNumber, AffectedNumbers, Incident, IncidentFilter};
 use crate::store::{Pool, StoreError, bounded};
 
@@ -41,6 +42,9 @@ pub struct IncidentReport {
     pub next_steps: Vec<String>,
     /// What stands beside the cause. Most of it cannot explain a lock.
     pub also_found: Vec<AlsoFound>,
+    /// What Meta reported about the account itself, from thirty days before the incident until its
+    /// end, the earliest first.
+    pub account_events: Vec<AccountEvent>,
     /// The health check that showed the cause, if there is one and retention has not deleted it.
     pub evidence: Option<HealthCheck>,
     /// The number of affected phone numbers.
@@ -220,12 +224,14 @@ async fn build_reports(
     let mut numbers = incidents::list_numbers(db, &ids, number_limit).await?;
     let mut latest_checks = latest_checks(db, &numbers).await?;
     let mut evidence = evidence(db, &incidents).await?;
+    let mut events = events::of_incidents(db, &ids).await?;
 
     let mut reports = Vec::new();
     for incident in incidents {
         let numbers = numbers.remove(&incident.id).unwrap_or_default();
         let affected_number_count = numbers.count;
-        let also_found = explanation::also_found(&incident, &numbers);
+        let account_events = events.remove(&incident.id).unwrap_or_default();
+        let also_found = explanation::also_found(&incident, &numbers, &account_events);
         let summary = explanation::cause_summary(&incident, &numbers);
         let affected_numbers: Vec<NumberReport> = numbers
             .top
@@ -241,6 +247,7 @@ async fn build_reports(
             affected_number_count,
             affected_numbers,
             also_found,
+            account_events,
             incident: Incident {
                 cause_summary: summary,
                 ..incident

@@ -7,13 +7,15 @@ use time::OffsetDateTime;
 use super::checks::{self, InsertedCheck};
 use super::claims::{Claim, release};
 use super::incident_life::End;
-use super::{StoreError, Word, accounts, incident_life, interval, limits, lock_account};
+use super::{StoreError, Word, accounts, events, incident_life, interval, limits, lock_account};
 use crate::lockout::cause::{
-    self, Finding, LockoutCause, NumberEvidence, NumberFindings, explain_nothing, findings_of,
+    self, Cause, Finding, LockoutCause, NumberEvidence, NumberFindings, explain_nothing,
+    findings_of, findings_of_notices,
 };
 use crate::lockout::incident::{ClearRun, Resolution, extend_clear_run, is_recovered};
 use crate::lockout::schedule::{self, Progress};
 use crate::meta::health::{Answer, LookupResult};
+use crate::meta::ids::WabaId;
 
 /// The result of saving a look-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,6 +72,56 @@ pub async fn save(
     Ok(saved)
 }
 
+/// Chooses the cause of an account's open incident again, after a notice of Meta's. Returns whether
+/// there is one.
+pub(super) async fn choose_again(
+    db: &mut PgConnection,
+    waba_id: &WabaId,
+) -> Result<bool, StoreError> {
+    let incident = sqlx::query!(
+        r#"select id, cause as "cause: Word<LockoutCause>"
+             from incidents
+            where waba_id = $1 and ended_at is null"#,
+        waba_id.as_str(),
+    )
+    .fetch_optional(&mut *db)
+    .await?;
+    let Some(incident) = incident else {
+        return Ok(false);
+    };
+    let recorded = known_cause(&incident.cause);
+    let numbers = NumberState::all(db, incident.id, waba_id).await?;
+    if let Some(chosen) = choose(db, incident.id, waba_id, &numbers).await? {
+        incident_life::set_cause(db, incident.id, waba_id, &chosen, recorded).await?;
+    }
+    Ok(true)
+}
+
+/// Chooses the cause of an incident from its numbers, and from Meta's notices about the account.
+async fn choose(
+    db: &mut PgConnection,
+    incident_id: i64,
+    waba_id: &WabaId,
+    numbers: &[NumberState],
+) -> Result<Option<Cause>, StoreError> {
+    let span = sqlx::query!(
+        "select opened_at, ended_at from incidents where id = $1 and waba_id = $2",
+        incident_id,
+        waba_id.as_str(),
+    )
+    .fetch_one(&mut *db)
+    .await?;
+    let notices = events::notices(db, waba_id, span.opened_at).await?;
+    let notices = findings_of_notices(&notices, span.opened_at, span.ended_at);
+    let evidence: Vec<_> = numbers.iter().map(NumberState::evidence).collect();
+    Ok(cause::choose(&evidence, &notices))
+}
+
+/// A cause of a later version counts as found.
+fn known_cause(cause: &Word<LockoutCause>) -> LockoutCause {
+    cause.known().unwrap_or(LockoutCause::OtherRestriction)
+}
+
 /// The open incident of a claim, with the state of the claim's number.
 struct OpenIncident {
     /// The time of the last failure, or error of the account.
@@ -108,8 +160,7 @@ async fn open_incident(
     Ok(row.map(|row| OpenIncident {
         last_failure_at: row.last_failure_at,
         is_over: row.is_over,
-        // A cause of a later version counts as found.
-        cause: row.cause.known().unwrap_or(LockoutCause::OtherRestriction),
+        cause: known_cause(&row.cause),
         findings: row
             .findings
             .map(|Json(findings)| findings)
@@ -229,13 +280,14 @@ impl Step<'_> {
         let Self {
             claim, incident, ..
         } = self;
-        let numbers = NumberState::all(db, claim).await?;
-        let evidence: Vec<_> = numbers.iter().map(NumberState::evidence).collect();
-        let mut cause = incident.cause;
-        if let Some(chosen) = cause::choose(&evidence) {
-            cause = chosen.kind;
-            incident_life::set_cause(db, claim, &chosen, incident.cause).await?;
+        let (id, waba_id) = (claim.incident_id, &claim.waba_id);
+        let numbers = NumberState::all(db, id, waba_id).await?;
+        let chosen = choose(db, id, waba_id, &numbers).await?;
+        if let Some(chosen) = &chosen {
+            incident_life::set_cause(db, id, waba_id, chosen, incident.cause).await?;
         }
+        // Checks tell when a cause is over only if they have shown it.
+        let was_shown = |cause: &Cause| cause.kind.is_found() && cause.check_id.is_some();
         if !self.is_answered() {
             return Ok(());
         }
@@ -246,7 +298,9 @@ impl Step<'_> {
         let runs: Vec<_> = numbers.iter().map(|number| number.clear_run).collect();
         let end = if incident.is_over && numbers.iter().all(|number| number.is_answered) {
             End::QUIET
-        } else if cause.is_found() && is_recovered(&runs, incident.last_failure_at) {
+        } else if chosen.as_ref().is_some_and(was_shown)
+            && is_recovered(&runs, incident.last_failure_at)
+        {
             End {
                 resolution: Resolution::Recovered,
                 at: runs.iter().flatten().map(|run| run.since).max(),
@@ -271,16 +325,20 @@ struct NumberState {
 }
 
 impl NumberState {
-    /// Reads the states of all numbers of the claim's incident.
-    async fn all(db: &mut PgConnection, claim: &Claim) -> Result<Vec<Self>, StoreError> {
+    /// Reads the states of all numbers of an incident.
+    async fn all(
+        db: &mut PgConnection,
+        incident_id: i64,
+        waba_id: &WabaId,
+    ) -> Result<Vec<Self>, StoreError> {
         let numbers = sqlx::query!(
             r#"select failure_count, latest_answer_at, clear_since, check_answers, check_failures,
                       findings as "findings: Json<NumberFindings>"
                  from affected_numbers
                 where incident_id = $1 and waba_id = $2
                 order by phone_number_id"#,
-            claim.incident_id,
-            claim.waba_id.as_str(),
+            incident_id,
+            waba_id.as_str(),
         )
         .fetch_all(db)
         .await?;

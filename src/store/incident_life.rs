@@ -133,11 +133,12 @@ async fn record(
     changes::record(db, &[change]).await
 }
 
-/// Sets the cause of the claim's incident. It is a change only if the `recorded` cause was another
+/// Sets the cause of an incident. It is a change only if the `recorded` cause was another
 /// one: the same cause may have got new evidence.
 pub(super) async fn set_cause(
     db: &mut PgConnection,
-    claim: &Claim,
+    incident_id: i64,
+    waba_id: &WabaId,
     cause: &Cause,
     recorded: LockoutCause,
 ) -> Result<(), StoreError> {
@@ -149,8 +150,8 @@ pub(super) async fn set_cause(
                 cause_entity_id = $7, cause_error_code = $8, possible_solution = $9,
                 cause_check_id = $10, cause_confidence = $11, denial = $12, cause_scope = $13
           where id = $1 and waba_id = $2",
-        claim.incident_id,
-        claim.waba_id.as_str(),
+        incident_id,
+        waba_id.as_str(),
         cause.kind.as_str(),
         cause.verdict,
         cause.summary,
@@ -172,7 +173,7 @@ pub(super) async fn set_cause(
         LockoutCause::Pending => ChangeKind::CauseFound(cause.kind),
         _ => ChangeKind::CauseChanged(cause.kind),
     };
-    record(db, claim.incident_id, &claim.waba_id, kind).await
+    record(db, incident_id, waba_id, kind).await
 }
 
 /// Notes that a check still showed the lock: seven days of silence begin anew. An incident that was

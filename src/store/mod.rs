@@ -19,6 +19,7 @@ pub mod conclusion;
 mod database;
 pub(crate) mod deliveries;
 mod error;
+pub(crate) mod events;
 pub mod inbox;
 pub mod incident_life;
 pub mod incidents;

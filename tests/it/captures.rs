@@ -111,6 +111,11 @@ const RECORDED_ROWS: &str = "
         select distinct 5, '', encode(sha256(body), 'hex'), format(
                'capture of %s bytes', octet_length(body))
           from captures
+        union all
+        select 6, waba_id, encode(digest, 'hex'), format(
+               'event of %s: %s %s, %s, until %s, %s', waba_id, field, event,
+               coalesce(state, '-'), coalesce(expires_at::text, '-'), coalesce(detail, '-'))
+          from account_events
     ) lines order by part, a collate \"C\", b collate \"C\", line collate \"C\"";
 
 /// Waits until every number is looked up, and returns everything that was recorded as text.

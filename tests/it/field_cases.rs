@@ -121,7 +121,7 @@ fn script(answers: Vec<Answer>) -> Vec<Scenario> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_case_from_the_field_gives_what_is_right() {
     let cases = load_cases();
-    assert!(cases.len() >= 14, "{}", cases.len());
+    assert!(cases.len() >= 16, "{}", cases.len());
     for case in cases {
         run(case).await;
     }

@@ -818,3 +818,82 @@ async fn an_error_of_the_account_opens_an_incident_once() {
     app.deliver(body.as_bytes()).await;
     assert_eq!(app.count(events).await, 2, "a week later it is another one");
 }
+
+/// A callback with one event of the test account.
+fn account_event(at: OffsetDateTime, value: &Value) -> Vec<u8> {
+    let changes = json!([{"field": "account_update", "value": value}]);
+    let entry = json!([{"id": WABA, "time": at.unix_timestamp(), "changes": changes}]);
+    json!({"object": "whatsapp_business_account", "entry": entry})
+        .to_string()
+        .into_bytes()
+}
+
+#[tokio::test]
+async fn a_notice_explains_a_lock_whenever_it_comes_and_health_does_not_end_it() {
+    let now = OffsetDateTime::now_utc();
+    let violation = json!({
+        "event": "ACCOUNT_VIOLATION",
+        "violation_info": {"violation_type": "SCAM", "remediation": "Ask for a review."},
+    });
+    let violation = account_event(now - Duration::hours(12), &violation);
+    for comes_first in [true, false] {
+        let app = start_with_answers([Scenario::Available]).await;
+        if comes_first {
+            app.deliver(&violation).await;
+            assert_eq!(app.incidents().await.len(), 0);
+        }
+        app.fail("a").await;
+        if !comes_first {
+            app.wait_for_cause("unreported").await;
+            for _ in 0..2 {
+                app.deliver(&violation).await;
+            }
+        }
+        let incident = app.wait_for_cause("policy_violation").await;
+        assert_eq!(
+            incident.cause_summary.as_deref(),
+            Some("Meta's notice ACCOUNT_VIOLATION (SCAM): Ask for a review.")
+        );
+        assert_eq!(incident.cause_check_id, None);
+        assert_eq!(app.count("select count(*) from account_events").await, 1);
+        // The health was clear all along: that is no recovery.
+        for _ in 0..3 {
+            app.run_next_check(Duration::hours(2)).await;
+        }
+        assert_eq!(app.incident().await.resolved_at, None);
+        let shown = &app.api("/incidents").await["data"][0]["account_events"][0];
+        assert_eq!(shown["event"], "ACCOUNT_VIOLATION");
+    }
+}
+
+#[tokio::test]
+async fn a_lifted_or_ended_notice_explains_no_later_lock() {
+    let now = OffsetDateTime::now_utc();
+    let days_ago = |days| now - Duration::days(days);
+    let ban =
+        |state: &str| json!({"event": "DISABLED_UPDATE", "ban_info": {"waba_ban_state": state}});
+    let ended = json!({"event": "ACCOUNT_RESTRICTION", "restriction_info": [{
+        "restriction_type": "RESTRICTED_CUSTOMER_INITIATED_MESSAGING",
+        "expiration": days_ago(1).unix_timestamp().to_string(),
+    }]});
+    let app = start_with_answers([Scenario::Available]).await;
+    // Reordered on the way.
+    app.deliver(&account_event(days_ago(3), &ban("REINSTATE")))
+        .await;
+    app.deliver(&account_event(days_ago(5), &ban("DISABLE")))
+        .await;
+    app.deliver(&account_event(days_ago(8), &ended)).await;
+    app.deliver(&account_event(days_ago(2), &ban("SCHEDULE_FOR_DISABLE")))
+        .await;
+    app.fail("a").await;
+    app.wait_for_cause("unreported").await;
+    let also = app.api("/incidents").await["data"][0]["also_found"].clone();
+    let also = also.as_array().unwrap();
+    let scheduled = |found: &&Value| {
+        found["summary"]
+            .as_str()
+            .unwrap()
+            .contains("SCHEDULE_FOR_DISABLE")
+    };
+    assert!(also.iter().any(|found| scheduled(&found)), "{also:?}");
+}

@@ -18,7 +18,7 @@ async fn execute(url: &str, sql: impl Into<String>) {
 const CHECKSUMS: [&str; 3] = [
     "08a2f2d8f42528b7080a088e38b556135abc5d5c1a3f5ee65cc4c7057ee64f53cef67f7112f32d6cf27a9a26d2b2d184",
     "e22f5e0e9f21d771a2fda5ba1e89cb5bbc0cb6485b028c3c50f60fcd1f30d9c8ddcb638aae41c36011788ba6776cb3d2",
-    "f72a18d4c37088ce433f2221261ac7bf76b51f61ffdb5c03b6b21d9b0055f1097af7fd401609013bb5a90d8700e60588",
+    "f73b95ed1a0352f7f28cd3de1ba528a36e845f7217e265c8170c121c4e03faf099bea03af6de764fd1d7015cabdbca87",
 ];
 
 #[test]

@@ -300,7 +300,41 @@ fn cause_section(report: &IncidentReport) -> Markup {
                 }
             }
             (evidence(report))
+            (account_events(report))
             (also_found(report))
+        }
+    }
+}
+
+/// Renders what Meta reported about the account itself.
+fn account_events(report: &IncidentReport) -> Markup {
+    html! {
+        @if !report.account_events.is_empty() {
+            div .scroll role="region" aria-label="Meta's notices about the account" tabindex="0" {
+                table {
+                    thead {
+                        tr {
+                            th scope="col" { "Meta's notice" }
+                            th scope="col" { "State" }
+                            th scope="col" { "What Meta says" }
+                            th scope="col" { "Until" }
+                        }
+                    }
+                    tbody {
+                        @for event in report.account_events.iter().rev().take(ALSO_FOUND_LIMIT) {
+                            tr {
+                                th scope="row" {
+                                    (untrusted(&event.event, 64)) br;
+                                    small { (timestamp(event.occurred_at)) }
+                                }
+                                td { (untrusted(event.state.as_deref().unwrap_or_default(), 200)) }
+                                td { (untrusted(event.detail.as_deref().unwrap_or_default(), 300)) }
+                                td { @if let Some(at) = event.expires_at { (timestamp(at)) } }
+                            }
+                        }
+                    }
+                }
+            }
         }
     }
 }
@@ -343,8 +377,10 @@ fn evidence(report: &IncidentReport) -> Markup {
                 } @else {
                     p { "Meta had not answered when the incident ended." }
                 }
-            } @else {
+            } @else if report.incident.cause_check_id.is_some() {
                 p { "The health check behind this was deleted after the retention time." }
+            } @else {
+                p { "The cause comes from Meta's own notice about the account." }
             }
         };
     };

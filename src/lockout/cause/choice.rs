@@ -186,7 +186,10 @@ impl NumberFindings {
             // Of two that are alike, the later one is better evidence: the earlier check is deleted
             // first.
             let shown = Shown { finding, check_id };
-            if best.as_ref().is_none_or(|best| rank(&shown) <= rank(best)) {
+            if best
+                .as_ref()
+                .is_none_or(|best| rank(&shown.finding) <= rank(&best.finding))
+            {
                 *best = Some(shown);
             }
         }
@@ -227,18 +230,28 @@ pub fn is_clear(
         && (fields.number.is_some() || !before.field_explained)
 }
 
-/// Chooses the cause of an incident from the findings of its numbers. `None` while no answer says
-/// enough: the recorded cause stays.
+/// Chooses the cause of an incident from the findings of its numbers, and from Meta's notices about
+/// the account. `None` while no answer says enough: the recorded cause stays.
 #[must_use]
-pub fn choose(numbers: &[NumberEvidence<'_>]) -> Option<Cause> {
-    let best_of_account = numbers
+pub fn choose(numbers: &[NumberEvidence<'_>], notices: &[Finding]) -> Option<Cause> {
+    let best_of_checks = numbers
         .iter()
         .filter_map(|number| number.findings.account.as_ref())
-        .min_by_key(|shown| (rank(shown), Reverse(shown.check_id)));
-    if let Some(shown) = best_of_account
-        && shown.finding.explains.is_some_and(LockoutCause::is_found)
+        .min_by_key(|shown| (rank(&shown.finding), Reverse(shown.check_id)));
+    let best_notice = notices
+        .iter()
+        .filter(|notice| notice.explains.is_some())
+        .min_by_key(|notice| rank(notice));
+    // Of two that are alike, the notice says more: the violation, and the end.
+    if let Some(notice) = best_notice
+        && best_of_checks.is_none_or(|shown| rank(notice) <= rank(&shown.finding))
     {
-        return Some(cause_of(shown));
+        return Some(cause_of(notice, None));
+    }
+    if let Some(Shown { finding, check_id }) = best_of_checks
+        && finding.explains.is_some_and(LockoutCause::is_found)
+    {
+        return Some(cause_of(finding, Some(*check_id)));
     }
     let explained = |number: &&NumberEvidence<'_>| number.findings.number.is_some();
     // A node without failures has none to explain, unless there is no other.
@@ -254,12 +267,13 @@ pub fn choose(numbers: &[NumberEvidence<'_>]) -> Option<Cause> {
                 .findings
                 .number
                 .as_ref()
-                .map(|shown| Reverse(rank(shown))),
+                .map(|shown| Reverse(rank(&shown.finding))),
         )
     }) {
         let others = || affected().filter(|number| !explained(number));
         if others().next().is_none() {
-            return most.findings.number.as_ref().map(cause_of);
+            let shown = most.findings.number.as_ref();
+            return shown.map(|shown| cause_of(&shown.finding, Some(shown.check_id)));
         }
         let waits =
             |number: &NumberEvidence<'_>| !number.findings.has_answer() && !number.is_given_up;
@@ -267,8 +281,8 @@ pub fn choose(numbers: &[NumberEvidence<'_>]) -> Option<Cause> {
             return None;
         }
     }
-    if let Some(shown) = best_of_account {
-        return Some(cause_of(shown));
+    if let Some(Shown { finding, check_id }) = best_of_checks {
+        return Some(cause_of(finding, Some(*check_id)));
     }
     // The evidence for "no reason" is a number without one of its own, if there is any.
     if let Some((_, check_id)) = numbers
@@ -288,9 +302,12 @@ pub fn choose(numbers: &[NumberEvidence<'_>]) -> Option<Cause> {
 
 /// The order of explanations: those with a reason first, then by severity, by the order of causes,
 /// and by the type of the entity.
-fn rank(shown: &Shown) -> (bool, Reverse<Severity>, Option<LockoutCause>, usize) {
+fn rank(finding: &Finding) -> (bool, Reverse<Severity>, Option<LockoutCause>, usize) {
     const TYPES: [&str; 4] = ["PHONE_NUMBER", "WABA", "BUSINESS", "APP"];
-    let finding = &shown.finding;
+    if finding.source == Source::Event {
+        let is_reason = finding.explains.is_some_and(LockoutCause::is_found);
+        return (!is_reason, Reverse(finding.severity), finding.explains, 0);
+    }
     let entity_type = finding.entity_type.as_deref().unwrap_or_default();
     let known = TYPES.iter().position(|known| *known == entity_type);
     (
@@ -301,8 +318,7 @@ fn rank(shown: &Shown) -> (bool, Reverse<Severity>, Option<LockoutCause>, usize)
     )
 }
 
-fn cause_of(shown: &Shown) -> Cause {
-    let Shown { finding, check_id } = shown;
+fn cause_of(finding: &Finding, check_id: Option<i64>) -> Cause {
     let kind = finding.explains.unwrap_or(LockoutCause::Unreported);
     let is_stated = finding.severity == Severity::Full
         && (kind != LockoutCause::OtherRestriction || finding.source != Source::Check);
@@ -321,7 +337,7 @@ fn cause_of(shown: &Shown) -> Cause {
         entity_id: finding.entity_id.clone(),
         error_code: finding.error_code,
         possible_solution: finding.possible_solution.clone(),
-        check_id: Some(*check_id),
+        check_id,
     }
 }
 

@@ -53,6 +53,8 @@ pub enum Source {
     Field,
     /// Graph's refusal of the look-up.
     Refusal,
+    /// A notice of Meta's about the account.
+    Event,
 }
 
 /// How much is stopped.

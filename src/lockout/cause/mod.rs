@@ -5,6 +5,7 @@
 //! act.
 
 mod choice;
+mod events;
 mod findings;
 mod steps;
 #[cfg(test)]
@@ -18,6 +19,8 @@ pub use self::choice::{
     Cause, Confidence, Denied, NumberEvidence, NumberFindings, Shown, choose, explain_nothing,
     findings_of, is_clear,
 };
+pub(crate) use self::events::NOTICE_WINDOW;
+pub use self::events::{Meaning, Notice, findings_of_notices};
 pub use self::findings::{Finding, Scope, Severity, Source, is_stopped_by_status, verdict};
 pub(crate) use self::steps::denial_step;
 pub use self::steps::{Advice, next_steps, support_home_url};

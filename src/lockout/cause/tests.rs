@@ -92,7 +92,7 @@ fn cause_of_numbers(numbers: &[(i64, &NumberFindings)]) -> Option<Cause> {
             is_given_up: false,
         })
         .collect();
-    choose(&evidence)
+    choose(&evidence, &[])
 }
 
 fn cause_of(answer: Answer) -> Cause {
@@ -440,10 +440,10 @@ fn a_number_without_an_answer_is_not_waited_for_for_ever() {
             findings,
             is_given_up,
         });
-    let cause = choose(&evidence).unwrap();
+    let cause = choose(&evidence, &[]).unwrap();
     assert_eq!(cause.kind, LockoutCause::Unreported);
     assert!(!cause.summary.contains("no block and"), "{}", cause.summary);
-    assert_eq!(choose(&[]), None);
+    assert_eq!(choose(&[], &[]), None);
 }
 
 #[test]

@@ -5,6 +5,7 @@
 //! until the commit that records it.
 
 mod errors;
+mod events;
 mod failures;
 mod incidents;
 mod quarantine;
@@ -278,6 +279,7 @@ impl Processing<'_> {
             record_failures(db, items, self.now, &mut written).await?;
         }
         errors::record(db, callbacks, kept, self.now, &mut written).await?;
+        events::record(db, callbacks, kept, &mut written).await?;
         written.quarantined = quarantine::insert(db, callbacks).await?;
         let unkept = callbacks.iter().filter(|callback| match kept {
             KeptCaptures::All => false,

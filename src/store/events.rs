@@ -1,0 +1,103 @@
+//! Account events, as people read them, and as evidence.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use sqlx::{PgConnection, PgPool};
+use time::OffsetDateTime;
+use utoipa::ToSchema;
+
+use super::{StoreError, interval};
+use crate::lockout::cause::{NOTICE_WINDOW, Notice};
+use crate::meta::ids::WabaId;
+
+/// The most events that are shown with an incident.
+const SHOWN_EVENT_LIMIT: i64 = 50;
+
+/// One thing that Meta reported about an account itself. The fields are columns.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct AccountEvent {
+    /// The id of the event.
+    pub id: i64,
+    /// The field of the callback.
+    #[schema(example = "account_update")]
+    pub field: String,
+    /// What happened, in Meta's word.
+    #[schema(example = "DISABLED_UPDATE")]
+    pub event: String,
+    /// The state that it led to, in Meta's words.
+    #[schema(example = "DISABLE")]
+    pub state: Option<String>,
+    /// Meta's other words.
+    pub detail: Option<String>,
+    /// The time of the event.
+    #[serde(with = "time::serde::rfc3339")]
+    pub occurred_at: OffsetDateTime,
+    /// The end that Meta announced.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub expires_at: Option<OffsetDateTime>,
+}
+
+/// Lists the events of these incidents, by the id of the incident, the earliest first: those of the
+/// account from thirty days before the opening until the end.
+pub(crate) async fn of_incidents(
+    db: &PgPool,
+    ids: &[i64],
+) -> Result<BTreeMap<i64, Vec<AccountEvent>>, StoreError> {
+    let rows = sqlx::query!(
+        r#"select i.id as incident_id, e.id, e.field, e.event, e.state, e.detail, e.occurred_at,
+                  e.expires_at
+             from unnest($1::bigint[]) as wanted(id)
+             join incidents i on i.id = wanted.id
+            cross join lateral (
+                    select *
+                      from account_events
+                     where waba_id = i.waba_id and occurred_at > i.opened_at - $2::interval
+                       and (i.ended_at is null or occurred_at <= i.ended_at)
+                     order by occurred_at desc, id desc
+                     limit $3) e
+            order by e.occurred_at, e.id"#,
+        ids,
+        interval(NOTICE_WINDOW),
+        SHOWN_EVENT_LIMIT,
+    )
+    .fetch_all(db)
+    .await?;
+    let mut events: BTreeMap<i64, Vec<AccountEvent>> = BTreeMap::new();
+    for row in rows {
+        events
+            .entry(row.incident_id)
+            .or_default()
+            .push(AccountEvent {
+                id: row.id,
+                field: row.field,
+                event: row.event,
+                state: row.state,
+                detail: row.detail,
+                occurred_at: row.occurred_at,
+                expires_at: row.expires_at,
+            });
+    }
+    Ok(events)
+}
+
+/// Returns the notices of an account that may concern an incident that opened at this time.
+pub(super) async fn notices(
+    db: &mut PgConnection,
+    waba_id: &WabaId,
+    opened_at: OffsetDateTime,
+) -> Result<Vec<Notice>, StoreError> {
+    let notices = sqlx::query_as!(
+        Notice,
+        "select field, event, state, detail, occurred_at, expires_at
+           from account_events
+          where waba_id = $1 and event <> 'error'
+            and (occurred_at > $2::timestamptz - $3::interval or expires_at > $2)
+          order by occurred_at desc
+          limit 500",
+        waba_id.as_str(),
+        opened_at,
+        interval(NOTICE_WINDOW),
+    );
+    Ok(notices.fetch_all(db).await?)
+}
