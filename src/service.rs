@@ -189,12 +189,15 @@ impl Service {
 /// other requests would delay it after each answer of the database.
 async fn run_on_own_thread(name: &str, task: impl Future<Output = ()> + Send + 'static) {
     let (sender, ended) = oneshot::channel();
+    // A service that is dropped, and not stopped, leaves no thread with its connection behind.
+    let dropped = CancellationToken::new();
+    let _guard = dropped.clone().drop_guard();
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .expect("a runtime");
     let thread = thread::Builder::new().name(name.to_owned()).spawn(move || {
-        runtime.block_on(task);
+        runtime.block_on(dropped.run_until_cancelled(task));
         let _ = sender.send(());
     });
     thread.expect("a thread");

@@ -26,7 +26,10 @@ fuzz_target!(|body: &[u8]| {
         );
         assert_storable(&answer);
         if http_status != 200 {
-            assert!(!matches!(answer, Answer::Health(_) | Answer::NoVerdict { .. }));
+            assert!(!matches!(
+                answer,
+                Answer::Health(_) | Answer::NoVerdict { .. }
+            ));
         }
         if let Answer::Throttled {
             retry_after: Some(rest),

@@ -286,8 +286,10 @@ impl Step<'_> {
         if let Some(chosen) = &chosen {
             incident_life::set_cause(db, id, waba_id, chosen, incident.cause).await?;
         }
-        // Checks tell when a cause is over only if they have shown it.
-        let was_shown = |cause: &Cause| cause.kind.is_found() && cause.check_id.is_some();
+        // Checks tell when it is over only if they have shown a cause: they do not lift a notice.
+        let is_explained = chosen.is_some_and(|cause| cause.kind.is_found());
+        let mut findings = numbers.iter().map(|number| &number.findings);
+        let was_shown = findings.any(NumberFindings::has_shown_a_cause);
         if !self.is_answered() {
             return Ok(());
         }
@@ -298,9 +300,7 @@ impl Step<'_> {
         let runs: Vec<_> = numbers.iter().map(|number| number.clear_run).collect();
         let end = if incident.is_over && numbers.iter().all(|number| number.is_answered) {
             End::QUIET
-        } else if chosen.as_ref().is_some_and(was_shown)
-            && is_recovered(&runs, incident.last_failure_at)
-        {
+        } else if is_explained && was_shown && is_recovered(&runs, incident.last_failure_at) {
             End {
                 resolution: Resolution::Recovered,
                 at: runs.iter().flatten().map(|run| run.since).max(),

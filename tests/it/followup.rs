@@ -867,6 +867,27 @@ async fn a_notice_explains_a_lock_whenever_it_comes_and_health_does_not_end_it()
 }
 
 #[tokio::test]
+async fn a_block_that_health_has_shown_recovers_although_there_was_a_notice() {
+    let app = start_with_answers([Scenario::Policy, Scenario::Available]).await;
+    let violation = json!({"event": "ACCOUNT_VIOLATION"});
+    let at = OffsetDateTime::now_utc() - Duration::hours(1);
+    app.deliver(&account_event(at, &violation)).await;
+    app.fail_at("a", OffsetDateTime::now_utc() - Duration::minutes(1))
+        .await;
+    app.wait_for_cause("policy_violation").await;
+    for _ in 0..2 {
+        app.run_next_check(Duration::hours(2)).await;
+    }
+    app.eventually("it is recovered", async || {
+        app.incident()
+            .await
+            .resolution
+            .is_some_and(|r| r == "recovered")
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_lifted_or_ended_notice_explains_no_later_lock() {
     let now = OffsetDateTime::now_utc();
     let days_ago = |days| now - Duration::days(days);

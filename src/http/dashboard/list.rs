@@ -207,7 +207,8 @@ fn welcome() -> Markup {
                     " as the verify token."
                 }
                 li {
-                    "Subscribe to the field " code { "messages" } ": it reports failed deliveries."
+                    "Subscribe to the fields " code { "messages" } " (it reports failed deliveries) "
+                    "and " code { "account_update" } " (bans and violations, often hours before)."
                 }
                 li {
                     "Subscribe each account to the app ("

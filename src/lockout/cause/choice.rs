@@ -195,6 +195,13 @@ impl NumberFindings {
         }
     }
 
+    /// Returns whether a check has shown a cause.
+    #[must_use]
+    pub fn has_shown_a_cause(&self) -> bool {
+        let mut shown = self.account.iter().chain(&self.number);
+        shown.any(|shown| shown.finding.explains.is_some_and(LockoutCause::is_found))
+    }
+
     fn has_answer(&self) -> bool {
         self.answered.is_some() || self.denied.is_some()
     }
