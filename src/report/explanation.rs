@@ -98,8 +98,10 @@ pub(super) fn also_found(
     let mut found = Vec::new();
     let notices: Vec<Notice> = events.iter().map(notice).collect();
     let notices = findings_of_notices(&notices, incident.opened_at, incident.ended_at);
+    let cause = incident.cause_summary.as_deref().unwrap_or_default();
     for notice in &notices {
-        if told.insert(&notice.summary) {
+        // The cause may quote several notices.
+        if !cause.contains(&notice.summary) && told.insert(&notice.summary) {
             found.push(AlsoFound::new(notice, None));
         }
     }

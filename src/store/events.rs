@@ -81,7 +81,8 @@ pub(crate) async fn of_incidents(
     Ok(events)
 }
 
-/// Returns the notices of an account that may concern an incident that opened at this time.
+/// Returns the notices of an account that may concern an incident that opened at this time, the
+/// earliest first.
 pub(super) async fn notices(
     db: &mut PgConnection,
     waba_id: &WabaId,
@@ -99,5 +100,7 @@ pub(super) async fn notices(
         opened_at,
         interval(NOTICE_WINDOW),
     );
-    Ok(notices.fetch_all(db).await?)
+    let mut notices = notices.fetch_all(db).await?;
+    notices.reverse();
+    Ok(notices)
 }

@@ -168,10 +168,14 @@ fn facts_list(report: &IncidentReport, now: OffsetDateTime) -> Markup {
     };
     let opened = timestamp_with_age(incident.opened_at, now);
     let latest_failure = html! {
-        @if incident.failure_count > 0 {
+        @let activity = describe_activity(incident, now);
+        @let is_open = incident.resolved_at.is_none();
+        @if is_open && activity.starts_with("silent") {
+            (timestamp(incident.last_failure_at)) " "
+        } @else if incident.failure_count > 0 {
             (timestamp_with_age(incident.last_failure_at, now)) " "
         }
-        @if incident.resolved_at.is_none() { (describe_activity(incident, now)) }
+        @if is_open { (activity) }
     };
     html! {
         dl #facts data-live .facts {
@@ -327,7 +331,12 @@ fn account_events(report: &IncidentReport) -> Markup {
                                     (untrusted(&event.event, 64)) br;
                                     small { (timestamp(event.occurred_at)) }
                                 }
-                                td { (untrusted(event.state.as_deref().unwrap_or_default(), 200)) }
+                                td {
+                                    @let states = event.state.as_deref().unwrap_or_default();
+                                    @for state in states.split(',') {
+                                        (untrusted(state, 64)) " "
+                                    }
+                                }
                                 td { (untrusted(event.detail.as_deref().unwrap_or_default(), 300)) }
                                 td { @if let Some(at) = event.expires_at { (timestamp(at)) } }
                             }

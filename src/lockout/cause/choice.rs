@@ -253,7 +253,10 @@ pub fn choose(numbers: &[NumberEvidence<'_>], notices: &[Finding]) -> Option<Cau
     if let Some(notice) = best_notice
         && best_of_checks.is_none_or(|shown| rank(notice) <= rank(&shown.finding))
     {
-        return Some(cause_of(notice, None));
+        return Some(Cause {
+            summary: summary_of_notices(notices),
+            ..cause_of(notice, None)
+        });
     }
     if let Some(Shown { finding, check_id }) = best_of_checks
         && finding.explains.is_some_and(LockoutCause::is_found)
@@ -305,6 +308,16 @@ pub fn choose(numbers: &[NumberEvidence<'_>], notices: &[Finding]) -> Option<Cau
         .filter_map(|number| number.findings.denied.as_ref())
         .min_by_key(|denied| (denied.denial, Reverse(denied.check_id)))
         .map(denied)
+}
+
+/// Returns what the notices that explain a lock say: the violation is in one of them, the end in
+/// another.
+fn summary_of_notices(notices: &[Finding]) -> String {
+    const LIMIT: usize = 4;
+    let explaining = notices.iter().filter(|notice| notice.explains.is_some());
+    let mut texts: Vec<&str> = explaining.map(|notice| notice.summary.as_str()).collect();
+    texts.dedup();
+    texts[texts.len().saturating_sub(LIMIT)..].join(" ")
 }
 
 /// The order of explanations: those with a reason first, then by severity, by the order of causes,

@@ -88,7 +88,7 @@ impl Notice {
     pub fn summary(&self) -> String {
         let mut text = format!("Meta's notice {}", self.event);
         if let Some(state) = self.state.as_ref().filter(|state| **state != self.event) {
-            text.push_str(&format!(" ({state})"));
+            text.push_str(&format!(" ({})", state.replace(',', ", ")));
         }
         if let Some(detail) = &self.detail {
             text.push_str(&format!(": {}", detail.trim_end_matches('.')));
@@ -155,7 +155,7 @@ pub fn findings_of_notices(
                 explains,
                 severity,
                 summary: notice.summary(),
-                verdict: notice.state.clone(),
+                verdict: None,
                 entity_type: None,
                 entity_id: None,
                 error_code: None,
