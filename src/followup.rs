@@ -57,9 +57,9 @@ pub struct FollowUp {
 /// The accounts whose refused look-ups are tried again at once.
 #[derive(Debug, Clone, Copy)]
 enum Retry {
-    /// All: the service starts.
+    /// All of them: the service starts.
     Denied,
-    /// Those with another token.
+    /// The ones with another token.
     NewTokens,
 }
 

@@ -47,7 +47,7 @@ pub(crate) async fn look_up(graph: &Graph, question: &Question<'_>) -> LookupRes
 }
 
 /// Reads the fields that a question wants, and adds them to its answer.
-pub(crate) async fn read_fields(graph: &Graph, question: &Question<'_>, lookup: &mut LookupResult) {
+async fn read_fields(graph: &Graph, question: &Question<'_>, lookup: &mut LookupResult) {
     let number_fields = async {
         match question.wants_number_fields {
             true => (

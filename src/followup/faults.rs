@@ -1,5 +1,5 @@
-//! The faults of look-ups, as the log tells them: each once when it begins, once more when it lasts,
-//! and when it is over.
+//! The faults of look-ups, as the log tells them: each once when it begins, once more when it
+//! lasts, and when it is over.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -28,7 +28,7 @@ const SHORT_PAUSE: Duration = Duration::from_secs(60);
 #[derive(Debug, Clone, Default)]
 pub(super) struct Faults(Arc<Mutex<HashMap<Kind, Fault>>>);
 
-/// What is the same fault.
+/// The kind of a fault: two of the same kind are one.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Kind {
     /// Graph does not answer about a number.

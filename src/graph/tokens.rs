@@ -31,7 +31,7 @@ struct TokensFile {
 
 struct LoadedTokens {
     stamp: Option<FileStamp>,
-    /// How often the file has changed.
+    /// The number of changes of the file since the start.
     generation: u64,
     by_account: TokensByAccount,
 }

@@ -370,7 +370,7 @@ impl Refusal {
         Self::Path,
     ];
 
-    /// What was refused, and what to look at.
+    /// Returns what was refused, and what to look at.
     fn text(self) -> (&'static str, &'static str) {
         match self {
             Self::Signature => (

@@ -5,13 +5,13 @@
 //! until when, and the words that a person would want.
 
 use serde_json::value::RawValue;
-use sha2::{Digest, Sha256};
+use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use time::macros::datetime;
-use time::{Duration, OffsetDateTime};
 
 use super::ids::{Text, WabaId};
 use super::json::{elements, fields, integer, scalar, string};
+use super::status::{digest, plausible_time};
 
 /// The fields of account events. A change with another field, and without a message, is none.
 pub const ACCOUNT_FIELDS: [&str; 10] = [
@@ -36,8 +36,8 @@ pub struct AccountEvent {
     pub field: Text,
     /// What happened, in Meta's word: `DISABLED_UPDATE`, `PIN_CHANGED`; the field without one.
     pub event: Text,
-    /// The state that it led to, in Meta's words: of a ban, of a restriction (its types, separated by
-    /// commas), of a review.
+    /// The state that it led to, in Meta's words: of a ban, of a restriction (its types, separated
+    /// by commas), of a review.
     pub state: Option<Text>,
     /// Meta's other words: the violation, the reason, the remediation, the name of a template.
     pub detail: Option<Text>,
@@ -116,7 +116,7 @@ pub(crate) fn parse_event(
     let details: Vec<String> = details.into_iter().flatten().collect();
     let occurred_at = time
         .and_then(integer)
-        .and_then(|time| at(time, received_at));
+        .and_then(|time| plausible_time(time, received_at));
     let event = event.and_then(text);
     Ok(AccountEvent {
         event: event.map_or_else(
@@ -128,7 +128,11 @@ pub(crate) fn parse_event(
             .then(|| Text::truncate(&details.join(": "), Text::LONG_BYTES)),
         expires_at: restrictions.expires_at,
         occurred_at: occurred_at.unwrap_or(received_at),
-        digest: digest(&waba_id, time, change),
+        digest: digest([
+            waba_id.as_str(),
+            time.map(RawValue::get).unwrap_or_default(),
+            change.get(),
+        ]),
         waba_id,
         field,
     })
@@ -183,11 +187,6 @@ const EARLIEST: OffsetDateTime = datetime!(2020-01-01 00:00 UTC);
 /// Postgres and people know later times, but no restriction ends so late.
 const LATEST: OffsetDateTime = datetime!(2200-01-01 00:00 UTC);
 
-fn at(seconds: i64, received_at: OffsetDateTime) -> Option<OffsetDateTime> {
-    let at = OffsetDateTime::from_unix_timestamp(seconds).ok()?;
-    (at >= EARLIEST && at <= received_at.saturating_add(Duration::MINUTE)).then_some(at)
-}
-
 /// The state of a ban is a word; it was a list of words once.
 fn ban_state(ban: Option<&RawValue>) -> Option<String> {
     let [state] = fields(ban?.get(), ["waba_ban_state"])?;
@@ -206,14 +205,4 @@ fn inner(object: Option<&RawValue>, name: &str) -> Option<String> {
 fn text(raw: &RawValue) -> Option<String> {
     let text = scalar(raw)?.trim().to_owned();
     (!text.is_empty() && text != "NONE").then_some(text)
-}
-
-fn digest(waba_id: &WabaId, time: Option<&RawValue>, change: &RawValue) -> [u8; 32] {
-    let mut hash = Sha256::new();
-    let time = time.map(RawValue::get).unwrap_or_default();
-    for part in [waba_id.as_str(), time, change.get()] {
-        hash.update((part.len() as u64).to_be_bytes());
-        hash.update(part);
-    }
-    hash.finalize().into()
 }

@@ -217,6 +217,15 @@ pub struct Entity {
     pub errors: Vec<EntityError>,
 }
 
+impl Entity {
+    /// Returns whether messages are stopped when it is blocked. The app that asks sends nothing of the
+    /// account's, nor does a template or a flow.
+    #[must_use]
+    pub fn sends(&self) -> bool {
+        !["APP", "MESSAGE_TEMPLATE", "FLOW"].contains(&self.entity_type.as_str())
+    }
+}
+
 /// An error on an entity: the reason why it is BLOCKED or LIMITED.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EntityError {
@@ -315,11 +324,8 @@ pub fn parse_answer(
         .take(ENTITY_LIMIT)
         .filter_map(parse_entity)
         .collect();
-    // The app that asks sends nothing of the account's, nor does a template.
-    let has_verdict = |entity: &Entity| {
-        entity.can_send_message != CanSend::Unstated
-            && !["APP", "MESSAGE_TEMPLATE", "FLOW"].contains(&entity.entity_type.as_str())
-    };
+    let has_verdict =
+        |entity: &Entity| entity.sends() && entity.can_send_message != CanSend::Unstated;
     if entities.iter().any(has_verdict) {
         Answer::Health(entities)
     } else {

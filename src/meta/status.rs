@@ -277,14 +277,14 @@ fn long_text(field: Option<&RawValue>) -> Option<Text> {
 
 /// Converts Unix seconds, if they are in 2020 or later and at most a minute after `received_at`. A
 /// wrong time would open an incident of its own.
-fn plausible_time(seconds: i64, received_at: OffsetDateTime) -> Option<OffsetDateTime> {
+pub(super) fn plausible_time(seconds: i64, received_at: OffsetDateTime) -> Option<OffsetDateTime> {
     const EARLIEST: OffsetDateTime = datetime!(2020-01-01 00:00 UTC);
     let at = OffsetDateTime::from_unix_timestamp(seconds).ok()?;
     (at >= EARLIEST && at <= received_at.saturating_add(Duration::MINUTE)).then_some(at)
 }
 
 /// Hashes the parts, each after its length: different parts never look equal.
-fn digest(parts: [&str; 4]) -> [u8; 32] {
+pub(super) fn digest<const N: usize>(parts: [&str; N]) -> [u8; 32] {
     let mut hash = Sha256::new();
     for part in parts {
         hash.update((part.len() as u64).to_be_bytes());

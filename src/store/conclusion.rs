@@ -79,7 +79,7 @@ pub(super) async fn choose_again(
     waba_id: &WabaId,
 ) -> Result<bool, StoreError> {
     let incident = sqlx::query!(
-        r#"select id, cause as "cause: Word<LockoutCause>"
+        r#"select id, opened_at, cause as "cause: Word<LockoutCause>"
              from incidents
             where waba_id = $1 and ended_at is null"#,
         waba_id.as_str(),
@@ -91,28 +91,23 @@ pub(super) async fn choose_again(
     };
     let recorded = known_cause(&incident.cause);
     let numbers = NumberState::all(db, incident.id, waba_id).await?;
-    if let Some(chosen) = choose(db, incident.id, waba_id, &numbers).await? {
+    let span = (incident.opened_at, None);
+    if let Some(chosen) = choose(db, waba_id, span, &numbers).await? {
         incident_life::set_cause(db, incident.id, waba_id, &chosen, recorded).await?;
     }
     Ok(true)
 }
 
-/// Chooses the cause of an incident from its numbers, and from Meta's notices about the account.
+/// Chooses the cause of an incident from its numbers, and from Meta's notices about the account. The
+/// incident lasts from its opening until its end.
 async fn choose(
     db: &mut PgConnection,
-    incident_id: i64,
     waba_id: &WabaId,
+    (opened_at, ended_at): (OffsetDateTime, Option<OffsetDateTime>),
     numbers: &[NumberState],
 ) -> Result<Option<Cause>, StoreError> {
-    let span = sqlx::query!(
-        "select opened_at, ended_at from incidents where id = $1 and waba_id = $2",
-        incident_id,
-        waba_id.as_str(),
-    )
-    .fetch_one(&mut *db)
-    .await?;
-    let notices = events::notices(db, waba_id, span.opened_at).await?;
-    let notices = findings_of_notices(&notices, span.opened_at, span.ended_at);
+    let notices = events::notices(db, waba_id, opened_at).await?;
+    let notices = findings_of_notices(&notices, opened_at, ended_at);
     let evidence: Vec<_> = numbers.iter().map(NumberState::evidence).collect();
     Ok(cause::choose(&evidence, &notices))
 }
@@ -124,10 +119,11 @@ fn known_cause(cause: &Word<LockoutCause>) -> LockoutCause {
 
 /// The open incident of a claim, with the state of the claim's number.
 struct OpenIncident {
+    opened_at: OffsetDateTime,
     /// The time of the last failure, or error of the account.
     last_failure_at: OffsetDateTime,
-    /// Whether it was over when it was first seen: it waits only for its first answers.
-    is_over: bool,
+    /// The end of one that was over when it was first seen: it waits only for its first answers.
+    ended_at: Option<OffsetDateTime>,
     cause: LockoutCause,
     findings: NumberFindings,
     clear_since: Option<OffsetDateTime>,
@@ -143,8 +139,7 @@ async fn open_incident(
         r#"select greatest(i.last_failure_at, (select max(occurred_at) from account_events
                                                 where waba_id = i.waba_id and event = 'error'
                                                   and occurred_at >= i.opened_at))
-                    as "last_failure_at!", i.ended_at is not null as "is_over!",
-                  i.cause as "cause: Word<LockoutCause>", n.clear_since,
+                    as "last_failure_at!", i.opened_at, i.ended_at, i.cause as "cause: Word<LockoutCause>", n.clear_since,
                   n.findings as "findings: Json<NumberFindings>"
              from affected_numbers n
              join incidents i on i.id = n.incident_id and i.waba_id = n.waba_id
@@ -159,7 +154,8 @@ async fn open_incident(
     .await?;
     Ok(row.map(|row| OpenIncident {
         last_failure_at: row.last_failure_at,
-        is_over: row.is_over,
+        opened_at: row.opened_at,
+        ended_at: row.ended_at,
         cause: known_cause(&row.cause),
         findings: row
             .findings
@@ -282,14 +278,11 @@ impl Step<'_> {
         } = self;
         let (id, waba_id) = (claim.incident_id, &claim.waba_id);
         let numbers = NumberState::all(db, id, waba_id).await?;
-        let chosen = choose(db, id, waba_id, &numbers).await?;
+        let span = (incident.opened_at, incident.ended_at);
+        let chosen = choose(db, waba_id, span, &numbers).await?;
         if let Some(chosen) = &chosen {
             incident_life::set_cause(db, id, waba_id, chosen, incident.cause).await?;
         }
-        // Checks tell when it is over only if they have shown a cause: they do not lift a notice.
-        let is_explained = chosen.is_some_and(|cause| cause.kind.is_found());
-        let mut findings = numbers.iter().map(|number| &number.findings);
-        let was_shown = findings.any(NumberFindings::has_shown_a_cause);
         if !self.is_answered() {
             return Ok(());
         }
@@ -297,8 +290,13 @@ impl Step<'_> {
             let at = self.check.checked_at;
             incident_life::note_evidence(db, claim, at).await?;
         }
+        // Checks tell when it is over only if they have shown a cause: they do not lift a notice.
+        let is_explained = chosen.is_some_and(|cause| cause.kind.is_found());
+        let mut findings = numbers.iter().map(|number| &number.findings);
+        let was_shown = findings.any(NumberFindings::has_shown_a_cause);
         let runs: Vec<_> = numbers.iter().map(|number| number.clear_run).collect();
-        let end = if incident.is_over && numbers.iter().all(|number| number.is_answered) {
+        let end = if incident.ended_at.is_some() && numbers.iter().all(|number| number.is_answered)
+        {
             End::QUIET
         } else if is_explained && was_shown && is_recovered(&runs, incident.last_failure_at) {
             End {
@@ -309,7 +307,7 @@ impl Step<'_> {
         } else {
             return Ok(());
         };
-        incident_life::resolve(db, claim.incident_id, &claim.waba_id, end).await?;
+        incident_life::resolve(db, id, waba_id, end).await?;
         Ok(())
     }
 }

@@ -61,6 +61,8 @@ pub(super) async fn note_answer(
         Answer::Unreachable(_) | Answer::Unexplained(_) => {}
         answer => match answer.denial().filter(|denial| denial.is_of_account()) {
             Some(denial) => note_denial(db, claim, lookup, denial, chance).await?,
+            // Only Meta's own answer says that the token is good.
+            None if matches!(answer, Answer::NotAsked { .. }) => {}
             None => note_access(db, claim, answer).await?,
         },
     }
@@ -101,9 +103,6 @@ async fn note_access(
         .filter(|denial| denial.is_of_all_accounts())
         .map(|denial| denial.as_str())
         .collect();
-    if matches!(answer, Answer::NotAsked { .. }) {
-        return Ok(());
-    }
     let freed = sqlx::query!(
         "update accounts a
             set denial = null, denied_token = null, denied_until = null

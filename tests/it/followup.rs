@@ -694,13 +694,7 @@ async fn the_fields_beside_the_health_are_read_where_it_explains_nothing() {
     app.let_time_pass(Duration::minutes(10)).await;
     app.run_next_check(Duration::hours(2)).await;
     app.run_next_check(Duration::hours(2)).await;
-    app.eventually("it is recovered", async || {
-        app.incident()
-            .await
-            .resolution
-            .is_some_and(|r| r == "recovered")
-    })
-    .await;
+    app.wait_for_recovery().await;
 }
 
 #[tokio::test]
@@ -878,13 +872,7 @@ async fn a_block_that_health_has_shown_recovers_although_there_was_a_notice() {
     for _ in 0..2 {
         app.run_next_check(Duration::hours(2)).await;
     }
-    app.eventually("it is recovered", async || {
-        app.incident()
-            .await
-            .resolution
-            .is_some_and(|r| r == "recovered")
-    })
-    .await;
+    app.wait_for_recovery().await;
 }
 
 #[tokio::test]

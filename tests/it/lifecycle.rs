@@ -33,13 +33,6 @@ const MISPLACED: &str = "
               join incidents b on b.waba_id = a.waba_id and b.opened_at > a.opened_at
              where a.ended_at is null or a.ended_at > b.opened_at)";
 
-async fn wait_for_recovery(app: &TestApp) {
-    app.eventually("the incident is recovered", async || {
-        resolution(app).await.as_deref() == Some("recovered")
-    })
-    .await;
-}
-
 /// The resolution of the only incident.
 async fn resolution(app: &TestApp) -> Option<String> {
     let resolution = app.incident().await.resolution?;
@@ -222,7 +215,7 @@ async fn a_recovered_incident_keeps_its_cause() {
         );
     }
     app.run_next_check(Duration::hours(2)).await;
-    wait_for_recovery(&app).await;
+    app.wait_for_recovery().await;
     let incident = app.incident().await;
     assert_eq!(
         (incident.cause.as_str(), incident.cause_error_code),
@@ -281,7 +274,7 @@ async fn recovery_needs_every_number_clear_since_the_last_failure() {
         "one clear check since the failure"
     );
     app.let_time_pass(Duration::hours(2)).await;
-    wait_for_recovery(&app).await;
+    app.wait_for_recovery().await;
 }
 
 /// Looks for incidents that are over by silence, as the service does now and then.

@@ -17,7 +17,7 @@ use crate::meta::health::{Answer, CanSend};
 use crate::meta::ids::WabaId;
 use crate::meta::node_fields::NodeFields;
 
-/// What the checks of one number have shown in an incident.
+/// The findings of one number's checks in an incident.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct NumberFindings {
@@ -25,7 +25,7 @@ pub struct NumberFindings {
     pub account: Option<Shown>,
     /// The best explanation of this number's failures, of all checks.
     pub number: Option<Shown>,
-    /// What the latest answer showed that explains nothing.
+    /// The findings of the latest answer that explain nothing.
     pub also: Vec<Finding>,
     /// The check in which Meta answered last.
     pub answered: Option<i64>,
@@ -142,7 +142,8 @@ pub fn explain_nothing(findings: &[Finding]) -> bool {
 }
 
 impl NumberFindings {
-    /// Adds what a check showed, a denial included. A passing fault shows nothing, and is not added.
+    /// Adds what a check showed, a denial included. A passing fault shows nothing, and is not
+    /// added.
     pub fn add(
         &mut self,
         check_id: i64,
@@ -258,10 +259,10 @@ pub fn choose(numbers: &[NumberEvidence<'_>], notices: &[Finding]) -> Option<Cau
             ..cause_of(notice, None)
         });
     }
-    if let Some(Shown { finding, check_id }) = best_of_checks
-        && finding.explains.is_some_and(LockoutCause::is_found)
+    if let Some(shown) = best_of_checks
+        && shown.finding.explains.is_some_and(LockoutCause::is_found)
     {
-        return Some(cause_of(finding, Some(*check_id)));
+        return Some(cause_of_shown(shown));
     }
     let explained = |number: &&NumberEvidence<'_>| number.findings.number.is_some();
     // A node without failures has none to explain, unless there is no other.
@@ -270,20 +271,13 @@ pub fn choose(numbers: &[NumberEvidence<'_>], notices: &[Finding]) -> Option<Cau
         let counts = move |number: &&NumberEvidence<'_>| !has_failures || number.failure_count > 0;
         numbers.iter().filter(counts)
     };
-    if let Some(most) = affected().filter(explained).max_by_key(|number| {
-        (
-            number.failure_count,
-            number
-                .findings
-                .number
-                .as_ref()
-                .map(|shown| Reverse(rank(&shown.finding))),
-        )
-    }) {
+    let most = affected()
+        .filter_map(|number| Some((number.failure_count, number.findings.number.as_ref()?)))
+        .max_by_key(|(failures, shown)| (*failures, Reverse(rank(&shown.finding))));
+    if let Some((_, shown)) = most {
         let others = || affected().filter(|number| !explained(number));
         if others().next().is_none() {
-            let shown = most.findings.number.as_ref();
-            return shown.map(|shown| cause_of(&shown.finding, Some(shown.check_id)));
+            return Some(cause_of_shown(shown));
         }
         let waits =
             |number: &NumberEvidence<'_>| !number.findings.has_answer() && !number.is_given_up;
@@ -291,8 +285,8 @@ pub fn choose(numbers: &[NumberEvidence<'_>], notices: &[Finding]) -> Option<Cau
             return None;
         }
     }
-    if let Some(Shown { finding, check_id }) = best_of_checks {
-        return Some(cause_of(finding, Some(*check_id)));
+    if let Some(shown) = best_of_checks {
+        return Some(cause_of_shown(shown));
     }
     // The evidence for "no reason" is a number without one of its own, if there is any.
     if let Some((_, check_id)) = numbers
@@ -324,18 +318,22 @@ fn summary_of_notices(notices: &[Finding]) -> String {
 /// and by the type of the entity.
 fn rank(finding: &Finding) -> (bool, Reverse<Severity>, Option<LockoutCause>, usize) {
     const TYPES: [&str; 4] = ["PHONE_NUMBER", "WABA", "BUSINESS", "APP"];
-    if finding.source == Source::Event {
-        let is_reason = finding.explains.is_some_and(LockoutCause::is_found);
-        return (!is_reason, Reverse(finding.severity), finding.explains, 0);
-    }
     let entity_type = finding.entity_type.as_deref().unwrap_or_default();
-    let known = TYPES.iter().position(|known| *known == entity_type);
+    let place = match finding.source {
+        // A notice is about no entity, and says more than one.
+        Source::Event => Some(0),
+        _ => TYPES.iter().position(|known| *known == entity_type),
+    };
     (
         !finding.explains.is_some_and(LockoutCause::is_found),
         Reverse(finding.severity),
         finding.explains,
-        known.unwrap_or(TYPES.len()),
+        place.unwrap_or(TYPES.len()),
     )
+}
+
+fn cause_of_shown(Shown { finding, check_id }: &Shown) -> Cause {
+    cause_of(finding, Some(*check_id))
 }
 
 fn cause_of(finding: &Finding, check_id: Option<i64>) -> Cause {

@@ -74,8 +74,8 @@ pub struct Finding {
     pub scope: Scope,
     /// Where it comes from.
     pub source: Source,
-    /// The cause, if it can explain a lock. [`LockoutCause::Unreported`]: Meta says that the account
-    /// is locked, and not why.
+    /// The cause, if it can explain a lock. [`LockoutCause::Unreported`]: Meta says that the
+    /// account is locked, and not why.
     #[serde(default)]
     pub explains: Option<LockoutCause>,
     /// How much is stopped.
@@ -255,7 +255,7 @@ enum Role {
 
 fn role(entity: &Entity, has_other_account: bool) -> Role {
     match entity.entity_type.as_str() {
-        "APP" | "MESSAGE_TEMPLATE" | "FLOW" => Role::Bystander,
+        _ if !entity.sends() => Role::Bystander,
         "WABA" | "BUSINESS" if has_other_account => Role::OfAnotherAccount,
         _ => Role::Sender,
     }
@@ -387,10 +387,10 @@ fn block_without_error(entity: &Entity) -> Finding {
 fn finding_of_notes(entity: &Entity) -> Option<Finding> {
     let state = describe_state(entity);
     let has_errors = messaging_errors(entity).next().is_some();
+    let is_restricted = matches!(entity.can_send_message, CanSend::Limited | CanSend::Blocked);
     let summary = match notes(entity) {
         notes if !notes.is_empty() => format!("{state}: {notes}"),
-        _ if entity.can_send_message == CanSend::Limited && !has_errors => format!("{state}."),
-        _ if entity.can_send_message == CanSend::Blocked && !has_errors => format!("{state}."),
+        _ if is_restricted && !has_errors => format!("{state}."),
         _ => return None,
     };
     Some(finding(entity, None, summary, None))

@@ -260,6 +260,15 @@ impl TestApp {
         self.incident().await
     }
 
+    /// Waits until the only incident is resolved as recovered.
+    pub async fn wait_for_recovery(&self) {
+        self.eventually("the incident is recovered", async || {
+            let resolution = self.incident().await.resolution;
+            resolution.is_some_and(|resolution| resolution == "recovered")
+        })
+        .await;
+    }
+
     /// Waits until a condition holds.
     pub async fn eventually(&self, event: &str, condition: impl AsyncFn() -> bool) {
         eventually(event, condition).await;
