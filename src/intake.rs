@@ -15,7 +15,7 @@ use time::OffsetDateTime;
 
 use crate::meta::event::{AccountEvent, account_field, parse_event};
 use crate::meta::ids::{IdError, PhoneNumberId, Text, WabaId};
-use crate::meta::interest::{has_watched_code, may_concern_us};
+use crate::meta::interest::{has_account_field, has_watched_code, may_concern_us};
 use crate::meta::json::{elements, fields, repair_text, scalar};
 use crate::meta::status::{
     AccountError, FailedMessage, Sender, parse_account_error, parse_failure,
@@ -113,7 +113,8 @@ impl Parser<'_> {
             return self.add_unreadable(Some(&id), entry.get(), reason);
         };
         for change in changes {
-            match account_field(change) {
+            let is_event = has_account_field(change.get().as_bytes());
+            match account_field(change).filter(|_| is_event) {
                 Some(field) => self.parse_event(&id, time, field, change),
                 None => self.parse_change(&id, change),
             }
@@ -402,6 +403,16 @@ mod tests {
         assert_eq!(odd.unreadable[0].reason, "`errors` is not a list");
         let other = json!({"errors": [{"code": 131000, "title": "not 131031"}]});
         assert!(body(other).is_empty());
+    }
+
+    #[test]
+    fn an_account_field_in_escapes_is_no_event() {
+        for field in [r#""f\u0069eld":"security""#, r#""field":"securit\u0079""#] {
+            let change = format!(r#"{{{field},"value":{{"event":"PIN_CHANGED"}}}}"#);
+            let body = format!(r#"{{"entry":[{{"id":"1022","changes":[{change}]}}]}}"#);
+            assert!(!may_concern_us(body.as_bytes()), "{body}");
+            assert!(parse(body.as_bytes()).is_empty(), "{body}");
+        }
     }
 
     #[test]

@@ -44,11 +44,11 @@ pub fn has_watched_code(body: &[u8]) -> bool {
 }
 
 /// Returns whether a change in a body has the field of an account event.
-fn has_account_field(body: &[u8]) -> bool {
+pub(crate) fn has_account_field(body: &[u8]) -> bool {
     FIELD_FINDER.find_iter(body).any(|start| {
-        let value = body[start + FIELD_KEY.len()..].trim_ascii_start();
+        let value = trim_start(&body[start + FIELD_KEY.len()..]);
         let value = value.strip_prefix(b":").unwrap_or_default();
-        let value = value.trim_ascii_start();
+        let value = trim_start(value);
         let value = value.strip_prefix(b"\"").unwrap_or_default();
         ACCOUNT_FIELDS.iter().any(|field| {
             value
@@ -56,6 +56,13 @@ fn has_account_field(body: &[u8]) -> bool {
                 .is_some_and(|rest| rest.starts_with(b"\""))
         })
     })
+}
+
+/// Skips spaces, and control bytes: a body that has any outside of strings is read as if they were
+/// spaces.
+fn trim_start(bytes: &[u8]) -> &[u8] {
+    let start = bytes.iter().position(|byte| *byte > b' ');
+    &bytes[start.unwrap_or(bytes.len())..]
 }
 
 #[cfg(test)]
@@ -68,6 +75,7 @@ mod tests {
             for body in [
                 format!(r#"{{"changes":[{{"field":"{field}","value":{{}}}}]}}"#),
                 format!("{{\"field\" :\n \"{field}\"}}"),
+                format!("{{\"field\"\x01:\0\0\"{field}\"}}"),
             ] {
                 assert!(may_concern_us(body.as_bytes()), "{body}");
                 assert!(!has_watched_code(body.as_bytes()), "{body}");
