@@ -6,7 +6,7 @@ use bytes::Bytes;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use lockwatch::intake::Intake;
 use lockwatch::meta::compose::{StatusCallback, message_id};
-use lockwatch::meta::interest::may_concern_us;
+use lockwatch::meta::interest::Interest;
 use lockwatch::meta::signature::{Signature, Verifier, sign};
 use time::OffsetDateTime;
 
@@ -34,6 +34,7 @@ fn quiet_body(bytes: usize) -> Bytes {
 fn bench_callback(criterion: &mut Criterion) {
     let now = OffsetDateTime::now_utc();
     let verifier = Verifier::new(&[APP_SECRET.into()]);
+    let interest = Interest::default();
     for (size, body) in [
         ("600 B", quiet_body(600)),
         ("100 kB", quiet_body(100_000)),
@@ -46,7 +47,7 @@ fn bench_callback(criterion: &mut Criterion) {
             b.iter(|| verifier.verify(black_box(&body), &signature));
         });
         group.bench_function("scan", |b| {
-            b.iter(|| may_concern_us(black_box(&body)));
+            b.iter(|| interest.may_concern_us(black_box(&body)));
         });
     }
     for count in [1, 100, 1000] {
@@ -54,7 +55,7 @@ fn bench_callback(criterion: &mut Criterion) {
         let mut group = criterion.benchmark_group(format!("{count} failures"));
         group.throughput(Throughput::Elements(count.into()));
         group.bench_function("parse", |b| {
-            b.iter(|| Intake::parse(black_box(&body), now));
+            b.iter(|| Intake::parse(black_box(&body), &interest, now));
         });
     }
 }

@@ -1,21 +1,28 @@
 -- What explains a lock, what else was found, and whose look-ups Meta refuses or throttles.
 
 alter table incidents
-    -- What it was opened by: failure, or error (an error of the account without a message).
+    -- What its first evidence was: failure, error (of the account, without a message), or event (a
+    -- ban).
     add column opened_by        text not null default 'failure',
     -- stated: Meta blocks an entity, or names the state of the account. inferred: less than that.
     add column cause_confidence text,
     -- account, or number if the cause is that of single numbers.
     add column cause_scope      text,
     -- Why the look-up is refused, where that is the cause.
-    add column denial           text;
+    add column denial           text,
+    -- When a person opened it again: what Meta announced before does not end it.
+    add column reopened_at      timestamptz;
 
 alter table affected_numbers
     -- What its checks have shown: what explained the lock at any time, and what else the latest one
     -- found. Written by us.
     add column findings        jsonb,
     -- When the fields beside the health were read.
-    add column fields_read_at  timestamptz;
+    add column fields_read_at  timestamptz,
+    -- The codes of its failed messages that name a reason.
+    add column error_codes     integer[] not null default '{}',
+    -- The latest message that was sent after its last failure.
+    add column sent_at         timestamptz;
 
 alter table health_checks
     -- Why Meta refused to answer.
@@ -59,6 +66,8 @@ create table account_events (
     state       text,
     detail      text,
     expires_at  timestamptz,
+    -- The kind of incident that it is evidence of by itself: an error of the account, or a ban.
+    evidence_of text,
     occurred_at timestamptz not null,
     received_at timestamptz not null,
     -- SHA-256 over what identifies it. Meta's repeats come within seven days; later it is another.

@@ -15,6 +15,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 use crate::graph::{Graph, GraphSettings, GraphSettingsError, Tokens, TokensError};
 use crate::inbox::Capturing;
+use crate::meta::codes::WatchedCodes;
 use crate::store::{BadDatabaseUrl, Database};
 
 /// The fewest characters of an app secret. Meta's have 32; a short secret can be guessed.
@@ -237,9 +238,18 @@ fn parse_retention_days(text: &str) -> Result<u32, String> {
     }
 }
 
-/// The callbacks to keep byte for byte.
+/// The failures to record, and the callbacks to keep byte for byte.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct CaptureArgs {
+    /// Record failures with these error codes: 131031 (account locked), a list, or account for
+    /// 131031, 368, 131042, 131045, 133010, 130497 and 131064. The same on every replica
+    #[arg(
+        long,
+        env = "LOCKWATCH_CODES",
+        value_name = "CODES",
+        default_value = "131031"
+    )]
+    pub(crate) codes: WatchedCodes,
     /// Keep these callbacks byte for byte: lockouts, all (then every callback waits for the
     /// database), or off
     #[arg(

@@ -15,7 +15,7 @@ use time::OffsetDateTime;
 
 use crate::meta::event::{AccountEvent, account_field, parse_event};
 use crate::meta::ids::{IdError, PhoneNumberId, Text, WabaId};
-use crate::meta::interest::{has_account_field, has_watched_code, may_concern_us};
+use crate::meta::interest::{Interest, has_account_field};
 use crate::meta::json::{elements, fields, repair_text, scalar};
 use crate::meta::status::{
     AccountError, FailedMessage, Sender, parse_account_error, parse_failure,
@@ -50,13 +50,15 @@ pub struct UnreadablePart {
 impl Intake {
     /// Parses a callback whose signature was verified.
     ///
-    /// Never fails: an element that cannot be parsed is in `unreadable`. `received_at` replaces the
+    /// Never fails: an element that cannot be parsed is in `unreadable`. `interest` names the watched
+    /// codes. `received_at` replaces the
     /// time of a failure if Meta's timestamp is unreadable or implausible.
     #[must_use]
-    pub fn parse(body: &Bytes, received_at: OffsetDateTime) -> Self {
+    pub fn parse(body: &Bytes, interest: &Interest, received_at: OffsetDateTime) -> Self {
         let text = repair_text(body);
         let mut parser = Parser {
             body,
+            interest,
             received_at,
             contents: Self::default(),
         };
@@ -76,6 +78,7 @@ impl Intake {
 
 struct Parser<'b> {
     body: &'b Bytes,
+    interest: &'b Interest,
     received_at: OffsetDateTime,
     contents: Intake,
 }
@@ -148,10 +151,11 @@ impl Parser<'_> {
             return self.add_unreadable(Some(entry), change.get(), reason);
         };
         let sender = parse_sender(entry, metadata);
-        if let Some(errors) = errors.filter(|list| has_watched_code(list.get().as_bytes())) {
-            self.parse_account_errors(entry, sender.as_ref().ok(), errors);
+        if let Some(errors) = errors {
+            self.parse_account_errors(entry, sender.as_ref().ok(), change, errors);
         }
-        let Some(statuses) = statuses.filter(|list| has_watched_code(list.get().as_bytes())) else {
+        let is_watched = |list: &&RawValue| self.interest.has_watched_code(list.get().as_bytes());
+        let Some(statuses) = statuses.filter(is_watched) else {
             return;
         };
         match sender {
@@ -163,12 +167,19 @@ impl Parser<'_> {
         }
     }
 
-    fn parse_account_errors(&mut self, entry: &WabaId, sender: Option<&Sender>, errors: &RawValue) {
-        match parse_account_error(errors, entry, sender, self.received_at) {
+    fn parse_account_errors(
+        &mut self,
+        entry: &WabaId,
+        sender: Option<&Sender>,
+        change: &RawValue,
+        errors: &RawValue,
+    ) {
+        let codes = self.interest.codes();
+        match parse_account_error(errors, codes, entry, sender, self.received_at) {
             Ok(error) => self.contents.account_errors.extend(error),
             Err(reason) => {
                 let waba_id = sender.map_or(entry, |sender| &sender.waba_id).clone();
-                self.add_unreadable(Some(&waba_id), errors.get(), reason);
+                self.add_unreadable(Some(&waba_id), change.get(), reason);
             }
         }
     }
@@ -179,7 +190,7 @@ impl Parser<'_> {
             return self.add_unreadable(waba_id, change.get(), "`statuses` is not a list");
         };
         for status in statuses {
-            match parse_failure(status, sender, self.received_at) {
+            match parse_failure(status, self.interest.codes(), sender, self.received_at) {
                 Ok(failure) => self.contents.failures.extend(failure),
                 Err(reason) => self.add_unreadable(waba_id, status.get(), reason),
             }
@@ -193,7 +204,7 @@ impl Parser<'_> {
         element: &str,
         reason: impl Into<Cow<'static, str>>,
     ) {
-        if !may_concern_us(element.as_bytes()) {
+        if !self.interest.may_concern_us(element.as_bytes()) {
             return;
         }
         let unreadable = &mut self.contents.unreadable;
@@ -236,7 +247,7 @@ mod tests {
     const NOW: OffsetDateTime = time::macros::datetime!(2026-11-22 12:00 UTC);
 
     fn parse(body: &[u8]) -> Intake {
-        Intake::parse(&Bytes::copy_from_slice(body), NOW)
+        Intake::parse(&Bytes::copy_from_slice(body), &Interest::default(), NOW)
     }
 
     fn parse_json(body: &Value) -> Intake {
@@ -360,6 +371,25 @@ mod tests {
     }
 
     #[test]
+    fn of_two_watched_codes_the_graver_counts() {
+        let interest = Interest::new("account".parse().unwrap());
+        let parse = |errors: Value| {
+            let body = callback(json!([with_field(failed("a"), "errors", errors)]));
+            let body = Bytes::from(body.to_string());
+            let contents = Intake::parse(&body, &interest, NOW);
+            contents.failures.first().map(|failure| failure.error_code)
+        };
+        let code = |code: i32| json!({"code": code});
+        assert_eq!(parse(json!([code(131_042), code(131_031)])), Some(131_031));
+        assert_eq!(
+            parse(json!([code(131_064), code(368), code(131_042)])),
+            Some(368)
+        );
+        assert_eq!(parse(json!([code(131_026), code(133_010)])), Some(133_010));
+        assert_eq!(parse(json!([code(131_026), code(1368)])), None);
+    }
+
+    #[test]
     fn a_callback_that_only_mentions_the_code_is_empty() {
         let other_error = json!([{"code": 131026, "title": "like 131031"}]);
         let incoming = json!({
@@ -410,7 +440,10 @@ mod tests {
         for field in [r#""f\u0069eld":"security""#, r#""field":"securit\u0079""#] {
             let change = format!(r#"{{{field},"value":{{"event":"PIN_CHANGED"}}}}"#);
             let body = format!(r#"{{"entry":[{{"id":"1022","changes":[{change}]}}]}}"#);
-            assert!(!may_concern_us(body.as_bytes()), "{body}");
+            assert!(
+                !Interest::default().may_concern_us(body.as_bytes()),
+                "{body}"
+            );
             assert!(parse(body.as_bytes()).is_empty(), "{body}");
         }
     }

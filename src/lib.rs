@@ -37,6 +37,7 @@
 //! use lockwatch::intake::Intake;
 //! use lockwatch::meta::capture::Capture;
 //! use lockwatch::meta::compose::StatusCallback;
+//! use lockwatch::meta::interest::Interest;
 //! use lockwatch::meta::signature::{SIGNATURE_HEADER, sign};
 //! use time::OffsetDateTime;
 //!
@@ -49,7 +50,7 @@
 //! capture.headers.insert(SIGNATURE_HEADER.to_owned(), signature);
 //! let read = Capture::from_line(capture.to_line().as_bytes())?;
 //!
-//! let contents = Intake::parse(&read.body, OffsetDateTime::now_utc());
+//! let contents = Intake::parse(&read.body, &Interest::default(), OffsetDateTime::now_utc());
 //! assert_eq!(contents.failures[0].message_id.as_str(), "wamid.1");
 //! # Ok::<_, lockwatch::meta::capture::CaptureError>(())
 //! ```
@@ -90,6 +91,7 @@ pub mod processor;
 pub mod progress;
 pub mod report;
 pub mod retention;
+pub mod sending;
 pub mod service;
 pub mod simulator;
 pub mod store;

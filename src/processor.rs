@@ -24,6 +24,7 @@ use crate::error_chain::error_chain;
 use crate::inbox::Capturing;
 use crate::intake::Intake;
 use crate::meta::ids::WabaId;
+use crate::meta::interest::Interest;
 use crate::metrics::ProcessorMetrics;
 use crate::progress::Progress;
 use crate::store::process::{
@@ -52,6 +53,7 @@ const LOG_REPEAT_INTERVAL: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct Processor {
     database: Database,
+    interest: Interest,
     kept: KeptCaptures,
     woken: Woken,
     progress: Progress,
@@ -120,6 +122,7 @@ impl Processor {
     #[must_use]
     pub fn new(
         database: Database,
+        interest: Interest,
         capturing: Capturing,
         woken: Woken,
         progress: Progress,
@@ -132,6 +135,7 @@ impl Processor {
         };
         Self {
             database,
+            interest,
             kept,
             woken,
             progress,
@@ -338,7 +342,7 @@ impl Processor {
             processing.commit().await?;
             return Ok(Done::default());
         }
-        let (read, unreadable) = read(callbacks);
+        let (read, unreadable) = read(callbacks, &self.interest);
         let accounts: BTreeSet<WabaId> = read.iter().flat_map(accounts_of).cloned().collect();
         let held = processing.lock_accounts(&accounts, checks_rows).await?;
         let is_held = |callback: &ReadCallback| accounts_of(callback).any(|id| held.contains(id));
@@ -413,7 +417,7 @@ struct Done {
 }
 
 /// Reads callbacks. A panic is the problem of one callback.
-fn read(callbacks: Vec<InboxCallback>) -> (Vec<ReadCallback>, Vec<i64>) {
+fn read(callbacks: Vec<InboxCallback>, interest: &Interest) -> (Vec<ReadCallback>, Vec<i64>) {
     let (mut read, mut unreadable) = (Vec::with_capacity(callbacks.len()), Vec::new());
     for callback in callbacks {
         let InboxCallback {
@@ -423,7 +427,9 @@ fn read(callbacks: Vec<InboxCallback>) -> (Vec<ReadCallback>, Vec<i64>) {
             waited,
         } = callback;
         let body = Bytes::from(body);
-        match catch_unwind(AssertUnwindSafe(|| Intake::parse(&body, received_at))) {
+        match catch_unwind(AssertUnwindSafe(|| {
+            Intake::parse(&body, interest, received_at)
+        })) {
             Ok(intake) => read.push(ReadCallback {
                 capture_id,
                 received_at,

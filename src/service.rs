@@ -24,10 +24,13 @@ use crate::http::listener::{connection_limit, serve};
 use crate::http::webhook::Webhook;
 use crate::http::{admin_router, public_router};
 use crate::inbox::{Capturing, inbox};
+use crate::meta::codes::WatchedCodes;
+use crate::meta::interest::Interest;
 use crate::metrics::Metrics;
 use crate::processor::Processor;
 use crate::progress::Progress;
 use crate::retention;
+use crate::sending::{SendingAgain, sending_again};
 use crate::store::{self, Database, MigrateError, Pool};
 use crate::woken::Woken;
 
@@ -61,6 +64,8 @@ pub struct Settings {
     pub verify_token: SecretString,
     /// The Graph API client.
     pub graph: Graph,
+    /// The codes of the failures to record.
+    pub codes: WatchedCodes,
     /// The callbacks to keep byte for byte.
     pub capturing: Capturing,
     /// The time after which captures, deliveries, checks and quarantine are deleted.
@@ -110,8 +115,11 @@ impl Service {
             progress.clone(),
             metrics.inbox.clone(),
         );
+        let interest = Interest::new(settings.codes.clone());
+        let (sent_watch, sending_again) = sending_again();
         let processor = Processor::new(
             settings.database.clone(),
+            interest.clone(),
             settings.capturing,
             woken.clone(),
             progress.clone(),
@@ -120,14 +128,22 @@ impl Service {
         let webhook = Webhook::new(
             &settings.app_secrets,
             settings.verify_token,
-            inbox,
-            settings.capturing,
+            interest,
+            (inbox, settings.capturing),
+            sent_watch,
             metrics.webhook.clone(),
         );
         let graph = Arc::new(settings.graph);
         let follow_up = FollowUp::new(db.clone(), graph, woken.clone(), metrics.follow_up.clone());
         let admin_token = settings.admin_token.as_ref();
-        let admin_router = admin_router(db.clone(), pages.clone(), admin_token, metrics, progress);
+        let admin_router = admin_router(
+            db.clone(),
+            pages.clone(),
+            admin_token,
+            settings.codes,
+            metrics,
+            progress,
+        );
         let public_router = public_router(webhook.clone());
         let public = serve(public, public_router, connection_limit(), stop.clone());
         let admin = serve(admin, admin_router, ADMIN_CONNECTIONS_LIMIT, stop.clone());
@@ -137,6 +153,7 @@ impl Service {
             db: db.clone(),
             processor,
             follow_up,
+            sending_again,
             woken,
             retention: settings.retention,
         };
@@ -229,6 +246,7 @@ struct Background {
     db: Pool,
     processor: Processor,
     follow_up: FollowUp,
+    sending_again: SendingAgain,
     woken: Woken,
     retention: Duration,
 }
@@ -251,6 +269,7 @@ impl Background {
         tokio::join!(
             run_on_own_thread("processor", self.processor.run(stop.clone())),
             self.follow_up.run(stop.clone()),
+            self.sending_again.run(self.db.clone(), stop.clone()),
             change_log::run(self.db.clone(), self.woken, stop.clone()),
             retention::run(self.db, self.retention, stop)
         );

@@ -14,6 +14,7 @@ use axum::routing::post;
 use clap::ValueEnum;
 use lockwatch::intake::Intake;
 use lockwatch::meta::ids::Text;
+use lockwatch::meta::interest::Interest;
 use lockwatch::meta::signature::{SIGNATURE_HEADER, Signature, Verifier};
 use lockwatch::meta::status::FailedMessage;
 use sqlx::PgPool;
@@ -96,7 +97,7 @@ async fn insert(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Byt
     if !shared.is_signed(&headers, &body) {
         return StatusCode::UNAUTHORIZED;
     }
-    for failure in Intake::parse(&body, OffsetDateTime::now_utc()).failures {
+    for failure in Intake::parse(&body, &Interest::default(), OffsetDateTime::now_utc()).failures {
         if insert_failure(&shared.pool, &failure).await.is_err() {
             return StatusCode::SERVICE_UNAVAILABLE;
         }

@@ -12,8 +12,9 @@ use lockwatch_fuzz::intake::Intake;
 use lockwatch_fuzz::meta::capture::{Capture, has_capture_fields};
 use lockwatch_fuzz::meta::compose::StatusCallback;
 use lockwatch_fuzz::meta::ids::{MAX_ID_BYTES, Text};
-use lockwatch_fuzz::meta::interest::{has_watched_code, may_concern_us};
+use lockwatch_fuzz::meta::interest::Interest;
 use lockwatch_fuzz::meta::redact::Redactor;
+use lockwatch_fuzz::meta::sent::sent_messages;
 use lockwatch_fuzz::meta::signature::{Signature, Verifier, sign};
 use lockwatch_fuzz::meta::status::FailedMessage;
 use secrecy::SecretString;
@@ -37,21 +38,28 @@ fuzz_target!(|input: &[u8]| {
     assert_header_parsing(first_line.unwrap_or_default());
     assert_only_own_signature_verifies(&body);
 
-    let findings = Intake::parse(&body, NOW);
+    let _ = sent_messages(&body, NOW);
+    for interest in [Interest::default(), Interest::of_everything()] {
+        assert_callback_read(&body, &interest);
+    }
+});
+
+fn assert_callback_read(body: &Bytes, interest: &Interest) {
+    let findings = Intake::parse(body, interest, NOW);
     assert_eq!(
         format!("{findings:?}"),
-        format!("{:?}", Intake::parse(&body, NOW)),
+        format!("{:?}", Intake::parse(body, interest, NOW)),
         "a second reading differs"
     );
-    assert_storable(&findings, &body);
-    assert_no_failure_missed(&findings, &body);
-    assert_neighbours_unaffected(&body);
+    assert_storable(&findings, body, interest);
+    assert_no_failure_missed(&findings, body, interest);
+    assert_neighbours_unaffected(body, interest);
     assert!(
-        may_concern_us(&body) || findings.is_empty(),
+        interest.may_concern_us(body) || findings.is_empty(),
         "findings without the error code"
     );
-    assert_redaction_keeps_failures(&findings, &body);
-});
+    assert_redaction_keeps_failures(&findings, body, interest);
+}
 
 /// Returns the body of a capture, or the input itself.
 fn body_of(input: &[u8]) -> Bytes {
@@ -121,7 +129,7 @@ fn assert_fits(text: &str, max_bytes: usize) {
 }
 
 /// Fails unless Postgres takes everything: it takes no NUL, and the columns have limits.
-fn assert_storable(findings: &Intake, body: &Bytes) {
+fn assert_storable(findings: &Intake, body: &Bytes, interest: &Interest) {
     for failure in &findings.failures {
         assert_failure_storable(failure);
     }
@@ -136,7 +144,7 @@ fn assert_storable(findings: &Intake, body: &Bytes) {
             outer.start <= inner.start && inner.end <= outer.end,
             "not a part of the body"
         );
-        assert!(may_concern_us(&unreadable.bytes));
+        assert!(interest.may_concern_us(&unreadable.bytes));
     }
 }
 
@@ -204,7 +212,7 @@ fn plain_failures(callback: &Value) -> Vec<(&str, &str)> {
 }
 
 /// A second, stricter reader: each failure that it finds must be among the findings.
-fn assert_no_failure_missed(findings: &Intake, body: &[u8]) {
+fn assert_no_failure_missed(findings: &Intake, body: &[u8], interest: &Interest) {
     let Ok(callback) = serde_json::from_slice::<Value>(body) else {
         return;
     };
@@ -214,12 +222,12 @@ fn assert_no_failure_missed(findings: &Intake, body: &[u8]) {
             failure.message_id == message && failure.phone_number_id.as_str() == number
         });
         // The code is looked for only in plain digits.
-        assert!(is_found || !has_watched_code(body), "{message:?}");
+        assert!(is_found || !interest.has_watched_code(body), "{message:?}");
     }
 }
 
 /// A good entry is read, whatever else is in its batch.
-fn assert_neighbours_unaffected(body: &[u8]) {
+fn assert_neighbours_unaffected(body: &[u8], interest: &Interest) {
     let Ok(element) = serde_json::from_slice::<&RawValue>(body) else {
         return;
     };
@@ -233,7 +241,7 @@ fn assert_neighbours_unaffected(body: &[u8]) {
         .expect("entries")
         .0;
     let batch = format!("{{\"entry\":[{element},{entry},{element}]}}");
-    let findings = Intake::parse(&Bytes::from(batch), NOW);
+    let findings = Intake::parse(&Bytes::from(batch), interest, NOW);
     assert!(
         findings
             .failures
@@ -243,11 +251,11 @@ fn assert_neighbours_unaffected(body: &[u8]) {
 }
 
 /// Redaction keeps every failure of a JSON body. Another body it may repair in part.
-fn assert_redaction_keeps_failures(findings: &Intake, body: &[u8]) {
+fn assert_redaction_keeps_failures(findings: &Intake, body: &[u8], interest: &Interest) {
     if serde_json::from_slice::<&RawValue>(body).is_ok() {
         let redacted = Bytes::from(Redactor::new(b"key").redact_body(body));
         assert_eq!(
-            Intake::parse(&redacted, NOW).failures.len(),
+            Intake::parse(&redacted, interest, NOW).failures.len(),
             findings.failures.len()
         );
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
 use lockwatch_fuzz::lockout::cause::{self, Advice, NumberEvidence, NumberFindings};
+use lockwatch_fuzz::lockout::codes::Kind;
 use lockwatch_fuzz::lockout::schedule::{Progress, next_pause};
 use lockwatch_fuzz::meta::health::{Answer, Entity, parse_answer};
 use lockwatch_fuzz::meta::ids::{Text, WabaId};
@@ -96,11 +97,12 @@ fn assert_leads_to_a_cause(answer: &Answer) {
         number
     );
     let evidence = NumberEvidence {
+        error_codes: &[],
         failure_count: 1,
         findings: &number,
         is_given_up: false,
     };
-    let cause = cause::choose(&[evidence], &[]).expect("an answer has a cause");
+    let cause = cause::choose(Kind::Lock, &[evidence], &[]).expect("an answer has a cause");
     assert!(!cause.summary.is_empty());
     let steps = cause::next_steps(&Advice {
         cause: cause.kind,

@@ -59,10 +59,16 @@ fn draw_events(incident: &Incident, timeline: &Timeline) -> String {
     let mut events: Vec<_> = [
         (Some(incident.opened_at), 'o'),
         (incident.cause_recorded_at, 'c'),
-        (incident.resolved_at, 'r'),
+        (incident.ended_at.or(incident.resolved_at), 'r'),
     ]
     .into_iter()
     .filter_map(|(at, symbol)| Some((at?, symbol)))
+    .chain(
+        timeline
+            .notices
+            .iter()
+            .map(|event| (event.occurred_at, 'm')),
+    )
     .collect();
     events.sort();
     let mut row = String::new();
@@ -117,6 +123,9 @@ fn describe_scale(timeline: &Timeline) -> String {
 
 fn describe_symbols(incident: &Incident, timeline: &Timeline) -> String {
     let mut legend = "o opened, c cause recorded".to_owned();
+    if !timeline.notices.is_empty() {
+        legend.push_str(", m Meta's notice");
+    }
     if incident.resolved_at.is_some() {
         legend.push_str(", r resolved");
     }

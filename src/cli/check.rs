@@ -11,6 +11,7 @@ use crate::lockout::cause::{
     Advice, Cause, Finding, LockoutCause, NumberEvidence, NumberFindings, choose, findings_of,
     is_stopped_by_status, next_steps, verdict,
 };
+use crate::lockout::codes::Kind;
 use crate::lookup::{Question, look_up};
 use crate::meta::health::{Answer, CanSend, LookupResult};
 use crate::meta::ids::WabaId;
@@ -227,8 +228,10 @@ fn choose_cause(answer: &Answer, fields: &NodeFields, findings: &[Finding]) -> O
     let mut number = NumberFindings::default();
     number.add(0, answer, fields, findings.to_vec());
     choose(
+        Kind::Lock,
         &[NumberEvidence {
             failure_count: 0,
+            error_codes: &[],
             findings: &number,
             is_given_up: true,
         }],

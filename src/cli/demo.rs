@@ -23,14 +23,16 @@ use crate::embedded::EmbeddedPostgres;
 use crate::graph::{Graph, GraphSettings, Tokens};
 use crate::inbox::Capturing;
 use crate::lockout::cause::LockoutCause;
+use crate::lockout::incident::Resolution;
+use crate::meta::codes::WatchedCodes;
 use crate::meta::compose::{StatusCallback, message_id};
 use crate::meta::signature::{self, sign};
 use crate::report::text::{format_count, state_word};
 use crate::report::{self, IncidentReport};
 use crate::service::{Service, Settings};
-use crate::simulator::{Scenario, Simulator};
+use crate::simulator::{Scenario, Simulator, story};
 use crate::store::incidents::{self, Incident, IncidentFilter};
-use crate::store::{Database, Pool, Word};
+use crate::store::{Database, Pool, Word, backlog, changes};
 
 const APP_SECRET: &str = "demo-app-secret-of-no-app";
 const VERIFY_TOKEN: &str = "demo-verify-token";
@@ -39,6 +41,8 @@ const ACCESS_TOKEN: &str = "demo-access-token";
 const CAUSES_TIMEOUT: Duration = Duration::from_secs(20);
 const POLL_INTERVAL: Duration = Duration::from_millis(40);
 const INCIDENTS_LIMIT: i64 = 100;
+/// How much faster time runs in the story.
+const STORY_SPEED: i32 = 600;
 
 /// The body of the failure that the reader can send with curl.
 const SAMPLE_BODY: &str = r#"{"entry": [{"id": "102290129340398", "changes": [{"value": {
@@ -50,6 +54,9 @@ pub(super) struct DemoArgs {
     /// Exit after the table; exit 0 only if every incident has the expected cause
     #[arg(long)]
     exit: bool,
+    /// Tell one night instead, 600 times faster: an account is warned, disabled and reinstated
+    #[arg(long)]
+    story: bool,
     /// Use the PostgreSQL programs in this folder, if several versions are installed
     #[arg(long, env = "PG_BIN_DIR", value_name = "FOLDER")]
     pg_bin_dir: Option<PathBuf>,
@@ -114,9 +121,11 @@ fn accounts() -> [Account; 6] {
 pub(super) async fn run(args: DemoArgs) -> Result<(), Failure> {
     start_log(LogFormat::Text, "error")?;
     let mut stop = StopSignals::install()?;
-    print_line(format_args!(
-        "{BOLD}Lockwatch demo{BOLD:#}: Meta locks six WhatsApp accounts, and you learn why.\n"
-    ))?;
+    let subject = match args.story {
+        true => "a night in half a minute, as Meta tells it",
+        false => "Meta locks six WhatsApp accounts, and you learn why",
+    };
+    print_line(format_args!("{BOLD}Lockwatch demo{BOLD:#}: {subject}.\n"))?;
     let started = Instant::now();
     let start = move |cancel: &CancellationToken| {
         EmbeddedPostgres::start_temporary(args.pg_bin_dir.as_deref(), true, cancel)
@@ -125,8 +134,14 @@ pub(super) async fn run(args: DemoArgs) -> Result<(), Failure> {
         return Ok(());
     };
     let demo = Demo::start(started, embedded).await?;
+    let told = async {
+        match args.story {
+            true => demo.tell_story(!args.exit).await,
+            false => demo.run(!args.exit).await,
+        }
+    };
     let result = tokio::select! {
-        result = demo.run(!args.exit) => result,
+        result = told => result,
         _ = stop.wait() => Ok(()),
     };
     demo.service.stop().await;
@@ -172,6 +187,7 @@ impl Demo {
             app_secrets,
             verify_token: VERIFY_TOKEN.into(),
             graph: Graph::new(graph)?,
+            codes: WatchedCodes::default(),
             capturing: Capturing::Lockouts,
             retention: Duration::from_secs(90 * 24 * 3600),
         };
@@ -205,6 +221,72 @@ impl Demo {
             }
         }
         verdict
+    }
+
+    /// Tells a night: posts what Meta tells when it is due, and prints what Lockwatch makes of it.
+    async fn tell_story(&self, stay: bool) -> anyhow::Result<()> {
+        for node in [story::ACCOUNT, story::NUMBER] {
+            self.simulator.set_scenarios(node, [Scenario::Available]);
+        }
+        self.print_setup()?;
+        let client = Client::builder().no_proxy().build()?;
+        let began = Instant::now();
+        // The night ends now, so that its times are plausible.
+        let start = OffsetDateTime::now_utc() - story::LENGTH;
+        let mut told = 0;
+        for scene in story::night(start) {
+            let due = (scene.at - start) / STORY_SPEED;
+            let due = began + Duration::from_secs_f64(due.as_seconds_f64());
+            while Instant::now() < due {
+                told = self.print_new_changes(told).await?;
+                sleep(POLL_INTERVAL).await;
+            }
+            let (at, who, line) = (story_time(scene.at), scene.who, scene.line);
+            print_line(format_args!("  {DIM}{at}{DIM:#}  {who:<10} {line}"))?;
+            if let Some(callback) = scene.callback {
+                let status = self.post(&client, callback).await?;
+                ensure!(status == 200, "the webhook answered {status}");
+            }
+        }
+        let deadline = Instant::now() + CAUSES_TIMEOUT;
+        while backlog::fetch(&self.db).await?.inbox_callbacks > 0 {
+            ensure!(Instant::now() < deadline, "callbacks are not processed");
+            sleep(POLL_INTERVAL).await;
+        }
+        self.print_new_changes(told).await?;
+        let reports = report::list_incidents(&self.db, &IncidentFilter::default(), 1).await?;
+        let report = reports.data.first().context("the story has no incident")?;
+        print_line("")?;
+        super::incidents::print_incident(&self.db, report).await?;
+        let incident = &report.incident;
+        if stay {
+            let page = format!("{}incidents/{}", self.dashboard_url(), incident.id);
+            print_line(render::heading(
+                "It runs until Ctrl-C. Look at it in a browser:",
+            ))?;
+            print_line(format_args!("\n{page}"))?;
+            std::future::pending::<()>().await;
+        }
+        let is_as_told = incident.cause == LockoutCause::PolicyViolation
+            && incident
+                .resolution
+                .as_ref()
+                .is_some_and(|end| *end == Resolution::Reinstated);
+        ensure!(is_as_told, "the incident is not what the story tells");
+        Ok(())
+    }
+
+    /// Prints the changes of the incident after this one, and returns the id of the latest.
+    async fn print_new_changes(&self, after: i64) -> anyhow::Result<i64> {
+        let changes = changes::list_after(&self.db, after).await?;
+        for change in &changes {
+            let (id, kind) = (change.incident_id, change.kind.replace('_', " "));
+            let detail = change.detail.as_deref().unwrap_or_default();
+            print_line(format_args!(
+                "         {YELLOW}Lockwatch{YELLOW:#}  incident {id} {kind} {BOLD}{detail}{BOLD:#}"
+            ))?;
+        }
+        Ok(changes.last().map_or(after, |change| change.id))
     }
 
     fn webhook_url(&self) -> String {
@@ -341,6 +423,11 @@ impl Demo {
         }
         Ok(())
     }
+}
+
+/// The time of day in the story.
+fn story_time(at: OffsetDateTime) -> String {
+    format!("{:02}:{:02}", at.hour(), at.minute())
 }
 
 fn compose_callback(accounts: &[&Account], now: OffsetDateTime) -> Vec<u8> {

@@ -10,6 +10,7 @@ use serde_json::json;
 use super::{Failure, connect, print_line, render};
 use crate::config::DataArgs;
 use crate::intake::Intake;
+use crate::meta::interest::Interest;
 use crate::report::text::format_count;
 use crate::store::backlog::{self, WaitingCallback};
 use crate::store::bounded;
@@ -128,9 +129,10 @@ async fn drop_callbacks(args: DropArgs) -> Result<(), Failure> {
 fn describe_loss(callbacks: &[WaitingCallback]) -> String {
     let mut accounts: Vec<String> = Vec::new();
     let mut failures = 0;
+    let interest = Interest::of_everything();
     for callback in callbacks {
         let body = Bytes::copy_from_slice(&callback.body);
-        let intake = Intake::parse(&body, callback.received_at);
+        let intake = Intake::parse(&body, &interest, callback.received_at);
         for failure in intake.failures {
             failures += 1;
             accounts.push(failure.waba_id.to_string());

@@ -1,4 +1,4 @@
-//! `lockwatch incidents list|show|resolve`
+//! `lockwatch incidents list|show|resolve|reopen`
 
 use std::io::Write;
 
@@ -16,7 +16,7 @@ use crate::meta::ids::WabaId;
 use crate::report::csv::{self, Row};
 use crate::report::timeline::load_timeline;
 use crate::report::{self, IncidentReport, text};
-use crate::store::incident_life::{self, ManualResolution};
+use crate::store::incident_life::{self, ManualReopening, ManualResolution};
 use crate::store::incidents::{IncidentFilter, IncidentState};
 use crate::store::{Pool, bounded};
 
@@ -33,6 +33,8 @@ pub(super) enum IncidentsCommand {
     Show(ShowArgs),
     /// Resolve an incident by hand
     Resolve(ResolveArgs),
+    /// Open an incident again: its end was wrong
+    Reopen(ReopenArgs),
 }
 
 #[derive(Debug, Args)]
@@ -89,6 +91,14 @@ pub(super) struct ResolveArgs {
 }
 
 #[derive(Debug, Args)]
+pub(super) struct ReopenArgs {
+    /// Id of the incident
+    id: i64,
+    #[command(flatten)]
+    data: DataArgs,
+}
+
+#[derive(Debug, Args)]
 struct FormatArgs {
     /// Print JSON: the objects of the API
     #[arg(long, conflicts_with = "csv")]
@@ -103,6 +113,7 @@ pub(super) async fn run(command: IncidentsCommand) -> Result<(), Failure> {
         IncidentsCommand::List(args) => list(args).await,
         IncidentsCommand::Show(args) => show(args).await,
         IncidentsCommand::Resolve(args) => resolve(args).await,
+        IncidentsCommand::Reopen(args) => reopen(args).await,
     }
 }
 
@@ -155,11 +166,12 @@ async fn show(args: ShowArgs) -> Result<(), Failure> {
     } else if args.format.csv {
         print_csv(&[report])
     } else {
-        print_incident(&db, &report).await
+        Ok(print_incident(&db, &report).await?)
     }
 }
 
-async fn print_incident(db: &Pool, report: &IncidentReport) -> Result<(), Failure> {
+/// Prints an incident with its timeline, numbers and look-ups.
+pub(super) async fn print_incident(db: &Pool, report: &IncidentReport) -> anyhow::Result<()> {
     let checks = report::list_checks(db, report.incident.id, None, CHECKS_LIMIT)
         .await
         .context("cannot read the health checks")?;
@@ -194,6 +206,26 @@ async fn resolve(args: ResolveArgs) -> Result<(), Failure> {
             Err(anyhow!("incident {} was resolved before", args.id).into())
         }
         ManualResolution::Unknown => Err(anyhow!("there is no incident {}", args.id).into()),
+    }
+}
+
+async fn reopen(args: ReopenArgs) -> Result<(), Failure> {
+    let db = connect(&args.data).await?;
+    let id = args.id;
+    let reopening = bounded(incident_life::reopen_by_hand(&db, id))
+        .await
+        .context("cannot open the incident again")?;
+    match reopening {
+        ManualReopening::Reopened(waba_id) => {
+            anstream::eprintln!("Incident {id} of account {waba_id} is open again.");
+            Ok(())
+        }
+        ManualReopening::AlreadyOpen => Err(anyhow!("incident {id} is open").into()),
+        ManualReopening::Followed(later) => Err(anyhow!(
+            "incident {id} stays as it is: incident {later} of its account is later"
+        )
+        .into()),
+        ManualReopening::Unknown => Err(anyhow!("there is no incident {id}").into()),
     }
 }
 

@@ -6,6 +6,7 @@ use anstyle::{AnsiColor, Color, Style};
 use comfy_table::{CellAlignment, ContentArrangement, Table};
 use time::OffsetDateTime;
 
+use crate::lockout::codes::Kind;
 use crate::meta::health::Entity;
 use crate::report::text::{
     describe_activity, format_number, format_short_time, format_time, printable, state_word,
@@ -135,8 +136,13 @@ pub(super) fn incident_details(report: &IncidentReport) -> String {
         lines.push(wrap_text(&label, &" ".repeat(VALUE_INDENT), value));
     };
     push_field("State", &state_text(incident));
+    if incident.kind != Kind::Lock {
+        push_field("Kind", incident.kind.as_str());
+    }
     push_field("Opened", &format_time(incident.opened_at));
-    push_field("Last failure", &format_time(incident.last_failure_at));
+    if incident.failure_count > 0 {
+        push_field("Last failure", &format_time(incident.last_failure_at));
+    }
     if let Some(at) = incident.ended_at.filter(|_| was_noticed_later(incident)) {
         push_field("Ended", &format_time(at));
     }
@@ -174,7 +180,8 @@ pub(super) fn incident_details(report: &IncidentReport) -> String {
             let words = [event.state.as_deref(), event.detail.as_deref()];
             let words: Vec<&str> = words.into_iter().flatten().collect();
             let at = format_time(event.occurred_at);
-            wrap_paragraph("  ", &format!("{at}  {} {}", event.event, words.join(": ")))
+            let words = words.join(": ").replace(",RESTRICTED", ", RESTRICTED");
+            wrap_paragraph("  ", &format!("{at}  {} {words}", event.event))
         }));
     }
     if !report.also_found.is_empty() {

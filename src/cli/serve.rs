@@ -81,6 +81,7 @@ pub(super) async fn run(args: ServeArgs) -> Result<(), Failure> {
         app_secrets,
         verify_token,
         graph,
+        codes: args.retention.capture.codes.clone(),
         capturing: args.retention.capture.capture,
         retention: args.retention.period(),
     };

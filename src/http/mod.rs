@@ -29,6 +29,7 @@ use tower_http::csrf::CsrfLayer;
 
 use self::auth::Guard;
 use self::error::Problem;
+use crate::meta::codes::WatchedCodes;
 use crate::metrics::Metrics;
 use crate::progress::Progress;
 use crate::store::Pool;
@@ -46,11 +47,12 @@ pub(crate) fn admin_router(
     db: Pool,
     pages: Pool,
     token: Option<&SecretString>,
+    codes: WatchedCodes,
     metrics: Metrics,
     progress: Progress,
 ) -> Router {
     let guarded = api::router(pages.clone(), progress.clone())
-        .merge(dashboard::router(pages))
+        .merge(dashboard::router(pages, codes))
         .merge(ops::metrics_router(db.clone(), metrics, progress.clone()))
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)

@@ -1,4 +1,4 @@
-//! Resolving an incident by hand, for the API and the dashboard.
+//! Resolving an incident by hand and opening it again, for the API and the dashboard.
 
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
@@ -6,7 +6,7 @@ use axum::http::StatusCode;
 
 use super::error::Problem;
 use crate::lockout::note::Note;
-use crate::store::incident_life::{self, ManualResolution};
+use crate::store::incident_life::{self, ManualReopening, ManualResolution};
 use crate::store::{Pool, bounded};
 
 /// The largest body of a request to the admin listener: a note has 2000 characters at most.
@@ -35,6 +35,29 @@ pub(super) async fn resolve_by_hand(
             format!("incident {id} was resolved before; nothing changed"),
         )),
         ManualResolution::Unknown => Err(Problem::no_incident(id)),
+    }
+}
+
+/// Opens an incident again, if it is over and the latest of its kind.
+pub(super) async fn reopen_by_hand(db: &Pool, id: i64) -> Result<(), Problem> {
+    let db = db.clone();
+    // A separate task, as above.
+    let reopening =
+        tokio::spawn(async move { bounded(incident_life::reopen_by_hand(&db, id)).await });
+    let reopened = reopening
+        .await
+        .map_err(|_| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "not reopened"))?;
+    match reopened? {
+        ManualReopening::Reopened(_) => Ok(()),
+        ManualReopening::AlreadyOpen => Err(Problem::new(
+            StatusCode::CONFLICT,
+            format!("incident {id} is open; nothing changed"),
+        )),
+        ManualReopening::Followed(later) => Err(Problem::new(
+            StatusCode::CONFLICT,
+            format!("incident {later} of the account is later; nothing changed"),
+        )),
+        ManualReopening::Unknown => Err(Problem::no_incident(id)),
     }
 }
 

@@ -19,9 +19,10 @@ use tracing::{debug, info, warn};
 use super::body_memory::{BODY_LIMIT_BYTES, BodyError, BodyMemory};
 use super::eviction::Evictable;
 use crate::inbox::{Capturing, Inbox, NewCallback, NotStored};
-use crate::meta::interest::may_concern_us;
+use crate::meta::interest::Interest;
 use crate::meta::signature::{self, Signature, Verifier};
 use crate::metrics::{CountOnDrop, WebhookMetrics};
+use crate::sending::SentWatch;
 
 /// The webhook's state, shared by its handlers.
 #[derive(Debug, Clone)]
@@ -31,8 +32,10 @@ pub struct Webhook(Arc<Shared>);
 struct Shared {
     verifier: Verifier,
     verify_token: SecretString,
+    interest: Interest,
     inbox: Inbox,
     capturing: Capturing,
+    sent: SentWatch,
     bodies: BodyMemory,
     refusals: RefusalLog,
     metrics: WebhookMetrics,
@@ -40,20 +43,23 @@ struct Shared {
 
 impl Webhook {
     /// Creates a webhook that accepts callbacks signed with one of these secrets and hands them to
-    /// the inbox.
+    /// the inbox, and shows them to the watch for sent messages.
     #[must_use]
     pub fn new(
         app_secrets: &[SecretString],
         verify_token: SecretString,
-        inbox: Inbox,
-        capturing: Capturing,
+        interest: Interest,
+        (inbox, capturing): (Inbox, Capturing),
+        sent: SentWatch,
         metrics: WebhookMetrics,
     ) -> Self {
         Self(Arc::new(Shared {
             verifier: Verifier::new(app_secrets),
             verify_token,
+            interest,
             inbox,
             capturing,
+            sent,
             bodies: BodyMemory::default(),
             refusals: RefusalLog::default(),
             metrics,
@@ -150,9 +156,13 @@ async fn acknowledge(shared: &Shared, request: Request) -> Result<Acknowledgemen
         held,
     } = SignedCallback::receive(request, shared).await?;
     if !callback.is_of_interest && shared.capturing != Capturing::All {
+        shared.sent.look(&callback.body);
         return Ok(Acknowledgement::NoInterest);
     }
+    let body = callback.body.clone();
     shared.inbox.append(callback, arrived, held).await?;
+    shared.sent.expect_incident();
+    shared.sent.look(&body);
     Ok(Acknowledgement::Stored)
 }
 
@@ -197,7 +207,7 @@ impl SignedCallback {
             connection.trust();
         }
         let callback = NewCallback {
-            is_of_interest: may_concern_us(&body),
+            is_of_interest: shared.interest.may_concern_us(&body),
             body,
             received_at: None,
             signature: Some(signature),

@@ -11,16 +11,44 @@ pub struct Span {
     pub opened_at: OffsetDateTime,
     /// The time of its latest evidence: a failure, or a check that still shows the cause.
     pub last_evidence_at: OffsetDateTime,
-    /// The time at which something else than silence ended it. Such an end never moves.
+    /// The time at which a person, a check or a sent message ended it. Such an end never moves.
     pub ended_at: Option<OffsetDateTime>,
+    /// The time at which a person opened it again. What Meta announced before does not end it.
+    pub reopened_at: Option<OffsetDateTime>,
+    /// Whether a message of it has failed. Without one, silence says nothing.
+    pub has_failures: bool,
+}
+
+impl Span {
+    /// A span of a single piece of evidence.
+    #[must_use]
+    pub fn starting_at(at: OffsetDateTime, has_failures: bool) -> Self {
+        Self {
+            opened_at: at,
+            last_evidence_at: at,
+            ended_at: None,
+            reopened_at: None,
+            has_failures,
+        }
+    }
+}
+
+/// What Meta announces about an account, as times.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NoticeTimes {
+    /// The spans in which Meta has locked the account, each with its end: evidence from start to end.
+    /// A notice that names no state is a span without length.
+    pub holds: Vec<(OffsetDateTime, OffsetDateTime)>,
+    /// The times at which Meta has lifted a lock, and how.
+    pub ends: Vec<(OffsetDateTime, Resolution)>,
 }
 
 /// The incidents of one account and kind. Spans never overlap.
 ///
-/// Whether an incident is open follows from its evidence and from the incidents after it, not from
-/// what was noticed when. So the same failures give the same incidents in any order, but for one
-/// case: two incidents that are recorded stay two, also when a failure arrives late that would have
-/// made them one.
+/// Whether an incident is open follows from its evidence, from Meta's notices and from the incidents
+/// after it, not from what was noticed when. So the same failures give the same incidents in any
+/// order, but for one case: two incidents that are recorded stay two, also when evidence arrives late
+/// that would have made them one.
 ///
 /// ```
 /// use lockwatch::lockout::incident::History;
@@ -36,15 +64,18 @@ pub struct Span {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct History {
     spans: Vec<Span>,
+    notices: NoticeTimes,
 }
 
 impl History {
     /// Makes a history of these incidents. Their positions stay the same.
     ///
-    /// To place a failure, every incident that [ends](Self::end) after it is needed.
+    /// To place evidence, every incident that [ends](Self::end) after it is needed.
     #[must_use]
-    pub fn new(spans: Vec<Span>) -> Self {
-        Self { spans }
+    pub fn new(spans: Vec<Span>, mut notices: NoticeTimes) -> Self {
+        notices.holds.sort_unstable();
+        notices.ends.sort_unstable_by_key(|(at, _)| *at);
+        Self { spans, notices }
     }
 
     /// The incidents by their positions.
@@ -56,34 +87,75 @@ impl History {
     /// Returns the incident that lasts at this time, if there is one.
     #[must_use]
     pub fn find(&self, at: OffsetDateTime) -> Option<usize> {
-        (0..self.spans.len())
-            .find(|position| self.spans[*position].opened_at <= at && at < self.end(*position))
+        (0..self.spans.len()).find(|position| {
+            let span = &self.spans[*position];
+            let reach = self.last_evidence(span) + QUIET_WINDOW;
+            span.opened_at <= at && at < self.end(*position).min(span.ended_at.unwrap_or(reach))
+        })
     }
 
     /// Adds a failure, and returns the position of its incident.
-    ///
-    /// That is the incident that lasts at this time; else the next one if it starts within seven
-    /// days, and then it starts here; else a new one. A failure between two incidents never merges
-    /// them.
     pub fn add_failure(&mut self, at: OffsetDateTime) -> usize {
+        let position = self.add_evidence(at);
+        self.spans[position].has_failures = true;
+        position
+    }
+
+    /// Adds evidence that is no message: an error of the account, or a ban. Returns the position of
+    /// its incident.
+    ///
+    /// That is the incident that lasts at this time; else the next one if it starts before this
+    /// evidence is a thing of the past, and then it starts here; else a new one. Evidence between two
+    /// incidents never merges them.
+    pub fn add_evidence(&mut self, at: OffsetDateTime) -> usize {
         if let Some(position) = self.find(at) {
             let span = &mut self.spans[position];
             span.last_evidence_at = span.last_evidence_at.max(at);
             return position;
         }
+        let end = self.end_of(&Span::starting_at(at, true), None).0;
         let next = (0..self.spans.len())
             .filter(|position| self.spans[*position].opened_at > at)
             .min_by_key(|position| self.spans[*position].opened_at)
-            .filter(|position| self.spans[*position].opened_at < at + QUIET_WINDOW);
+            .filter(|position| self.spans[*position].opened_at < end);
         if let Some(position) = next {
             self.spans[position].opened_at = at;
             return position;
         }
-        self.spans.push(Span {
-            opened_at: at,
-            last_evidence_at: at,
-            ended_at: None,
-        });
+        self.spans.push(Span::starting_at(at, false));
+        self.spans.len() - 1
+    }
+
+    /// Returns the first time at which Meta lifted the lock of an incident, unless a fixed end came
+    /// first. Evidence from then on belongs to another incident.
+    #[must_use]
+    pub fn lifted_at(&self, position: usize) -> Option<OffsetDateTime> {
+        let span = &self.spans[position];
+        let start = span.reopened_at.unwrap_or(span.opened_at);
+        let mut ends = self.notices.ends.iter().map(|(at, _)| *at);
+        ends.find(|at| *at > start && span.ended_at.is_none())
+    }
+
+    /// Divides an incident that Meta lifted while evidence went on: the earlier part, with its last
+    /// evidence, becomes an incident of its own. The incident itself starts with the first evidence
+    /// after it. Returns the position of the earlier part.
+    pub fn divide(
+        &mut self,
+        position: usize,
+        last_before: OffsetDateTime,
+        first_after: OffsetDateTime,
+        [has_failures_before, has_failures_after]: [bool; 2],
+    ) -> usize {
+        let span = &mut self.spans[position];
+        let earlier = Span {
+            opened_at: span.opened_at,
+            last_evidence_at: last_before,
+            has_failures: has_failures_before,
+            ..*span
+        };
+        span.opened_at = first_after;
+        span.has_failures = has_failures_after;
+        self.spans.push(earlier);
         self.spans.len() - 1
     }
 
@@ -91,20 +163,61 @@ impl History {
     /// of silence, but not later than the start of the next incident.
     #[must_use]
     pub fn end(&self, position: usize) -> OffsetDateTime {
-        let span = &self.spans[position];
-        span.ended_at.unwrap_or_else(|| {
-            let quiet_end = span.last_evidence_at + QUIET_WINDOW;
-            self.next_start(position)
-                .map_or(quiet_end, |start| start.min(quiet_end))
-        })
+        self.end_of(&self.spans[position], self.next_start(position))
+            .0
+    }
+
+    /// Returns how an incident ends that nothing else has ended: by one of Meta's notices, or by
+    /// silence.
+    #[must_use]
+    pub fn resolution(&self, position: usize) -> Resolution {
+        self.end_of(&self.spans[position], self.next_start(position))
+            .1
     }
 
     /// Returns whether an incident is open. At most the latest one is.
     #[must_use]
     pub fn is_open(&self, position: usize, now: OffsetDateTime) -> bool {
-        self.spans[position].ended_at.is_none()
-            && self.next_start(position).is_none()
-            && self.end(position) > now
+        let (span, next) = (&self.spans[position], self.next_start(position));
+        let (end, resolution) = self.end_of(span, next);
+        let is_patient = resolution == Resolution::Quiet && !span.has_failures;
+        span.ended_at.is_none() && next.is_none() && (end > now || is_patient)
+    }
+
+    fn end_of(
+        &self,
+        span: &Span,
+        next_start: Option<OffsetDateTime>,
+    ) -> (OffsetDateTime, Resolution) {
+        if let Some(end) = span.ended_at {
+            return (end, Resolution::Manual);
+        }
+        let start = span.reopened_at.unwrap_or(span.opened_at);
+        // A check that shows the lock after an announced end says that it goes on.
+        let lifts = |(at, resolution): &&(OffsetDateTime, Resolution)| {
+            *at > start && (*resolution != Resolution::Expired || *at > span.last_evidence_at)
+        };
+        let lifted = self.notices.ends.iter().find(lifts).copied();
+        let quiet = (self.last_evidence(span) + QUIET_WINDOW, Resolution::Quiet);
+        let next = next_start.map(|start| (start, Resolution::Quiet));
+        // Without a failure silence says nothing, unless another lock came.
+        let is_patient = !span.has_failures && next.is_none() && lifted.is_some();
+        let ends = [lifted, next, Some(quiet).filter(|_| !is_patient)];
+        ends.into_iter()
+            .flatten()
+            .min_by_key(|(at, _)| *at)
+            .unwrap_or(quiet)
+    }
+
+    /// Returns the time of the latest evidence, Meta's notices included.
+    fn last_evidence(&self, span: &Span) -> OffsetDateTime {
+        self.notices
+            .holds
+            .iter()
+            .fold(span.last_evidence_at, |last, (start, end)| {
+                let is_near = *start < last + QUIET_WINDOW && *end >= span.opened_at;
+                if is_near { last.max(*end) } else { last }
+            })
     }
 
     fn next_start(&self, position: usize) -> Option<OffsetDateTime> {
@@ -119,6 +232,12 @@ impl History {
 pub enum Resolution {
     /// The cause was found, and no affected number shows it any more.
     Recovered,
+    /// A message was sent that the lock would have stopped.
+    SendingAgain,
+    /// Meta lifted the lock, and said so.
+    Reinstated,
+    /// The end that Meta had announced has passed.
+    Expired,
     /// There was no failure for seven days.
     Quiet,
     /// A person resolved it.
@@ -127,13 +246,23 @@ pub enum Resolution {
 
 impl Resolution {
     /// Every resolution.
-    pub const ALL: [Self; 3] = [Self::Recovered, Self::Quiet, Self::Manual];
+    pub const ALL: [Self; 6] = [
+        Self::Recovered,
+        Self::SendingAgain,
+        Self::Reinstated,
+        Self::Expired,
+        Self::Quiet,
+        Self::Manual,
+    ];
 
     /// The word for it in the database.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Recovered => "recovered",
+            Self::SendingAgain => "sending_again",
+            Self::Reinstated => "reinstated",
+            Self::Expired => "expired",
             Self::Quiet => "quiet",
             Self::Manual => "manual",
         }
@@ -145,6 +274,28 @@ impl Resolution {
         Self::ALL
             .into_iter()
             .find(|resolution| resolution.as_str() == word)
+    }
+
+    /// Returns whether such an end follows from evidence that may still arrive, and so may move.
+    #[must_use]
+    pub fn is_movable(self) -> bool {
+        match self {
+            Self::Reinstated | Self::Expired | Self::Quiet => true,
+            Self::Recovered | Self::SendingAgain | Self::Manual => false,
+        }
+    }
+
+    /// The reason in a few words for a person.
+    #[must_use]
+    pub fn describe(self) -> &'static str {
+        match self {
+            Self::Recovered => "recovered",
+            Self::SendingAgain => "sending again",
+            Self::Reinstated => "reinstated by Meta",
+            Self::Expired => "the announced end passed",
+            Self::Quiet => "quiet for 7 days",
+            Self::Manual => "resolved by hand",
+        }
     }
 }
 
@@ -206,11 +357,11 @@ mod tests {
 
     fn history(spans: &[(i64, i64, Option<i64>)]) -> History {
         let span = |(opened, last, ended): &(i64, i64, Option<i64>)| Span {
-            opened_at: days(*opened),
             last_evidence_at: days(*last),
             ended_at: ended.map(days),
+            ..Span::starting_at(days(*opened), true)
         };
-        History::new(spans.iter().map(span).collect())
+        History::new(spans.iter().map(span).collect(), NoticeTimes::default())
     }
 
     fn days(n: i64) -> OffsetDateTime {
@@ -282,6 +433,54 @@ mod tests {
         history.add_failure(days(2));
         assert_eq!(history.end(0), days(4));
         assert!(!history.is_open(0, days(3)));
+    }
+
+    #[test]
+    fn without_a_failure_silence_ends_nothing() {
+        let mut history = History::default();
+        history.add_evidence(days(0));
+        assert!(history.is_open(0, days(100)));
+        assert_eq!(history.add_failure(days(20)), 1, "the next lockout");
+        assert!(!history.is_open(0, days(20)));
+        assert_eq!(history.end(0), days(7));
+        let mut history = History::default();
+        history.add_evidence(days(0));
+        history.add_failure(days(1));
+        assert!(!history.is_open(0, days(8)));
+    }
+
+    #[test]
+    fn what_meta_announces_ends_an_incident_and_holds_it_open() {
+        let lifting = |at, resolution| (days(at), resolution);
+        let notices = NoticeTimes {
+            holds: vec![(days(0), days(20)), (days(30), days(30))],
+            ends: vec![
+                lifting(20, Resolution::Reinstated),
+                lifting(34, Resolution::Expired),
+            ],
+        };
+        let mut history = History::new(vec![], notices);
+        assert_eq!(history.add_evidence(days(0)), 0, "banned");
+        assert_eq!(history.add_failure(days(15)), 0, "banned all the time");
+        assert_eq!(
+            (history.end(0), history.resolution(0)),
+            (days(20), Resolution::Reinstated)
+        );
+        assert_eq!(history.add_failure(days(20)), 1);
+        assert_eq!(
+            history.end(1),
+            days(27),
+            "the notice comes too late to hold it"
+        );
+        assert_eq!(history.add_failure(days(28)), 2);
+        assert_eq!(
+            (history.end(2), history.resolution(2)),
+            (days(34), Resolution::Expired)
+        );
+        history.spans[2].last_evidence_at = days(34);
+        assert_eq!(history.end(2), days(41), "a check still shows it");
+        history.spans[0].reopened_at = Some(days(22));
+        assert_eq!(history.end(0), days(20), "not past the next one's start");
     }
 
     #[test]

@@ -5,7 +5,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 
-use super::status::ACCOUNT_LOCKED;
+use super::codes::ACCOUNT_LOCKED;
 
 const ERROR_CODES_PATH: &str = "/documentation/business-messaging/whatsapp/support/error-codes";
 

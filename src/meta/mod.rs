@@ -3,8 +3,10 @@
 //! | module | purpose |
 //! | --- | --- |
 //! | [`signature`] | sign a body as Meta does, and verify a signature |
+//! | [`codes`] | the watched error codes |
 //! | [`interest`] | whether the bytes of a callback may concern Lockwatch |
 //! | [`status`] | one failed message |
+//! | [`sent`] | the sent messages of a callback |
 //! | [`event`] | one event of an account |
 //! | [`health`] | parse an answer to a `health_status` look-up |
 //! | [`graph_error`] | errors of the Graph API, and what they mean |
@@ -18,6 +20,7 @@
 //! incident is decided in [`lockout`](crate::lockout), not here.
 
 pub mod capture;
+pub mod codes;
 pub mod compose;
 pub mod event;
 pub mod graph_error;
@@ -27,5 +30,6 @@ pub mod interest;
 pub(crate) mod json;
 pub mod node_fields;
 pub mod redact;
+pub mod sent;
 pub mod signature;
 pub mod status;

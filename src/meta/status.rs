@@ -1,4 +1,4 @@
-//! One failed message: a `statuses[]` element with `status: failed` and the error code 131031
+//! One failed message: a `statuses[]` element with `status: failed` and a watched error code
 //! ([Meta: status webhooks](https://developers.facebook.com/documentation/business-messaging/whatsapp/webhooks/reference/messages/status)).
 
 use std::borrow::Cow;
@@ -8,14 +8,11 @@ use sha2::{Digest, Sha256};
 use time::macros::datetime;
 use time::{Duration, OffsetDateTime};
 
+use super::codes::WatchedCodes;
 use super::ids::{PhoneNumberId, Text, WabaId};
 use super::json::{elements, fields, integer, scalar, string};
 
-/// The code of the error "Business Account locked", the only error that Lockwatch records
-/// ([Meta: error codes](https://developers.facebook.com/documentation/business-messaging/whatsapp/support/error-codes)).
-pub const ACCOUNT_LOCKED: i32 = 131_031;
-
-/// A message that Meta accepted and did not deliver: the account is locked.
+/// A message that Meta accepted and did not deliver: the account, or its number, is stopped.
 ///
 /// Texts are truncated ([`Text`]); the digest is taken before that.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,28 +84,30 @@ pub struct AccountError {
 /// The reason why the list cannot be parsed.
 pub(crate) fn parse_account_error(
     errors: &RawValue,
+    codes: &WatchedCodes,
     entry: &WabaId,
     sender: Option<&Sender>,
     received_at: OffsetDateTime,
 ) -> Result<Option<AccountError>, &'static str> {
-    let Some(error) = find_lockout_error(errors)? else {
+    let Some(error) = find_watched_error(errors, codes)? else {
         return Ok(None);
     };
     let number = sender.map(|sender| sender.phone_number_id.clone());
     let words = [&error.title, &error.details];
     let words: Vec<&str> = words.into_iter().flatten().map(Text::as_str).collect();
-    let detail = format!("{ACCOUNT_LOCKED} {}", words.join(": "));
+    let code = error.code;
+    let detail = format!("{code} {}", words.join(": "));
     Ok(Some(AccountError {
         waba_id: sender.map_or(entry, |sender| &sender.waba_id).clone(),
         digest: digest([
             number.as_ref().map_or("", PhoneNumberId::as_str),
             "error",
-            &ACCOUNT_LOCKED.to_string(),
+            &code.to_string(),
             errors.get(),
         ]),
         phone_number_id: number,
         display_phone_number: sender.and_then(|sender| sender.display_phone_number.clone()),
-        error_code: ACCOUNT_LOCKED,
+        error_code: code,
         detail: Text::truncate(detail.trim_end(), Text::LONG_BYTES),
         occurred_at: received_at,
     }))
@@ -120,6 +119,7 @@ pub(crate) fn parse_account_error(
 /// The reason why the element cannot be parsed.
 pub(crate) fn parse_failure(
     element: &RawValue,
+    codes: &WatchedCodes,
     sender: &Sender,
     received_at: OffsetDateTime,
 ) -> Result<Option<FailedMessage>, &'static str> {
@@ -128,7 +128,8 @@ pub(crate) fn parse_failure(
     if word.ok_or("the status has no readable `status`")? != "failed" {
         return Ok(None);
     }
-    let Some(error) = status.errors.map(find_lockout_error).transpose()?.flatten() else {
+    let find = |errors| find_watched_error(errors, codes);
+    let Some(error) = status.errors.map(find).transpose()?.flatten() else {
         return Ok(None);
     };
     let id = status
@@ -146,7 +147,7 @@ pub(crate) fn parse_failure(
         digest: digest([
             number,
             &id,
-            &ACCOUNT_LOCKED.to_string(),
+            &error.code.to_string(),
             participant.as_deref().unwrap_or_default(),
         ]),
         waba_id: sender.waba_id.clone(),
@@ -157,7 +158,7 @@ pub(crate) fn parse_failure(
         participant_id: participant.map(|id| Text::truncate(&id, Text::SHORT_BYTES)),
         failed_at: failed_at.unwrap_or(received_at),
         received_at,
-        error_code: ACCOUNT_LOCKED,
+        error_code: error.code,
         error_title: error.title,
         error_message: error.message,
         error_details: error.details,
@@ -231,43 +232,53 @@ fn first_non_empty<'a, const N: usize>(
         .find_map(|raw| scalar(raw).filter(|text| !text.is_empty()))
 }
 
-struct LockoutError {
+struct WatchedError {
+    code: i32,
     title: Option<Text>,
     message: Option<Text>,
     details: Option<Text>,
 }
 
-/// Returns the first error 131031 of a status. Several are one failure.
+/// Returns the gravest watched error of a list, and of equal ones the first. Several are one failure.
 ///
 /// # Errors
-/// There is no readable 131031, but an unreadable error may be one.
-fn find_lockout_error(errors: &RawValue) -> Result<Option<LockoutError>, &'static str> {
+/// There is no readable watched error, but an unreadable one may be watched.
+fn find_watched_error(
+    errors: &RawValue,
+    codes: &WatchedCodes,
+) -> Result<Option<WatchedError>, &'static str> {
     const FIELDS: [&str; 5] = ["code", "title", "message", "error_data", "details"];
     let mut unreadable = None;
+    let mut gravest: Option<(usize, WatchedError)> = None;
     for error in elements(errors).ok_or("`errors` is not a list")? {
         let Some([code, title, message, data, old_details]) = fields(error.get(), FIELDS) else {
             unreadable = Some("an error is not an object");
             continue;
         };
-        match code.and_then(integer) {
-            Some(code) if code == i64::from(ACCOUNT_LOCKED) => {}
-            Some(_) => continue,
-            None => {
-                unreadable = Some("an error has no readable `code`");
-                continue;
-            }
-        }
+        let Some(code) = code.and_then(integer) else {
+            unreadable = Some("an error has no readable `code`");
+            continue;
+        };
+        let is_graver = |rank: &usize| gravest.as_ref().is_none_or(|(before, _)| rank < before);
+        let Some(rank) = codes.rank(code).filter(is_graver) else {
+            continue;
+        };
         let details = data.and_then(|data| match fields(data.get(), ["details"]) {
             Some([details]) => details,
             None => Some(data),
         });
-        return Ok(Some(LockoutError {
+        let error = WatchedError {
+            code: codes.codes()[rank],
             title: long_text(title),
             message: long_text(message),
             details: long_text(details).or_else(|| long_text(old_details)),
-        }));
+        };
+        gravest = Some((rank, error));
     }
-    unreadable.map_or(Ok(None), Err)
+    match gravest {
+        Some((_, error)) => Ok(Some(error)),
+        None => unreadable.map_or(Ok(None), Err),
+    }
 }
 
 fn long_text(field: Option<&RawValue>) -> Option<Text> {

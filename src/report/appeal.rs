@@ -8,6 +8,7 @@ use time::OffsetDateTime;
 use super::text::{format_count, format_time, printable};
 use super::{IncidentReport, Recipients};
 use crate::lockout::cause::LockoutCause;
+use crate::meta::codes::ACCOUNT_LOCKED;
 use crate::store::deliveries::Delivery;
 use crate::store::incidents::AffectedNumber;
 
@@ -26,15 +27,21 @@ pub(crate) fn write_appeal(
     now: OffsetDateTime,
 ) -> String {
     let incident = &report.incident;
-    let mut appeal = Appeal::new(incident.waba_id.as_str(), incident.opened_at);
+    let code = examples
+        .first()
+        .map_or(ACCOUNT_LOCKED, |example| example.error_code);
+    let mut appeal = Appeal::new(incident.waba_id.as_str(), incident.opened_at, code);
     appeal.line("WhatsApp Business Account ID", incident.waba_id.as_str());
     appeal.numbers(report, number_limit);
-    appeal.error(examples.first());
-    appeal.line("First failed message", &format_time(incident.opened_at));
-    appeal.line(
-        "Latest failed message",
-        &format_time(incident.last_failure_at),
-    );
+    appeal.error(examples.first(), code);
+    if incident.failure_count > 0 {
+        let numbers = report.affected_numbers.iter();
+        let first = numbers.map(|number| number.number.first_failure_at).min();
+        let first = first.unwrap_or(incident.opened_at);
+        appeal.line("First failed message", &format_time(first));
+        let latest = incident.last_failure_at;
+        appeal.line("Latest failed message", &format_time(latest));
+    }
     appeal.line("Failed messages", &incident.failure_count.to_string());
     appeal.health_status(report);
     if recipients == Recipients::Revealed {
@@ -52,10 +59,10 @@ struct Appeal {
 }
 
 impl Appeal {
-    fn new(waba_id: &str, opened_at: OffsetDateTime) -> Self {
+    fn new(waba_id: &str, opened_at: OffsetDateTime, code: i32) -> Self {
         let text = format!(
             "Since {} our WhatsApp Business Account {} cannot send messages: each is accepted and \
-             then fails with error 131031. Please review the restriction and lift it.\n\
+             then fails with error {code}. Please review the restriction and lift it.\n\
              What we have changed: [fill in]\n\n",
             format_time(opened_at),
             printable(waba_id)
@@ -78,7 +85,7 @@ impl Appeal {
         }
     }
 
-    fn error(&mut self, example: Option<&Delivery>) {
+    fn error(&mut self, example: Option<&Delivery>, code: i32) {
         let title = example
             .and_then(|delivery| {
                 delivery
@@ -87,10 +94,10 @@ impl Appeal {
                     .or(delivery.error_message.as_deref())
             })
             .unwrap_or("Business Account locked");
-        self.line("Error", &format!("131031 {title}"));
+        self.line("Error", &format!("{code} {title}"));
     }
 
-    /// Adds Meta's own answer. A look-up that was not possible is no information for Meta.
+    /// Adds Meta's own answer, or its notice. A look-up that was not possible is no information for Meta.
     fn health_status(&mut self, report: &IncidentReport) {
         let is_metas_answer = report
             .cause()
@@ -100,9 +107,10 @@ impl Appeal {
         {
             let name = match &report.evidence {
                 Some(check) => format!("health_status at {}", format_time(check.checked_at)),
+                None if report.incident.cause_check_id.is_none() => "Meta's notice".to_owned(),
                 None => "health_status".to_owned(),
             };
-            self.line(&name, summary);
+            self.line(&name, summary.trim_start_matches("Meta's notice "));
         }
     }
 }

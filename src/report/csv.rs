@@ -44,6 +44,8 @@ impl Row for IncidentReport {
         "previous_incident_id",
         "account_name",
         "portfolio_id",
+        "kind",
+        "opened_by",
         "next_steps",
     ];
 }

@@ -19,6 +19,7 @@ use utoipa::ToSchema;
 
 pub use self::explanation::AlsoFound;
 use crate::lockout::cause::LockoutCause;
+use crate::lockout::codes::Kind;
 use crate::meta::ids::PhoneNumberId;
 use crate::store::checks::{self, HealthCheck};
 use crate::store::deliveries::{self, Delivery};
@@ -88,6 +89,13 @@ impl IncidentReport {
     pub fn cause_title(&self) -> &str {
         self.cause()
             .map_or(self.incident.cause.as_str(), |cause| cause.title())
+    }
+
+    /// What the account is or was, after its name in a sentence for a person.
+    #[must_use]
+    pub fn state(&self) -> &'static str {
+        let kind = self.incident.kind.known().unwrap_or(Kind::Lock);
+        kind.state(self.incident.resolved_at.is_none())
     }
 
     /// The cause; `None` for a word of a later version.

@@ -6,7 +6,6 @@ use time::format_description::well_known::Rfc3339;
 use time::macros::format_description;
 use time::{Date, Duration, OffsetDateTime, PrimitiveDateTime, UtcOffset};
 
-use crate::lockout::incident::Resolution;
 use crate::store::Word;
 use crate::store::incidents::Incident;
 
@@ -146,9 +145,8 @@ pub(crate) fn state_word(incident: &Incident) -> &str {
 #[must_use]
 pub(crate) fn describe_state(incident: &Incident) -> Cow<'_, str> {
     match &incident.resolution {
-        Some(Word::Known(Resolution::Quiet)) => "quiet for 7 days".into(),
-        Some(Word::Known(Resolution::Manual)) => "resolved by hand".into(),
-        Some(Word::Known(Resolution::Recovered)) | None => state_word(incident).into(),
+        Some(Word::Known(resolution)) => resolution.describe().into(),
+        None => state_word(incident).into(),
         Some(Word::Later(word)) => printable(word).into(),
     }
 }

@@ -10,6 +10,7 @@ use crate::lockout::cause::is_stopped_by_status;
 use crate::meta::health::{CanSend, Outcome};
 use crate::meta::ids::PhoneNumberId;
 use crate::store::checks::HealthCheck;
+use crate::store::events::AccountEvent;
 use crate::store::incidents::Incident;
 use crate::store::timeline::{self, BinHealth, Bins};
 use crate::store::{Pool, StoreError, Word, bounded};
@@ -18,6 +19,8 @@ use crate::store::{Pool, StoreError, Word, bounded};
 pub const CHART_BINS: usize = 60;
 /// The most bins of a sparkline.
 const SPARKLINE_BINS: usize = 24;
+/// The most notices. Earlier ones stand only in the list.
+const NOTICE_LIMIT: usize = 8;
 /// The most lanes. Numbers without a lane are only counted.
 const LANE_LIMIT: usize = 8;
 
@@ -103,6 +106,8 @@ impl NumberHealth {
 pub struct Timeline {
     /// The bins, from before the first failure to the end.
     pub bins: Bins,
+    /// What Meta reported about the account: the latest, in their order.
+    pub notices: Vec<AccountEvent>,
     /// The end of the incident, or the time of the drawing while it is open.
     pub until: OffsetDateTime,
     /// Failures in each bin.
@@ -197,7 +202,9 @@ pub async fn load_timeline(
     bin_limit: usize,
 ) -> Result<Timeline, StoreError> {
     let id = report.incident.id;
-    let bins = bins_of_incident(&report.incident, now, bin_limit);
+    let notices = notices_of_timeline(report);
+    let first_notice = notices.iter().map(|event| event.occurred_at).min();
+    let bins = bins_of_incident(&report.incident, first_notice, now, bin_limit);
     let numbers = &report.affected_numbers[..report.affected_numbers.len().min(LANE_LIMIT)];
     let number_ids: Vec<&str> = numbers
         .iter()
@@ -217,6 +224,7 @@ pub async fn load_timeline(
     let lane_count = i64::try_from(lanes.len()).unwrap_or(i64::MAX);
     Ok(Timeline {
         bins,
+        notices,
         until: report.incident.resolved_at.unwrap_or(now),
         failures: failures.into_values().next().unwrap_or_default(),
         numbers_without_lane: report.affected_number_count - lane_count,
@@ -233,7 +241,12 @@ pub(crate) async fn load_sparklines(
     let bins: Vec<(i64, Bins)> = incidents
         .iter()
         .map(|report| &report.incident)
-        .map(|incident| (incident.id, bins_of_incident(incident, now, SPARKLINE_BINS)))
+        .map(|incident| {
+            (
+                incident.id,
+                bins_of_incident(incident, None, now, SPARKLINE_BINS),
+            )
+        })
         .collect();
     bounded(timeline::failures_over_time(db, &bins)).await
 }
@@ -255,11 +268,30 @@ fn fill_lanes(lanes: &mut [Lane], health: Vec<BinHealth>) {
     }
 }
 
-fn bins_of_incident(incident: &Incident, now: OffsetDateTime, bin_limit: usize) -> Bins {
+/// Returns the notices that a timeline shows: those with a meaning for a lock, from a day before it.
+fn notices_of_timeline(report: &IncidentReport) -> Vec<AccountEvent> {
+    let since = report.incident.opened_at.saturating_sub(Duration::DAY);
+    let mut notices: Vec<AccountEvent> = report
+        .account_events
+        .iter()
+        .filter(|event| event.occurred_at >= since && event.has_meaning())
+        .cloned()
+        .collect();
+    notices.drain(..notices.len().saturating_sub(NOTICE_LIMIT));
+    notices
+}
+
+fn bins_of_incident(
+    incident: &Incident,
+    first_notice: Option<OffsetDateTime>,
+    now: OffsetDateTime,
+    bin_limit: usize,
+) -> Bins {
     /// A shorter time would be drawn as a single bar as wide as the chart.
     const MIN_LENGTH: Duration = Duration::minutes(15);
     let until = incident.resolved_at.unwrap_or(now).max(incident.opened_at);
-    let from = incident.opened_at.min(until.saturating_sub(MIN_LENGTH));
+    let opened_at = first_notice.map_or(incident.opened_at, |at| at.min(incident.opened_at));
+    let from = opened_at.min(until.saturating_sub(MIN_LENGTH));
     divide(from, until, bin_limit)
 }
 

@@ -26,6 +26,7 @@
 //! ```
 
 mod scenario;
+pub mod story;
 
 use std::collections::HashMap;
 use std::convert::Infallible;

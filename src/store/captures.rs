@@ -12,6 +12,7 @@ use super::StoreError;
 use crate::intake::Intake;
 use crate::meta::capture::Capture;
 use crate::meta::ids::WabaId;
+use crate::meta::interest::Interest;
 use crate::meta::signature;
 
 /// The bytes of bodies that are fetched at once. A single body may be larger.
@@ -59,7 +60,7 @@ pub(crate) struct CaptureSummary {
 impl CaptureSummary {
     fn of(row: CaptureRow) -> Self {
         let body = Bytes::from(row.body);
-        let intake = Intake::parse(&body, row.received_at);
+        let intake = Intake::parse(&body, &Interest::of_everything(), row.received_at);
         let failures = intake.failures.iter().map(|failure| &failure.waba_id);
         let unreadable = intake
             .unreadable

@@ -39,6 +39,25 @@ pub(super) async fn record(db: &mut PgConnection, changes: &[Change]) -> Result<
     Ok(())
 }
 
+/// A change of an incident. The fields are columns.
+#[derive(Debug, Clone)]
+pub(crate) struct ChangeRow {
+    pub(crate) id: i64,
+    pub(crate) incident_id: i64,
+    pub(crate) kind: String,
+    pub(crate) detail: Option<String>,
+}
+
+/// Lists the changes with larger ids than this one.
+pub(crate) async fn list_after(db: &PgPool, id: i64) -> Result<Vec<ChangeRow>, StoreError> {
+    let changes = sqlx::query_as!(
+        ChangeRow,
+        "select id, incident_id, kind, detail from incident_changes where id > $1 order by id",
+        id,
+    );
+    Ok(changes.fetch_all(db).await?)
+}
+
 /// Logs the changes that no process has logged yet, and returns their number. A process that dies
 /// here may leave some to be logged twice; none is lost. Call it from a task that nobody cancels.
 ///
@@ -104,6 +123,9 @@ fn log(id: i64, waba_id: &WabaId, kind: ChangeKind) {
         ChangeKind::Resolved(resolution) => {
             let reason = match resolution {
                 Resolution::Recovered => "is over: recovered",
+                Resolution::SendingAgain => "is over: messages are sent again",
+                Resolution::Reinstated => "is over: Meta lifted the lock",
+                Resolution::Expired => "is over: the end that Meta announced has passed",
                 Resolution::Quiet => "is over: seven quiet days",
                 Resolution::Manual => "is resolved by hand",
             };

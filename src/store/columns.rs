@@ -9,6 +9,7 @@ use sqlx::postgres::{PgArgumentBuffer, PgHasArrayType, PgTypeInfo, PgValueRef};
 use sqlx::{Decode, Encode, Postgres, Type};
 
 use crate::lockout::cause::LockoutCause;
+use crate::lockout::codes::Kind;
 use crate::lockout::incident::Resolution;
 use crate::meta::graph_error::Denial;
 use crate::meta::health::Outcome;
@@ -112,7 +113,7 @@ macro_rules! vocabulary {
     )* };
 }
 
-vocabulary!(Denial, LockoutCause, Outcome, Resolution);
+vocabulary!(Denial, Kind, LockoutCause, Outcome, Resolution);
 
 macro_rules! id_column {
     ($($type:ty),*) => { $(

@@ -7,13 +7,16 @@ use time::OffsetDateTime;
 use super::checks::{self, InsertedCheck};
 use super::claims::{Claim, release};
 use super::incident_life::End;
+use super::sending::ProvableIncident;
 use super::{StoreError, Word, accounts, events, incident_life, interval, limits, lock_account};
 use crate::lockout::cause::{
-    self, Cause, Finding, LockoutCause, NumberEvidence, NumberFindings, explain_nothing,
-    findings_of, findings_of_notices,
+    self, Cause, Finding, LockoutCause, Meaning, Notice, NumberEvidence, NumberFindings, Scope,
+    explain_nothing, findings_of, findings_of_notices, notice_times,
 };
+use crate::lockout::codes::{Kind, finding_of_code};
 use crate::lockout::incident::{ClearRun, Resolution, extend_clear_run, is_recovered};
 use crate::lockout::schedule::{self, Progress};
+use crate::lockout::sending;
 use crate::meta::health::{Answer, LookupResult};
 use crate::meta::ids::WabaId;
 
@@ -53,7 +56,16 @@ pub async fn save(
         }
         Some(incident) => {
             let number = claim.phone_number_id.as_str();
+            let about = About {
+                waba_id: &claim.waba_id,
+                kind: incident.kind,
+                opened_at: incident.opened_at,
+                ended_at: incident.ended_at,
+            };
+            let notices = about.notices(&mut transaction).await?;
             let step = Step {
+                about,
+                notices,
                 claim,
                 lookup,
                 check: &check,
@@ -72,44 +84,188 @@ pub async fn save(
     Ok(saved)
 }
 
-/// Chooses the cause of an account's open incident again, after a notice of Meta's. Returns whether
-/// there is one.
+/// Chooses the causes of an account's incidents again that are not over by this time, after a notice
+/// of Meta's or a code that names a reason. A look-up is due when an end that Meta announced has come.
+/// Returns whether there is one.
 pub(super) async fn choose_again(
     db: &mut PgConnection,
     waba_id: &WabaId,
+    since: OffsetDateTime,
 ) -> Result<bool, StoreError> {
-    let incident = sqlx::query!(
-        r#"select id, opened_at, cause as "cause: Word<LockoutCause>"
+    let incidents = sqlx::query!(
+        r#"select id, kind as "kind: Word<Kind>", opened_at, ended_at, now() as "now!",
+                  cause as "cause: Word<LockoutCause>"
              from incidents
+            where waba_id = $1 and (resolved_at is null or ended_at > $2)"#,
+        waba_id.as_str(),
+        since,
+    )
+    .fetch_all(&mut *db)
+    .await?;
+    for incident in &incidents {
+        let recorded = known_cause(&incident.cause);
+        let mut numbers = NumberState::all(db, incident.id, waba_id).await?;
+        let about = About {
+            waba_id,
+            kind: known_kind(&incident.kind),
+            opened_at: incident.opened_at,
+            ended_at: incident.ended_at,
+        };
+        let notices = about.notices(db).await?;
+        about.add_codes(db, incident.id, &mut numbers).await?;
+        if let Some(chosen) = about.choose(&numbers, &notices) {
+            incident_life::set_cause(db, incident.id, waba_id, &chosen, recorded).await?;
+        }
+        if let Some(end) = next_announced_end(&notices, incident.now) {
+            sqlx::query!(
+                "update affected_numbers
+                    set check_due_at = least(check_due_at, $3)
+                  where incident_id = $1 and waba_id = $2 and check_due_at is not null",
+                incident.id,
+                waba_id.as_str(),
+                end,
+            )
+            .execute(&mut *db)
+            .await?;
+        }
+    }
+    Ok(!incidents.is_empty())
+}
+
+/// The incident that a cause is chosen for. It lasts from its opening until its end.
+struct About<'a> {
+    waba_id: &'a WabaId,
+    kind: Kind,
+    opened_at: OffsetDateTime,
+    ended_at: Option<OffsetDateTime>,
+}
+
+impl About<'_> {
+    /// Reads Meta's notices. What was in force before a message proved that the account can send,
+    /// explains nothing any more.
+    async fn notices(&self, db: &mut PgConnection) -> Result<Vec<Notice>, StoreError> {
+        if self.kind != Kind::Lock {
+            return Ok(vec![]);
+        }
+        let mut notices = events::notices(db, self.waba_id, self.opened_at).await?;
+        if !notices.is_empty() {
+            let proven_end = sqlx::query_scalar!(
+                "select max(ended_at)
+                   from incidents
+                  where waba_id = $1 and kind = 'lock' and ended_at <= $2
+                    and resolution in ('recovered', 'sending_again')",
+                self.waba_id.as_str(),
+                self.opened_at,
+            )
+            .fetch_one(db)
+            .await?;
+            notices.retain(|notice| {
+                let is_outdated = proven_end.is_some_and(|end| notice.occurred_at < end);
+                !is_outdated || !matches!(notice.meaning(), Meaning::Locks(_))
+            });
+        }
+        Ok(notices)
+    }
+
+    /// Adds the codes of incidents of another kind at the same time: they can explain a lock, too.
+    async fn add_codes(
+        &self,
+        db: &mut PgConnection,
+        incident_id: i64,
+        numbers: &mut [NumberState],
+    ) -> Result<(), StoreError> {
+        if self.kind != Kind::Lock {
+            return Ok(());
+        }
+        let others = sqlx::query!(
+            "select n.phone_number_id, n.error_codes
+               from incidents i
+               join affected_numbers n on n.incident_id = i.id and n.waba_id = i.waba_id
+              where i.waba_id = $1 and i.id <> $2 and i.kind <> 'lock'
+                and i.opened_at < coalesce($4::timestamptz, 'infinity')
+                and coalesce(i.ended_at, 'infinity') > $3",
+            self.waba_id.as_str(),
+            incident_id,
+            self.opened_at,
+            self.ended_at,
+        )
+        .fetch_all(db)
+        .await?;
+        for other in others {
+            let is_of_account = |code: &i32| {
+                finding_of_code(*code).is_some_and(|finding| finding.scope == Scope::Account)
+            };
+            for number in numbers.iter_mut() {
+                let is_same = number.phone_number_id.as_str() == other.phone_number_id;
+                let codes = other.error_codes.iter();
+                number
+                    .error_codes
+                    .extend(codes.filter(|code| is_same || is_of_account(code)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Chooses the cause from the numbers, and from the notices.
+    fn choose(&self, numbers: &[NumberState], notices: &[Notice]) -> Option<Cause> {
+        let notices = findings_of_notices(notices, self.opened_at, self.ended_at);
+        let evidence: Vec<_> = numbers.iter().map(NumberState::evidence).collect();
+        cause::choose(self.kind, &evidence, &notices)
+    }
+}
+
+/// Returns the open incidents of an account for which a sent message can prove the end.
+pub(super) async fn open_with_proofs(
+    db: &mut PgConnection,
+    waba_id: &WabaId,
+) -> Result<Vec<ProvableIncident>, StoreError> {
+    let incidents = sqlx::query!(
+        r#"select id, kind as "kind: Word<Kind>", opened_at,
+                  greatest(last_failure_at, reopened_at,
+                           (select max(occurred_at) from account_events
+                             where waba_id = i.waba_id and evidence_of = i.kind
+                               and occurred_at >= i.opened_at)) as "last_failure_at!"
+             from incidents i
             where waba_id = $1 and ended_at is null"#,
         waba_id.as_str(),
     )
-    .fetch_optional(&mut *db)
+    .fetch_all(&mut *db)
     .await?;
-    let Some(incident) = incident else {
-        return Ok(false);
-    };
-    let recorded = known_cause(&incident.cause);
-    let numbers = NumberState::all(db, incident.id, waba_id).await?;
-    let span = (incident.opened_at, None);
-    if let Some(chosen) = choose(db, waba_id, span, &numbers).await? {
-        incident_life::set_cause(db, incident.id, waba_id, &chosen, recorded).await?;
+    let mut provable = Vec::new();
+    for incident in incidents {
+        let mut numbers = NumberState::all(db, incident.id, waba_id).await?;
+        let about = About {
+            waba_id,
+            kind: known_kind(&incident.kind),
+            opened_at: incident.opened_at,
+            ended_at: None,
+        };
+        let notices = about.notices(db).await?;
+        about.add_codes(db, incident.id, &mut numbers).await?;
+        let cause = about.choose(&numbers, &notices);
+        let is_limited = |number: &NumberState| number.findings.is_limited();
+        let is_limited = numbers.iter().any(is_limited);
+        if let Some(proof) = sending::proof(about.kind, cause.as_ref(), is_limited) {
+            provable.push(ProvableIncident {
+                id: incident.id,
+                last_failure_at: incident.last_failure_at,
+                proof,
+            });
+        }
     }
-    Ok(true)
+    Ok(provable)
 }
 
-/// Chooses the cause of an incident from its numbers, and from Meta's notices about the account. The
-/// incident lasts from its opening until its end.
-async fn choose(
-    db: &mut PgConnection,
-    waba_id: &WabaId,
-    (opened_at, ended_at): (OffsetDateTime, Option<OffsetDateTime>),
-    numbers: &[NumberState],
-) -> Result<Option<Cause>, StoreError> {
-    let notices = events::notices(db, waba_id, opened_at).await?;
-    let notices = findings_of_notices(&notices, opened_at, ended_at);
-    let evidence: Vec<_> = numbers.iter().map(NumberState::evidence).collect();
-    Ok(cause::choose(&evidence, &notices))
+/// Returns the next end that Meta has announced.
+fn next_announced_end(notices: &[Notice], now: OffsetDateTime) -> Option<OffsetDateTime> {
+    let ends = notice_times(notices).ends.into_iter();
+    let announced = ends.filter(|(_, resolution)| *resolution == Resolution::Expired);
+    announced.map(|(at, _)| at).filter(|at| *at > now).min()
+}
+
+/// A kind of a later version counts as a lock.
+fn known_kind(kind: &Word<Kind>) -> Kind {
+    kind.known().unwrap_or(Kind::Lock)
 }
 
 /// A cause of a later version counts as found.
@@ -119,8 +275,9 @@ fn known_cause(cause: &Word<LockoutCause>) -> LockoutCause {
 
 /// The open incident of a claim, with the state of the claim's number.
 struct OpenIncident {
+    kind: Kind,
     opened_at: OffsetDateTime,
-    /// The time of the last failure, or error of the account.
+    /// The time of the last failure, error of the account, or ban.
     last_failure_at: OffsetDateTime,
     /// The end of one that was over when it was first seen: it waits only for its first answers.
     ended_at: Option<OffsetDateTime>,
@@ -137,9 +294,11 @@ async fn open_incident(
 ) -> Result<Option<OpenIncident>, StoreError> {
     let row = sqlx::query!(
         r#"select greatest(i.last_failure_at, (select max(occurred_at) from account_events
-                                                where waba_id = i.waba_id and event = 'error'
+                                                where waba_id = i.waba_id and evidence_of = i.kind
                                                   and occurred_at >= i.opened_at))
-                    as "last_failure_at!", i.opened_at, i.ended_at, i.cause as "cause: Word<LockoutCause>", n.clear_since,
+                    as "last_failure_at!",
+                  i.kind as "kind: Word<Kind>", i.opened_at, i.ended_at,
+                  i.cause as "cause: Word<LockoutCause>", n.clear_since,
                   n.findings as "findings: Json<NumberFindings>"
              from affected_numbers n
              join incidents i on i.id = n.incident_id and i.waba_id = n.waba_id
@@ -153,6 +312,7 @@ async fn open_incident(
     .fetch_optional(db)
     .await?;
     Ok(row.map(|row| OpenIncident {
+        kind: known_kind(&row.kind),
         last_failure_at: row.last_failure_at,
         opened_at: row.opened_at,
         ended_at: row.ended_at,
@@ -167,6 +327,8 @@ async fn open_incident(
 
 /// One look-up of a number in an open incident.
 struct Step<'s> {
+    about: About<'s>,
+    notices: Vec<Notice>,
     claim: &'s Claim,
     lookup: &'s LookupResult,
     check: &'s InsertedCheck,
@@ -240,9 +402,10 @@ impl Step<'_> {
         let is_confirming = clear_since == Some(check.checked_at);
         let pause = schedule::next_pause(&lookup.answer, *progress, is_confirming, self.chance);
         let findings = self.all_findings();
+        let announced_end = next_announced_end(&self.notices, check.checked_at);
         sqlx::query!(
             "update affected_numbers
-                set check_due_at = now() + $5, check_lease_until = null, check_started_at = null,
+                set check_due_at = least(now() + $5, $15), check_lease_until = null, check_started_at = null,
                     check_answers = $6, check_failures = $7, clear_since = $8, findings = $12,
                     latest_check_id  = case when $9 then $10 else latest_check_id end,
                     latest_answer_at = case when $9 then $11 else latest_answer_at end,
@@ -264,6 +427,7 @@ impl Step<'_> {
             Json(&findings) as _,
             lookup.tried_fields.0,
             findings.field_explained,
+            announced_end,
         )
         .execute(db)
         .await?;
@@ -277,9 +441,9 @@ impl Step<'_> {
             claim, incident, ..
         } = self;
         let (id, waba_id) = (claim.incident_id, &claim.waba_id);
-        let numbers = NumberState::all(db, id, waba_id).await?;
-        let span = (incident.opened_at, incident.ended_at);
-        let chosen = choose(db, waba_id, span, &numbers).await?;
+        let mut numbers = NumberState::all(db, id, waba_id).await?;
+        self.about.add_codes(db, id, &mut numbers).await?;
+        let chosen = self.about.choose(&numbers, &self.notices);
         if let Some(chosen) = &chosen {
             incident_life::set_cause(db, id, waba_id, chosen, incident.cause).await?;
         }
@@ -295,26 +459,31 @@ impl Step<'_> {
         let mut findings = numbers.iter().map(|number| &number.findings);
         let was_shown = findings.any(NumberFindings::has_shown_a_cause);
         let runs: Vec<_> = numbers.iter().map(|number| number.clear_run).collect();
-        let end = if incident.ended_at.is_some() && numbers.iter().all(|number| number.is_answered)
-        {
-            End::QUIET
-        } else if is_explained && was_shown && is_recovered(&runs, incident.last_failure_at) {
-            End {
+        if incident.ended_at.is_some() && !numbers.iter().all(|number| number.is_answered) {
+            return Ok(());
+        }
+        // An end that Meta announced has come, or it was over when it was first seen.
+        let checked_at = self.check.checked_at;
+        if incident_life::resolve_if_over(db, id, waba_id, checked_at).await? {
+            return Ok(());
+        }
+        if is_explained && was_shown && is_recovered(&runs, incident.last_failure_at) {
+            let end = End {
                 resolution: Resolution::Recovered,
                 at: runs.iter().flatten().map(|run| run.since).max(),
                 note: None,
-            }
-        } else {
-            return Ok(());
-        };
-        incident_life::resolve(db, id, waba_id, end).await?;
+            };
+            incident_life::resolve(db, id, waba_id, end).await?;
+        }
         Ok(())
     }
 }
 
 /// The state of a number of an incident.
 struct NumberState {
+    phone_number_id: String,
     failure_count: i64,
+    error_codes: Vec<i32>,
     findings: NumberFindings,
     is_given_up: bool,
     is_answered: bool,
@@ -330,7 +499,8 @@ impl NumberState {
         waba_id: &WabaId,
     ) -> Result<Vec<Self>, StoreError> {
         let numbers = sqlx::query!(
-            r#"select failure_count, latest_answer_at, clear_since, check_answers, check_failures,
+            r#"select phone_number_id, failure_count, error_codes, latest_answer_at, clear_since, check_answers,
+                      check_failures,
                       findings as "findings: Json<NumberFindings>"
                  from affected_numbers
                 where incident_id = $1 and waba_id = $2
@@ -347,7 +517,9 @@ impl NumberState {
             };
             let run = number.clear_since.zip(number.latest_answer_at);
             Self {
+                phone_number_id: number.phone_number_id,
                 failure_count: number.failure_count,
+                error_codes: number.error_codes,
                 findings: number
                     .findings
                     .map(|Json(findings)| findings)
@@ -363,6 +535,7 @@ impl NumberState {
     fn evidence(&self) -> NumberEvidence<'_> {
         NumberEvidence {
             failure_count: self.failure_count,
+            error_codes: &self.error_codes,
             findings: &self.findings,
             is_given_up: self.is_given_up,
         }

@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 use utoipa::ToSchema;
 
 use super::{StoreError, interval};
-use crate::lockout::cause::{NOTICE_WINDOW, Notice};
+use crate::lockout::cause::{Meaning, NOTICE_WINDOW, Notice};
 use crate::meta::ids::WabaId;
 
 /// The most events that are shown with an incident.
@@ -36,6 +36,31 @@ pub struct AccountEvent {
     /// The end that Meta announced.
     #[serde(with = "time::serde::rfc3339::option")]
     pub expires_at: Option<OffsetDateTime>,
+}
+
+impl AccountEvent {
+    /// What happened, in the fewest of Meta's words: `DISABLE`, `PIN_CHANGED`.
+    #[must_use]
+    pub fn short_name(&self) -> &str {
+        match self.event.as_str() {
+            "DISABLED_UPDATE" => self.state.as_deref().unwrap_or("DISABLED_UPDATE"),
+            "error" => "error of the account",
+            event => event,
+        }
+    }
+
+    /// Returns whether it says something about a lock.
+    pub(crate) fn has_meaning(&self) -> bool {
+        let notice = Notice {
+            field: self.field.clone(),
+            event: self.event.clone(),
+            state: self.state.clone(),
+            detail: None,
+            occurred_at: self.occurred_at,
+            expires_at: self.expires_at,
+        };
+        self.event == "error" || notice.meaning() != Meaning::Nothing
+    }
 }
 
 /// Lists the events of these incidents, by the id of the incident, the earliest first: those of the

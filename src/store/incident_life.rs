@@ -6,13 +6,14 @@
 use std::collections::BTreeMap;
 
 use sqlx::{PgConnection, PgPool};
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 
 use super::claims::Claim;
 use super::incidents::{self, Incident};
-use super::{StoreError, Word, changes, interval, lock_account};
+use super::{StoreError, Word, changes, history, interval, lock_account};
 use crate::lockout::cause::{Cause, Confidence, LockoutCause, Scope};
 use crate::lockout::change::{Change, ChangeKind};
+use crate::lockout::codes::Kind;
 use crate::lockout::incident::{QUIET_WINDOW, Resolution};
 use crate::meta::graph_error::Denial;
 use crate::meta::ids::WabaId;
@@ -21,13 +22,14 @@ use crate::meta::ids::WabaId;
 const FIRST_ANSWER_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(60);
 
 /// The evidence that opened an incident.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum OpenedBy {
     /// A failed message.
-    #[default]
     Failure,
     /// An error of the account itself.
     Error,
+    /// A ban that Meta announced.
+    Event,
 }
 
 impl OpenedBy {
@@ -35,6 +37,7 @@ impl OpenedBy {
         match self {
             Self::Failure => "failure",
             Self::Error => "error",
+            Self::Event => "event",
         }
     }
 }
@@ -43,6 +46,7 @@ impl OpenedBy {
 #[derive(Debug, Clone)]
 pub(super) struct NewIncident {
     pub(super) waba_id: WabaId,
+    pub(super) kind: Kind,
     pub(super) opened_at: OffsetDateTime,
     pub(super) last_evidence_at: OffsetDateTime,
     /// The end of an incident that is over already. It is looked up once before it is resolved.
@@ -57,6 +61,7 @@ pub(super) async fn open(
     incidents: &[NewIncident],
 ) -> Result<Vec<i64>, StoreError> {
     let waba_ids: Vec<&str> = incidents.iter().map(|i| i.waba_id.as_str()).collect();
+    let kinds: Vec<&str> = incidents.iter().map(|i| i.kind.as_str()).collect();
     let opened_at: Vec<OffsetDateTime> = incidents.iter().map(|i| i.opened_at).collect();
     sqlx::query!(
         "insert into accounts (waba_id)
@@ -68,10 +73,11 @@ pub(super) async fn open(
     let rows = sqlx::query!(
         r#"insert into incidents (waba_id, kind, opened_at, last_failure_at, last_evidence_at,
                                   ended_at, opened_by)
-           select i.waba_id, 'lock', i.opened_at, i.last, i.last, i.ended_at, i.opened_by
+           select i.waba_id, i.kind, i.opened_at, i.last, i.last, i.ended_at, i.opened_by
              from unnest($1::text[], $2::timestamptz[], $3::timestamptz[], $4::timestamptz[],
-                         $5::text[]) as i(waba_id, opened_at, last, ended_at, opened_by)
-           returning id, waba_id as "waba_id: WabaId", opened_at"#,
+                         $5::text[], $6::text[])
+                  as i(waba_id, opened_at, last, ended_at, opened_by, kind)
+           returning id, waba_id as "waba_id: WabaId", kind as "kind: Word<Kind>", opened_at"#,
         &waba_ids as &[&str],
         &opened_at,
         &incidents
@@ -83,21 +89,25 @@ pub(super) async fn open(
             .iter()
             .map(|i| i.opened_by.as_str())
             .collect::<Vec<_>>() as &[&str],
+        &kinds as &[&str],
     )
     .fetch_all(&mut *db)
     .await?;
     sqlx::query!(
         "update incidents i
             set previous_incident_id = (select p.id from incidents p
-                                         where p.waba_id = i.waba_id and p.opened_at < i.opened_at
+                                         where p.waba_id = i.waba_id and p.kind = i.kind
+                                           and p.opened_at < i.opened_at
                                          order by p.opened_at desc
                                          limit 1)
-           from (select waba_id, min(opened_at) as since
-                   from unnest($1::text[], $2::timestamptz[]) as n(waba_id, opened_at)
-                  group by waba_id) n
-          where i.waba_id = n.waba_id and i.opened_at >= n.since",
+           from (select waba_id, kind, min(opened_at) as since
+                   from unnest($1::text[], $2::timestamptz[], $3::text[])
+                        as n(waba_id, opened_at, kind)
+                  group by waba_id, kind) n
+          where i.waba_id = n.waba_id and i.kind = n.kind and i.opened_at >= n.since",
         &waba_ids as &[&str],
         &opened_at,
+        &kinds as &[&str],
     )
     .execute(&mut *db)
     .await?;
@@ -110,12 +120,15 @@ pub(super) async fn open(
         })
         .collect();
     changes::record(db, &opened).await?;
-    // Two incidents of an account start at different times.
-    let ids: BTreeMap<(&WabaId, OffsetDateTime), i64> = rows
+    // Two incidents of an account and kind start at different times.
+    let ids: BTreeMap<_, i64> = rows
         .iter()
-        .map(|row| ((&row.waba_id, row.opened_at), row.id))
+        .map(|row| ((&row.waba_id, row.kind.known(), row.opened_at), row.id))
         .collect();
-    let id_of = |incident: &NewIncident| ids.get(&(&incident.waba_id, incident.opened_at)).copied();
+    let id_of = |incident: &NewIncident| {
+        let key = (&incident.waba_id, Some(incident.kind), incident.opened_at);
+        ids.get(&key).copied()
+    };
     Ok(incidents.iter().filter_map(id_of).collect())
 }
 
@@ -196,23 +209,209 @@ pub(super) async fn note_evidence(
     Ok(())
 }
 
-/// Notes errors of accounts: seven days of silence begin anew.
-pub(super) async fn note_error(
+/// Notes an error of an account, or a ban: seven days of silence begin anew.
+pub(super) async fn note_event(
     db: &mut PgConnection,
-    ids: &[i64],
-    times: &[(&WabaId, OffsetDateTime)],
+    id: i64,
+    waba_id: &WabaId,
+    at: OffsetDateTime,
+    opened_by: OpenedBy,
 ) -> Result<(), StoreError> {
     sqlx::query!(
-        "update incidents i
-            set opened_at        = least(i.opened_at, e.first),
-                last_evidence_at = greatest(i.last_evidence_at, e.last)
-           from (select id, waba_id, min(at) as first, max(at) as last
-                   from unnest($1::bigint[], $2::text[], $3::timestamptz[]) as e(id, waba_id, at)
-                  group by id, waba_id) e
-          where i.id = e.id and i.waba_id = e.waba_id",
-        ids,
-        &times.iter().map(|(id, _)| id.as_str()).collect::<Vec<_>>() as &[&str],
-        &times.iter().map(|(_, at)| *at).collect::<Vec<_>>(),
+        "update incidents
+            set opened_by        = case when $3 < opened_at then $4 else opened_by end,
+                opened_at        = least(opened_at, $3),
+                last_evidence_at = greatest(last_evidence_at, $3)
+          where id = $1 and waba_id = $2",
+        id,
+        waba_id.as_str(),
+        at,
+        opened_by.as_str(),
+    )
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+/// The evidence of an incident on both sides of a time.
+#[derive(Debug)]
+pub(super) struct EvidenceAround {
+    pub(super) last_before: Option<OffsetDateTime>,
+    pub(super) first_after: Option<OffsetDateTime>,
+    pub(super) has_failures_before: bool,
+    pub(super) has_failures_after: bool,
+}
+
+/// Finds the evidence of an incident since its opening, on both sides of a time; without some fresh
+/// events.
+pub(super) async fn evidence_around(
+    db: &mut PgConnection,
+    id: i64,
+    waba_id: &WabaId,
+    (since, at): (OffsetDateTime, OffsetDateTime),
+    fresh: &[i64],
+) -> Result<EvidenceAround, StoreError> {
+    let around = sqlx::query_as!(
+        EvidenceAround,
+        r#"with evidence as (
+             select failed_at as at, true as is_failure
+               from failed_deliveries
+              where incident_id = $1 and waba_id = $2 and failed_at >= $3
+              union all
+             select e.occurred_at, false
+               from account_events e
+               join incidents i on i.id = $1 and i.waba_id = $2
+              where e.waba_id = $2 and e.evidence_of = i.kind and e.occurred_at >= $3
+                and e.occurred_at < coalesce(i.ended_at, 'infinity') and e.id <> all($5)
+           )
+           select max(at) filter (where at < $4) as last_before,
+                  min(at) filter (where at >= $4) as first_after,
+                  coalesce(bool_or(is_failure) filter (where at < $4), false)
+                    as "has_failures_before!",
+                  coalesce(bool_or(is_failure) filter (where at >= $4), false)
+                    as "has_failures_after!"
+             from evidence"#,
+        id,
+        waba_id.as_str(),
+        since,
+        at,
+        fresh,
+    );
+    Ok(around.fetch_one(db).await?)
+}
+
+/// Moves everything before a time from an incident to another one, its earlier part. What is left
+/// starts with the first evidence after it.
+pub(super) async fn divide(
+    db: &mut PgConnection,
+    waba_id: &WabaId,
+    id: i64,
+    earlier: i64,
+    (before, first_after): (OffsetDateTime, OffsetDateTime),
+) -> Result<(), StoreError> {
+    let moved = sqlx::query!(
+        r#"with moved as (
+             update failed_deliveries
+                set incident_id = $2
+              where incident_id = $1 and waba_id = $3 and failed_at < $4
+             returning phone_number_id, failed_at
+           ), numbers as (
+             insert into affected_numbers (incident_id, waba_id, phone_number_id,
+                                           display_phone_number, first_failure_at, last_failure_at,
+                                           failure_count, check_due_at, error_codes)
+             select $2, $3, m.phone_number_id, n.display_phone_number, m.first, m.last, m.n, now(),
+                    n.error_codes
+               from (select phone_number_id, min(failed_at) as first, max(failed_at) as last,
+                            count(*) as n
+                       from moved group by phone_number_id) m
+               join affected_numbers n on n.incident_id = $1 and n.waba_id = $3
+                                      and n.phone_number_id = m.phone_number_id
+           ), minutes as (
+             insert into failures_by_minute (incident_id, waba_id, minute, failure_count)
+             select $2, $3, date_bin('1 minute', failed_at, 'epoch'), count(*)
+               from moved group by 3
+           ), hours as (
+             insert into failures_by_hour (incident_id, waba_id, hour, failure_count)
+             select $2, $3, date_bin('1 hour', failed_at, 'epoch'), count(*)
+               from moved group by 3
+           )
+           select count(*) as "count!", max(failed_at) as last from moved"#,
+        id,
+        earlier,
+        waba_id.as_str(),
+        before,
+    )
+    .fetch_one(&mut *db)
+    .await?;
+    subtract(db, waba_id, id, earlier).await?;
+    // Without a number, the account's own node is looked up.
+    sqlx::query!(
+        "insert into affected_numbers (incident_id, waba_id, phone_number_id, first_failure_at,
+                                       last_failure_at, failure_count, check_due_at)
+         select id, waba_id, waba_id, opened_at, opened_at, 0, now()
+           from incidents
+          where id = $1 and waba_id = $2
+            and not exists (select from affected_numbers where incident_id = $1 and waba_id = $2)",
+        earlier,
+        waba_id.as_str(),
+    )
+    .execute(&mut *db)
+    .await?;
+    sqlx::query!(
+        "update incidents
+            set failure_count   = failure_count + case when id = $1 then -$4::bigint else $4 end,
+                last_failure_at = case when id = $2 then coalesce($6, last_failure_at)
+                                       else last_failure_at end,
+                opened_by       = case when id = $2 then (select opened_by from incidents
+                                                           where id = $1 and waba_id = $3)
+                                       when exists (select from failed_deliveries
+                                                     where incident_id = $1 and waba_id = $3
+                                                       and failed_at = $5) then 'failure'
+                                       when exists (select from account_events
+                                                     where waba_id = $3 and event = 'error'
+                                                       and occurred_at = $5) then 'error'
+                                       else 'event' end,
+                opened_at       = case when id = $1 then $5 else opened_at end
+          where id in ($1, $2) and waba_id = $3",
+        id,
+        earlier,
+        waba_id.as_str(),
+        moved.count,
+        first_after,
+        moved.last,
+    )
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+/// Subtracts the counts of an earlier part from those of the incident that it was part of.
+async fn subtract(
+    db: &mut PgConnection,
+    waba_id: &WabaId,
+    id: i64,
+    earlier: i64,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "with minutes as (
+           update failures_by_minute m
+              set failure_count = m.failure_count - e.failure_count
+             from failures_by_minute e
+            where m.incident_id = $1 and e.incident_id = $2 and m.waba_id = $3 and e.waba_id = $3
+              and m.minute = e.minute
+         ), hours as (
+           update failures_by_hour h
+              set failure_count = h.failure_count - e.failure_count
+             from failures_by_hour e
+            where h.incident_id = $1 and e.incident_id = $2 and h.waba_id = $3 and e.waba_id = $3
+              and h.hour = e.hour
+         )
+         update affected_numbers n
+            set failure_count    = n.failure_count - e.failure_count,
+                first_failure_at = coalesce((select min(failed_at) from failed_deliveries d
+                                              where d.incident_id = $1 and d.waba_id = $3
+                                                and d.phone_number_id = n.phone_number_id),
+                                            n.last_failure_at)
+           from affected_numbers e
+          where n.incident_id = $1 and e.incident_id = $2 and n.waba_id = $3 and e.waba_id = $3
+            and n.phone_number_id = e.phone_number_id",
+        id,
+        earlier,
+        waba_id.as_str(),
+    )
+    .execute(&mut *db)
+    .await?;
+    sqlx::query!(
+        "delete from affected_numbers n
+          where incident_id = $1 and waba_id = $2 and failure_count = 0
+            and exists (select from affected_numbers
+                         where incident_id = $1 and waba_id = $2 and failure_count > 0)
+            and exists (select from affected_numbers e
+                         where e.incident_id = $3 and e.waba_id = $2
+                           and e.phone_number_id = n.phone_number_id)",
+        id,
+        waba_id.as_str(),
+        earlier,
     )
     .execute(db)
     .await?;
@@ -228,46 +427,101 @@ pub(super) struct End<'e> {
     pub(super) note: Option<&'e str>,
 }
 
-/// Resolves an incident. One that was over before for seven days of silence ends by that, whatever
-/// is noticed now. Returns the resolution, or `None` if it was resolved before.
+/// Resolves an incident. One that was over before, by silence or by Meta's word, ends by that,
+/// whatever is noticed now. Returns the resolution, or `None` if it was resolved before.
 pub(super) async fn resolve(
     db: &mut PgConnection,
     id: i64,
     waba_id: &WabaId,
     end: End<'_>,
 ) -> Result<Option<Resolution>, StoreError> {
-    let resolved = sqlx::query!(
-        r#"with old as (
-             select id, waba_id, last_evidence_at,
-                    coalesce(ended_at, last_evidence_at + $6) as silence_until
-               from incidents
-              where id = $1 and waba_id = $2 and resolved_at is null
-           )
-           update incidents i
-              set resolved_at = clock_timestamp(), resolution_note = $5,
-                  resolution = case when old.silence_until <= coalesce($4, now()) then 'quiet'
-                                    else $3 end,
-                  ended_at = case when old.silence_until <= coalesce($4, now())
-                                  then old.silence_until
-                                  else greatest(coalesce($4, now()),
-                                                old.last_evidence_at + interval '1 microsecond') end
-             from old
-            where i.id = old.id and i.waba_id = old.waba_id
-           returning i.resolution as "resolution!: Word<Resolution>""#,
+    let Some(row) = sqlx::query!(
+        r#"select last_evidence_at, now() as "now!"
+             from incidents
+            where id = $1 and waba_id = $2 and resolved_at is null"#,
         id,
         waba_id.as_str(),
-        end.resolution.as_str(),
-        end.at,
-        end.note,
-        interval(QUIET_WINDOW),
+    )
+    .fetch_optional(&mut *db)
+    .await?
+    else {
+        return Ok(None);
+    };
+    let at = end.at.unwrap_or(row.now);
+    let over = over_by_rule(db, id, waba_id, at).await?;
+    let (at, resolution) = over.unwrap_or_else(|| {
+        let after_evidence = row.last_evidence_at + Duration::MICROSECOND;
+        (at.max(after_evidence), end.resolution)
+    });
+    finish(db, id, waba_id, (at, resolution), end.note).await?;
+    Ok(Some(resolution))
+}
+
+/// Resolves an incident if it is over by the rule at this time. Returns whether it is.
+pub(super) async fn resolve_if_over(
+    db: &mut PgConnection,
+    id: i64,
+    waba_id: &WabaId,
+    now: OffsetDateTime,
+) -> Result<bool, StoreError> {
+    let over = over_by_rule(db, id, waba_id, now).await?;
+    if let Some(end) = over {
+        finish(db, id, waba_id, end, None).await?;
+    }
+    Ok(over.is_some())
+}
+
+/// Returns when and how an incident that is not resolved has ended by the rule: by silence or by
+/// Meta's word.
+async fn over_by_rule(
+    db: &mut PgConnection,
+    id: i64,
+    waba_id: &WabaId,
+    now: OffsetDateTime,
+) -> Result<Option<(OffsetDateTime, Resolution)>, StoreError> {
+    let incident = sqlx::query!(
+        r#"select kind as "kind: Word<Kind>", opened_at
+             from incidents
+            where id = $1 and waba_id = $2 and resolved_at is null"#,
+        id,
+        waba_id.as_str(),
     )
     .fetch_optional(&mut *db)
     .await?;
-    let Some(resolution) = resolved.and_then(|row| row.resolution.known()) else {
+    let kind = incident.as_ref().and_then(|incident| incident.kind.known());
+    let Some((incident, kind)) = incident.zip(kind) else {
         return Ok(None);
     };
-    after_resolving(db, id, waba_id, resolution).await?;
-    Ok(Some(resolution))
+    let account = history::load_account(db, (waba_id, kind), incident.opened_at).await?;
+    let Some(position) = account.position(id) else {
+        return Ok(None);
+    };
+    let history = &account.history;
+    let end = (history.end(position), history.resolution(position));
+    Ok((!history.is_open(position, now)).then_some(end))
+}
+
+async fn finish(
+    db: &mut PgConnection,
+    id: i64,
+    waba_id: &WabaId,
+    (at, resolution): (OffsetDateTime, Resolution),
+    note: Option<&str>,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "update incidents
+            set ended_at = $3, resolved_at = clock_timestamp(), resolution = $4,
+                resolution_note = $5
+          where id = $1 and waba_id = $2",
+        id,
+        waba_id.as_str(),
+        at,
+        resolution.as_str(),
+        note,
+    )
+    .execute(&mut *db)
+    .await?;
+    after_resolving(db, id, waba_id, resolution).await
 }
 
 async fn after_resolving(
@@ -288,36 +542,35 @@ async fn after_resolving(
     record(db, id, waba_id, ChangeKind::Resolved(resolution)).await
 }
 
-/// Resolves an open incident that silence ended at this time: the account's next one begins.
-pub(super) async fn end_by_silence(
+/// Ends an incident at this time, as the rule has it. It is resolved at once, unless it is new and
+/// still waits for the first answer of one of its numbers.
+pub(super) async fn end(
     db: &mut PgConnection,
     id: i64,
     waba_id: &WabaId,
-    ended_at: OffsetDateTime,
+    end: (OffsetDateTime, Resolution),
 ) -> Result<(), StoreError> {
-    sqlx::query!(
-        "update incidents
-            set ended_at = $3, resolved_at = clock_timestamp(), resolution = 'quiet'
-          where id = $1 and waba_id = $2",
+    let waits = sqlx::query_scalar!(
+        r#"update incidents
+              set ended_at = $3
+            where id = $1 and waba_id = $2 and created_at + $4 > now()
+              and exists (select from affected_numbers
+                           where incident_id = $1 and waba_id = $2 and check_answers = 0)
+           returning true as "waits!""#,
         id,
         waba_id.as_str(),
-        ended_at,
+        end.0,
+        interval(FIRST_ANSWER_TIMEOUT),
     )
-    .execute(&mut *db)
+    .fetch_optional(&mut *db)
     .await?;
-    after_resolving(db, id, waba_id, Resolution::Quiet).await
+    match waits {
+        Some(_) => Ok(()),
+        None => finish(db, id, waba_id, end, None).await,
+    }
 }
 
-impl End<'_> {
-    /// Silence. Its time follows from the evidence.
-    pub(super) const QUIET: Self = Self {
-        resolution: Resolution::Quiet,
-        at: None,
-        note: None,
-    };
-}
-
-/// Opens an incident again that only silence had ended, and makes its numbers due for a look-up.
+/// Opens an incident again that evidence shows to go on, and makes its numbers due for a look-up.
 pub(super) async fn reopen(
     db: &mut PgConnection,
     id: i64,
@@ -350,18 +603,21 @@ pub(super) async fn reopen(
     record(db, id, waba_id, ChangeKind::Reopened).await
 }
 
-/// Moves the end of an incident that only silence has ended.
+/// Moves the end of an incident, as the rule has it.
 pub(super) async fn move_end(
     db: &mut PgConnection,
     id: i64,
     waba_id: &WabaId,
-    ended_at: OffsetDateTime,
+    (ended_at, resolution): (OffsetDateTime, Resolution),
 ) -> Result<(), StoreError> {
     sqlx::query!(
-        "update incidents set ended_at = $3 where id = $1 and waba_id = $2",
+        "update incidents
+            set ended_at = $3, resolution = case when resolved_at is not null then $4 end
+          where id = $1 and waba_id = $2",
         id,
         waba_id.as_str(),
         ended_at,
+        resolution.as_str(),
     )
     .execute(db)
     .await?;
@@ -406,6 +662,63 @@ pub async fn resolve_by_hand(
     })
 }
 
+/// The result of opening an incident again by hand.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ManualReopening {
+    /// The incident of this account is open again.
+    Reopened(WabaId),
+    /// It is open already. Nothing changed.
+    AlreadyOpen,
+    /// The account has a later incident of the kind, with this id. Nothing changed.
+    Followed(i64),
+    /// There is no such incident.
+    Unknown,
+}
+
+/// Opens an incident again for a person: its end was wrong. Its seven days of silence start anew, and
+/// earlier clear checks no longer count. Call it from a task that nobody cancels.
+///
+/// # Errors
+/// Nothing is changed.
+pub async fn reopen_by_hand(db: &PgPool, id: i64) -> Result<ManualReopening, StoreError> {
+    let Some(Incident { waba_id, .. }) = incidents::find(db, id).await? else {
+        return Ok(ManualReopening::Unknown);
+    };
+    let mut transaction = db.begin().await?;
+    lock_account(&mut transaction, &waba_id).await?;
+    let state = sqlx::query!(
+        r#"select i.ended_at is null as "is_open!",
+                  (select l.id from incidents l
+                    where l.waba_id = i.waba_id and l.kind = i.kind and l.opened_at > i.opened_at
+                    order by l.opened_at desc
+                    limit 1) as later
+             from incidents i
+            where i.id = $1 and i.waba_id = $2"#,
+        id,
+        waba_id.as_str(),
+    )
+    .fetch_one(&mut *transaction)
+    .await?;
+    if state.is_open {
+        return Ok(ManualReopening::AlreadyOpen);
+    }
+    if let Some(later) = state.later {
+        return Ok(ManualReopening::Followed(later));
+    }
+    sqlx::query!(
+        "update incidents
+            set reopened_at = now(), last_evidence_at = greatest(last_evidence_at, now())
+          where id = $1 and waba_id = $2",
+        id,
+        waba_id.as_str(),
+    )
+    .execute(&mut *transaction)
+    .await?;
+    reopen(&mut transaction, id, &waba_id).await?;
+    transaction.commit().await?;
+    Ok(ManualReopening::Reopened(waba_id))
+}
+
 /// Resolves some incidents that are over by seven days of silence. An account that another
 /// transaction has locked is left for the next time. Returns whether there were any.
 ///
@@ -413,35 +726,26 @@ pub async fn resolve_by_hand(
 /// Nothing is changed.
 pub async fn resolve_quiet(db: &PgPool) -> Result<bool, StoreError> {
     let mut transaction = db.begin().await?;
-    let over = sqlx::query!(
-        r#"select id, waba_id as "waba_id: WabaId"
+    // What a ban holds open is read in vain, and must not be in the way of the others.
+    let candidates = sqlx::query!(
+        r#"select id, waba_id as "waba_id: WabaId", now() as "now!"
              from (select id, waba_id
                      from incidents
                     where resolved_at is null
-                      and (last_evidence_at + $1 <= now() and ended_at is null
+                      and (last_evidence_at + $1 <= now() and ended_at is null and failure_count > 0
                            or created_at + $2 <= now() and ended_at is not null)
-                    limit 100) over
+                    order by random()
+                    limit 100) candidates
             where pg_try_advisory_xact_lock(hashtextextended(waba_id, 131031))"#,
         interval(QUIET_WINDOW),
         interval(FIRST_ANSWER_TIMEOUT),
     )
     .fetch_all(&mut *transaction)
     .await?;
-    let is_any_over = !over.is_empty();
-    for row in over {
+    let mut is_any_over = false;
+    for row in candidates {
         // Read again behind the lock: a failure may have come in between.
-        let is_over = sqlx::query_scalar!(
-            r#"select ended_at is not null or last_evidence_at + $3 <= now() as "is_over!"
-                 from incidents where id = $1 and waba_id = $2"#,
-            row.id,
-            row.waba_id.as_str(),
-            interval(QUIET_WINDOW),
-        )
-        .fetch_one(&mut *transaction)
-        .await?;
-        if is_over {
-            resolve(&mut transaction, row.id, &row.waba_id, End::QUIET).await?;
-        }
+        is_any_over |= resolve_if_over(&mut transaction, row.id, &row.waba_id, row.now).await?;
     }
     transaction.commit().await?;
     Ok(is_any_over)

@@ -10,6 +10,7 @@ use utoipa::ToSchema;
 
 use super::{StoreError, Word};
 use crate::lockout::cause::{LockoutCause, NumberFindings};
+use crate::lockout::codes::Kind;
 use crate::lockout::incident::Resolution;
 use crate::meta::graph_error::Denial;
 use crate::meta::ids::{PhoneNumberId, WabaId};
@@ -23,10 +24,17 @@ pub struct Incident {
     /// The WhatsApp Business Account; Meta's test numbers as `phone:<phone_number_id>`.
     #[schema(value_type = String)]
     pub waba_id: WabaId,
-    /// The time of the first failure.
+    /// What is locked: `lock` (the account), or with more codes watched `payment`, `registration`,
+    /// `country` or `limit`. One of a kind is open at a time.
+    #[schema(value_type = String, example = "lock")]
+    pub kind: Word<Kind>,
+    /// Its first evidence: `failure`, `error` (of the account, without a message), or `event` (a ban).
+    #[schema(example = "failure")]
+    pub opened_by: String,
+    /// The time of the first evidence.
     #[serde(with = "time::serde::rfc3339")]
     pub opened_at: OffsetDateTime,
-    /// The time of the latest failure.
+    /// The time of the latest failure; of the first evidence while no message has failed.
     #[serde(with = "time::serde::rfc3339")]
     pub last_failure_at: OffsetDateTime,
     /// The time at which it was over, according to the evidence. Null while it is open.
@@ -35,7 +43,8 @@ pub struct Incident {
     /// The time at which that was noticed, or a person resolved it. Null while it is open.
     #[serde(with = "time::serde::rfc3339::option")]
     pub resolved_at: Option<OffsetDateTime>,
-    /// The reason why it ended: `recovered`, `quiet` or `manual`.
+    /// The reason why it ended: `recovered`, `sending_again`, `reinstated`, `expired`, `quiet` or
+    /// `manual`.
     #[schema(value_type = Option<String>)]
     pub resolution: Option<Word<Resolution>>,
     /// The note of the person who resolved it.
@@ -191,8 +200,9 @@ async fn select(
     };
     let incidents = sqlx::query_as!(
         Incident,
-        r#"select id, waba_id as "waba_id: _", opened_at, last_failure_at, ended_at, resolved_at,
-                  resolution as "resolution: _", resolution_note, failure_count,
+        r#"select id, waba_id as "waba_id: _", kind as "kind: _", opened_by, opened_at,
+                  last_failure_at, ended_at, resolved_at, resolution as "resolution: _",
+                  resolution_note, failure_count,
                   cause as "cause: _", cause_confidence, cause_scope, i.denial as "denial: _",
                   cause_severity, cause_summary, cause_entity_type, cause_entity_id,
                   cause_error_code, possible_solution, cause_recorded_at, cause_check_id,
@@ -259,7 +269,8 @@ pub(crate) async fn count_open(db: &PgPool) -> Result<i64, StoreError> {
     Ok(count.fetch_one(db).await?)
 }
 
-/// Lists the affected numbers of some incidents, up to `limit` each, by the id of the incident.
+/// Lists the affected numbers of some incidents, up to `limit` each, by the id of the incident. The
+/// account's own node stands for them only while no message has failed.
 pub async fn list_numbers(
     db: &PgPool,
     ids: &[i64],
@@ -285,7 +296,8 @@ pub async fn list_numbers(
                              over ()::bigint as with_cause
                       from (select *, findings #>> '{number,explains}' as reason
                               from affected_numbers
-                             where incident_id = i.id) reasons
+                             where incident_id = i.id
+                               and (phone_number_id <> i.waba_id or i.failure_count = 0)) reasons
                      order by failure_count desc, phone_number_id
                      limit $2) n"#,
         ids,

@@ -20,6 +20,7 @@ mod database;
 pub(crate) mod deliveries;
 mod error;
 pub(crate) mod events;
+mod history;
 pub mod inbox;
 pub mod incident_life;
 pub mod incidents;
@@ -30,6 +31,7 @@ mod pooler;
 pub mod process;
 mod readiness;
 pub(crate) mod retention;
+pub mod sending;
 pub mod timeline;
 mod url;
 

@@ -659,3 +659,19 @@ async fn a_json_log_holds_no_secret_and_no_recipient() {
         }
     }
 }
+
+#[test]
+fn the_story_ends_as_meta_tells_it() {
+    let (code, stdout, stderr) = run(&mut lockwatch(&["demo", "--story", "--exit"]));
+    assert_eq!((code, stderr.as_str()), (0, ""), "{stdout}");
+    for part in [
+        "incident 1 opened",
+        "cause found policy_violation",
+        "incident 1 resolved reinstated",
+        "m Meta's notice",
+        "ACCOUNT_VIOLATION SCAM",
+        "98",
+    ] {
+        assert!(stdout.contains(part), "{part}: {stdout}");
+    }
+}

@@ -74,6 +74,7 @@ struct HttpRequest {
 struct Expected {
     cause_in: Option<Vec<String>>,
     incidents: Option<i64>,
+    resolved: bool,
     rows: Option<i64>,
     http_in: Option<Vec<u16>>,
     log_has: Option<String>,
@@ -317,6 +318,10 @@ impl Told {
                          left join graph_limits l on l.key = n.waba_id";
             let due = self.count(due).await;
             assert!((1..=minutes).contains(&due), "{name}: {due}");
+        }
+        if expected.resolved {
+            let open = "select count(*) from incidents where resolved_at is null";
+            eventually(name, async || self.count(open).await == 0).await;
         }
         if let Some(part) = &expected.log_has {
             self.serve.wait_for_log(part);

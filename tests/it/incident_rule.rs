@@ -6,7 +6,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lockwatch::lockout::incident::{History, Span};
+use lockwatch::lockout::cause::{Notice, notice_times};
+use lockwatch::lockout::incident::{History, NoticeTimes, Span};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use time::{Duration, OffsetDateTime};
@@ -100,7 +101,7 @@ impl Recorder {
         // A failure of the future cannot have been seen.
         assert!(half_hours(spans[position].last_evidence_at) <= at);
         spans[position].ended_at = Some(time(at));
-        self.history = History::new(spans);
+        self.history = History::new(spans, NoticeTimes::default());
         self.effective.push(at);
     }
 
@@ -206,4 +207,249 @@ fn lockouts_forty_days_apart_are_two_incidents() {
     let second = history.add_failure(time(40 * DAY));
     assert_ne!(first, second);
     assert_eq!(half_hours(history.end(first)), WEEK);
+}
+
+/// What Meta announces, in half hours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Word {
+    Failure,
+    Ban,
+    Reinstate,
+    Unban,
+    /// A restriction that ends after so long.
+    Restriction(i64),
+}
+
+/// A word with its time, and how much later it arrives: a notice within the seven days in which Meta
+/// repeats it. Words of different kinds never come at the same time.
+fn told() -> impl Strategy<Value = Vec<(i64, Word, i64)>> {
+    let delay = prop_oneof![3 => Just(0_i64), 3 => 0..WEEK, 1 => 0..40 * DAY];
+    let word = prop_oneof![
+        6 => Just(Word::Failure),
+        1 => Just(Word::Ban),
+        1 => Just(Word::Reinstate),
+        1 => Just(Word::Unban),
+        1 => (1..10 * DAY).prop_map(Word::Restriction),
+    ];
+    let told = (0..20 * DAY, word, delay).prop_map(|(at, word, delay)| {
+        let (place, word) = match word {
+            Word::Failure => (0, word),
+            Word::Ban => (1, word),
+            Word::Reinstate => (2, word),
+            Word::Unban => (3, word),
+            Word::Restriction(length) => (4, Word::Restriction(6 * length + 1)),
+        };
+        let delay = if word == Word::Failure {
+            delay
+        } else {
+            delay % WEEK
+        };
+        (6 * at + place, word, 6 * delay)
+    });
+    vec(told, 1..12)
+}
+
+fn fine_time(at: i64) -> OffsetDateTime {
+    time(0) + Duration::minutes(5 * at)
+}
+
+const FINE_WEEK: i64 = 6 * WEEK;
+const BAN_LENGTH: i64 = 6 * 30 * DAY;
+
+/// The incidents that a reader of the whole story sees: it walks through time once.
+fn walk(words: &BTreeSet<(i64, Word)>) -> Incidents {
+    let mut steps: BTreeSet<(i64, Option<Word>)> =
+        words.iter().map(|(at, word)| (*at, Some(*word))).collect();
+    for (at, word) in words {
+        if let Word::Restriction(length) = word {
+            steps.insert((at + length, None));
+        }
+    }
+    let mut incidents = Incidents::new();
+    let mut open: Option<(BTreeSet<i64>, i64)> = None;
+    let (mut bans, mut restrictions): (Vec<i64>, Vec<i64>) = (vec![], vec![]);
+    for (now, word) in steps {
+        if let Some((evidence, last)) = &mut open {
+            for end in bans.iter().chain(&restrictions) {
+                if *end > *last {
+                    *last = now.min(*end);
+                }
+            }
+            // Without a failure, silence ends it only when another lock comes.
+            let has_failed = evidence.iter().any(|at| at % 6 == 0);
+            let is_evidence = matches!(word, Some(Word::Failure | Word::Ban));
+            if now - *last >= FINE_WEEK && (has_failed || is_evidence) {
+                incidents.insert((std::mem::take(evidence), *last + FINE_WEEK));
+                open = None;
+            }
+        }
+        bans.retain(|end| *end > now);
+        let mut is_lifted = false;
+        match word {
+            Some(Word::Failure | Word::Ban) => {
+                let (evidence, last) = open.get_or_insert_with(|| (BTreeSet::new(), now));
+                evidence.insert(now);
+                *last = now;
+                if word == Some(Word::Ban) {
+                    bans.push(now + BAN_LENGTH);
+                }
+            }
+            Some(Word::Restriction(length)) => {
+                restrictions.push(now + length);
+                if let Some((_, last)) = &mut open
+                    && now - *last < FINE_WEEK
+                {
+                    *last = now;
+                }
+            }
+            Some(Word::Reinstate) => {
+                bans.clear();
+                restrictions.clear();
+                is_lifted = true;
+            }
+            Some(Word::Unban) => {
+                restrictions.clear();
+                is_lifted = bans.is_empty();
+            }
+            None => {
+                let before = restrictions.len();
+                restrictions.retain(|end| *end > now);
+                let has_ended = restrictions.len() < before;
+                is_lifted = has_ended && bans.is_empty() && restrictions.is_empty();
+            }
+        }
+        if is_lifted && let Some((evidence, _)) = open.take() {
+            incidents.insert((evidence, now));
+        }
+    }
+    if let Some((evidence, mut last)) = open {
+        let mut ends: Vec<i64> = bans.into_iter().chain(restrictions).collect();
+        ends.sort_unstable();
+        last = ends.into_iter().fold(last, i64::max);
+        incidents.insert((evidence, last + FINE_WEEK));
+    }
+    incidents
+}
+
+/// The rule at work, with Meta's notices.
+#[derive(Default)]
+struct Listener {
+    history: History,
+    notices: Vec<Notice>,
+    evidence: BTreeMap<usize, BTreeSet<i64>>,
+    known: BTreeSet<(i64, Word)>,
+    has_bridge: bool,
+}
+
+impl Listener {
+    fn hear(&mut self, at: i64, word: Word) {
+        let before = walk(&self.known);
+        self.known.insert((at, word));
+        let notice = |event: &str, state: &str, expires_at| Notice {
+            field: "account_update".to_owned(),
+            event: event.to_owned(),
+            state: Some(state.to_owned()),
+            detail: None,
+            occurred_at: fine_time(at),
+            expires_at,
+        };
+        let restricted = "RESTRICTED_BIZ_INITIATED_MESSAGING";
+        self.notices.extend(match word {
+            Word::Failure => None,
+            Word::Ban => Some(notice("DISABLED_UPDATE", "DISABLE", None)),
+            Word::Reinstate => Some(notice("DISABLED_UPDATE", "REINSTATE", None)),
+            Word::Unban => Some(notice("ACCOUNT_RESTRICTION", "SPAM_UNBAN", None)),
+            Word::Restriction(length) => {
+                let end = Some(fine_time(at + length));
+                Some(notice("ACCOUNT_RESTRICTION", restricted, end))
+            }
+        });
+        let spans = self.history.spans().to_vec();
+        self.history = History::new(spans, notice_times(&self.notices));
+        self.divide();
+        if matches!(word, Word::Failure | Word::Ban) {
+            let position = match word {
+                Word::Failure => self.history.add_failure(fine_time(at)),
+                _ => self.history.add_evidence(fine_time(at)),
+            };
+            self.evidence.entry(position).or_default().insert(at);
+        }
+        self.has_bridge |= walk(&self.known).iter().any(|(together, _)| {
+            let parts = before
+                .iter()
+                .filter(|(part, _)| !part.is_disjoint(together));
+            parts.count() > 1
+        });
+    }
+
+    /// Divides what Meta has ended in between.
+    fn divide(&mut self) {
+        for position in 0..self.history.spans().len() {
+            while let Some(lifted_at) = self.history.lifted_at(position) {
+                let all = self.evidence.remove(&position).unwrap_or_default();
+                let (before, after): (BTreeSet<i64>, BTreeSet<i64>) =
+                    all.into_iter().partition(|at| fine_time(*at) < lifted_at);
+                let ends = before.last().copied().zip(after.first().copied());
+                let Some((last_before, first_after)) = ends else {
+                    self.evidence
+                        .insert(position, before.into_iter().chain(after).collect());
+                    break;
+                };
+                let (last, first) = (fine_time(last_before), fine_time(first_after));
+                let earlier = self.history.divide(position, last, first, [true, true]);
+                self.evidence.insert(earlier, before);
+                self.evidence.insert(position, after);
+            }
+        }
+    }
+
+    fn incidents(&self) -> Incidents {
+        let end = |position: &usize| (self.history.end(*position) - time(0)).whole_minutes() / 5;
+        let all = self.evidence.iter();
+        all.map(|(position, evidence)| (evidence.clone(), end(position)))
+            .collect()
+    }
+}
+
+#[test]
+fn any_order_of_notices_and_failures_gives_the_same_incidents() {
+    let config = ProptestConfig {
+        cases: 20_000,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    };
+    let counts = std::cell::Cell::new((0, 0, 0));
+    let mut runner = proptest::test_runner::TestRunner::new(config);
+    runner
+        .run(&told(), |told| {
+            let mut order: Vec<_> = told
+                .iter()
+                .map(|(at, word, delay)| (at + delay, *at, *word))
+                .collect();
+            order.sort_unstable();
+            let mut listener = Listener::default();
+            for (_, at, word) in order {
+                if !listener.known.contains(&(at, word)) {
+                    listener.hear(at, word);
+                }
+            }
+            let (compared, bridges, several) = counts.get();
+            if listener.has_bridge {
+                counts.set((compared, bridges + 1, several));
+                return Ok(());
+            }
+            let expected = walk(&listener.known);
+            let is_several = u32::from(expected.len() > 1);
+            counts.set((compared + 1, bridges, several + is_several));
+            prop_assert_eq!(listener.incidents(), expected);
+            Ok(())
+        })
+        .unwrap();
+    let (compared, bridges, several) = counts.get();
+    assert!(compared > 8_000, "too few stories are compared: {compared}");
+    assert!(bridges > 500, "too few bridges: {bridges}");
+    assert!(
+        several > 3_000,
+        "too few stories with several incidents: {several}"
+    );
 }

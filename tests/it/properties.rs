@@ -8,6 +8,7 @@ use lockwatch::intake::Intake;
 use lockwatch::meta::capture::Capture;
 use lockwatch::meta::compose::StatusCallback;
 use lockwatch::meta::health;
+use lockwatch::meta::interest::Interest;
 use lockwatch::meta::signature::{Signature, Verifier, sign};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -58,7 +59,7 @@ fn any_body_is_parsed_twice_with_the_same_result() {
         let answer = health::parse_answer(status, std::str::from_utf8(&body).ok(), &["1"], &body);
         prop_assert_eq!(answer, health::parse_answer(status, std::str::from_utf8(&body).ok(), &["1"], &body));
         let body = Bytes::from(body);
-        let parse = || format!("{:?}", Intake::parse(&body, now));
+        let parse = || format!("{:?}", Intake::parse(&body, &Interest::default(), now));
         prop_assert_eq!(parse(), parse());
     });
 }
@@ -229,7 +230,11 @@ struct PostedParts {
 
 impl PostedParts {
     fn add(&mut self, body: &[u8]) {
-        let findings = Intake::parse(&Bytes::copy_from_slice(body), OffsetDateTime::now_utc());
+        let findings = Intake::parse(
+            &Bytes::copy_from_slice(body),
+            &Interest::default(),
+            OffsetDateTime::now_utc(),
+        );
         for failure in findings.failures {
             self.failures
                 .insert((failure.waba_id.to_string(), failure.digest.to_vec()));

@@ -24,6 +24,7 @@ use super::serve::StopSignals;
 use super::{Failure, open_database};
 use crate::config::{CaptureArgs, DataArgs, SigningArgs, read_app_secrets};
 use crate::inbox::{Capturing, Inbox, inbox};
+use crate::meta::interest::Interest;
 use crate::meta::signature::Verifier;
 use crate::metrics::{InboxMetrics, ProcessorMetrics};
 use crate::processor::Processor;
@@ -115,8 +116,9 @@ async fn open_target(
     args: &ReplayArgs,
     bar: ProgressBar,
 ) -> Result<(Target, Option<Recording>), Failure> {
+    let interest = Interest::new(args.capture.codes.clone());
     if args.dry_run {
-        return Ok((Target::DryRun, None));
+        return Ok((Target::DryRun(interest), None));
     }
     if let Some(url) = &args.to {
         let app_secret = if args.original_signature {
@@ -139,8 +141,8 @@ async fn open_target(
     };
     let database = open_database(&args.data).await?;
     let capturing = args.capture.capture;
-    let (inbox, recording) = Recording::start(&database, capturing);
-    let target = DatabaseTarget::new(inbox, capturing, verifier);
+    let (inbox, recording) = Recording::start(&database, interest.clone(), capturing);
+    let target = DatabaseTarget::new(inbox, interest, capturing, verifier);
     Ok((Target::Database(target), Some(recording)))
 }
 
@@ -153,7 +155,7 @@ struct Recording {
 }
 
 impl Recording {
-    fn start(database: &Database, capturing: Capturing) -> (Inbox, Self) {
+    fn start(database: &Database, interest: Interest, capturing: Capturing) -> (Inbox, Self) {
         let (woken, progress) = (Woken::default(), Progress::default());
         let (inbox, task) = inbox(
             database.clone(),
@@ -162,7 +164,14 @@ impl Recording {
             InboxMetrics::default(),
         );
         let metrics = ProcessorMetrics::default();
-        let processor = Processor::new(database.clone(), capturing, woken, progress, metrics);
+        let processor = Processor::new(
+            database.clone(),
+            interest,
+            capturing,
+            woken,
+            progress,
+            metrics,
+        );
         let stop = CancellationToken::new();
         let recording = Self {
             db: database.pool(),
@@ -335,7 +344,8 @@ impl Replay {
 
     /// Prints the results. Fails if anything was not replayed.
     fn print_summary(self) -> Result<(), Failure> {
-        self.results.print(matches!(*self.target, Target::DryRun))?;
+        self.results
+            .print(matches!(*self.target, Target::DryRun(_)))?;
         if self.read_errors > 0 {
             let count = self.read_errors;
             anstream::eprintln!("lockwatch: {count} could not be read, see above");

@@ -18,7 +18,7 @@ use crate::error_chain::error_chain;
 use crate::inbox::{Capturing, Inbox, NewCallback, NotStored, Submitted};
 use crate::intake::Intake;
 use crate::meta::capture::Capture;
-use crate::meta::interest::may_concern_us;
+use crate::meta::interest::Interest;
 use crate::meta::signature::{SIGNATURE_HEADER, Signature, Verifier, sign};
 
 /// The only status that counts as success, for Meta and here.
@@ -43,7 +43,7 @@ pub(super) enum Target {
     Webhook(WebhookTarget),
     Database(DatabaseTarget),
     /// Nothing is sent: the callbacks are only counted.
-    DryRun,
+    DryRun(Interest),
 }
 
 impl Target {
@@ -55,13 +55,13 @@ impl Target {
     ) -> Pin<Box<dyn Future<Output = Outcome> + Send>> {
         let submission = match &*self {
             Self::Database(database) => database.submit(&capture),
-            Self::Webhook(_) | Self::DryRun => None,
+            Self::Webhook(_) | Self::DryRun(_) => None,
         };
         Box::pin(async move {
             match &*self {
                 Self::Webhook(webhook) => webhook.post(capture).await,
                 Self::Database(database) => database.store(capture, submission).await,
-                Self::DryRun => classify(&capture),
+                Self::DryRun(interest) => classify(&capture, interest),
             }
         })
     }
@@ -285,6 +285,7 @@ async fn read_body_start(response: &mut Response) -> reqwest::Result<Vec<u8>> {
 /// The database, into whose inbox callbacks are appended as `serve` would, but without HTTP.
 pub(super) struct DatabaseTarget {
     inbox: Inbox,
+    interest: Interest,
     capturing: Capturing,
     /// Verifies the original signatures, if that is wanted.
     verifier: Option<Verifier>,
@@ -300,9 +301,15 @@ enum SubmitError {
 }
 
 impl DatabaseTarget {
-    pub(super) fn new(inbox: Inbox, capturing: Capturing, verifier: Option<Verifier>) -> Self {
+    pub(super) fn new(
+        inbox: Inbox,
+        interest: Interest,
+        capturing: Capturing,
+        verifier: Option<Verifier>,
+    ) -> Self {
         Self {
             inbox,
+            interest,
             capturing,
             verifier,
         }
@@ -319,7 +326,7 @@ impl DatabaseTarget {
             },
             (Some(_), Err(reason)) => return Some(Err(SubmitError::BadSignature(reason))),
         };
-        let is_of_interest = may_concern_us(&capture.body);
+        let is_of_interest = self.interest.may_concern_us(&capture.body);
         if !is_of_interest && self.capturing != Capturing::All {
             return None;
         }
@@ -371,9 +378,10 @@ fn parse_original_signature(capture: &Capture) -> Result<Signature, &'static str
 }
 
 /// Reads a callback without sending it, and names its kind.
-fn classify(capture: &Capture) -> Outcome {
-    let is_of_interest = may_concern_us(&capture.body);
-    let intake = is_of_interest.then(|| Intake::parse(&capture.body, OffsetDateTime::UNIX_EPOCH));
+fn classify(capture: &Capture, interest: &Interest) -> Outcome {
+    let is_of_interest = interest.may_concern_us(&capture.body);
+    let now = OffsetDateTime::UNIX_EPOCH;
+    let intake = is_of_interest.then(|| Intake::parse(&capture.body, interest, now));
     let kind = match intake.filter(|intake| !intake.is_empty()) {
         None => "nothing about a lockout",
         Some(intake) if intake.unreadable.is_empty() => "lockouts",

@@ -23,7 +23,7 @@ use self::paging::ListRequest;
 use super::error::Problem;
 use super::ops::find_obstacle;
 use super::query::{IncidentId, List, Query, parse_filter, parse_reveal};
-use super::resolve::{complete_body, resolve_by_hand};
+use super::resolve::{complete_body, reopen_by_hand, resolve_by_hand};
 use crate::lockout::cause::LockoutCause;
 use crate::progress::Progress;
 use crate::report::{self, IncidentReport};
@@ -44,6 +44,7 @@ pub(super) fn router(db: Pool, progress: Progress) -> Router {
         .route("/api/v1/incidents/{id}/deliveries", get(list_deliveries))
         .route("/api/v1/incidents/{id}/checks", get(list_checks))
         .route("/api/v1/incidents/{id}/resolve", post(resolve_incident))
+        .route("/api/v1/incidents/{id}/reopen", post(reopen_incident))
         .with_state(db)
         .merge(status)
 }
@@ -320,6 +321,37 @@ async fn resolve_incident(
         parse_resolution(&headers, &body)?
     };
     resolve_by_hand(&db, id, resolution.note).await?;
+    respond_with_incident(&db, id).await
+}
+
+/// Open an incident again
+///
+/// Undoes a wrong end: its seven days of silence start anew, and earlier clear checks no longer
+/// count. An incident with a later one of its kind stays as it is.
+#[utoipa::path(
+    post,
+    path = "/api/v1/incidents/{id}/reopen",
+    tag = "incidents",
+    params(("id" = i64, Path, description = "The incident's id", minimum = 1)),
+    responses(
+        (status = 200, description = "It is open again", body = IncidentReport),
+        (status = 400, description = "The query cannot be used",
+         body = Problem, content_type = "application/problem+json"),
+        (status = 403, description = "Another site's page sent the request",
+         body = Problem, content_type = "application/problem+json"),
+        (status = 404, response = NoIncident),
+        (status = 409, description = "It is open, or the account has a later one of its kind",
+         body = Problem, content_type = "application/problem+json"),
+        (status = "default", response = OtherProblem),
+    )
+)]
+async fn reopen_incident(
+    State(db): State<Pool>,
+    IncidentId(id): IncidentId,
+    RawQuery(query): RawQuery,
+) -> Result<Response, Problem> {
+    Query::parse(query.as_deref()).reject_unknown()?;
+    reopen_by_hand(&db, id).await?;
     respond_with_incident(&db, id).await
 }
 

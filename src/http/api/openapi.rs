@@ -37,6 +37,7 @@ pub fn openapi() -> String {
         super::list_deliveries,
         super::list_checks,
         super::resolve_incident,
+        super::reopen_incident,
         super::get_status
     ),
     components(

@@ -13,6 +13,7 @@ use crate::report::text::{
     printable,
 };
 use crate::report::timeline::{Lane, NumberHealth, Timeline};
+use crate::store::events::AccountEvent;
 
 const MARKER_HEIGHT: u32 = 18;
 const BARS_HEIGHT: u32 = 96;
@@ -53,7 +54,7 @@ fn bar_height(n: u64, most: u64, full_height: u32) -> u32 {
 /// Renders the timeline of an incident with its legend.
 pub(super) fn timeline_chart(report: &IncidentReport, timeline: &Timeline) -> Markup {
     let timeline = &limit_lanes(timeline);
-    let markers = markers(report);
+    let markers = markers(report, timeline);
     let bars_top = rows_height(markers.len(), MARKER_HEIGHT) + 14;
     let axis_top = bars_top + BARS_HEIGHT;
     let lanes_top = axis_top + AXIS_HEIGHT + 6;
@@ -126,13 +127,32 @@ struct Marker {
     class: &'static str,
 }
 
-fn markers(report: &IncidentReport) -> Vec<Marker> {
+fn markers(report: &IncidentReport, timeline: &Timeline) -> Vec<Marker> {
     let incident = &report.incident;
+    let opened = match incident.opened_by.as_str() {
+        "failure" => "first failure",
+        "event" => "disabled by Meta",
+        _ => "opened",
+    };
+    // The ban that opened it is not told twice.
+    let is_opening = |event: &&AccountEvent| {
+        incident.opened_by == "event" && event.occurred_at == incident.opened_at
+    };
+    let notices = timeline.notices.iter().filter(|event| !is_opening(event));
     let mut markers = vec![Marker {
         at: incident.opened_at,
-        text: format!("first failure {}", format_short_time(incident.opened_at)),
+        text: format!("{opened} {}", format_short_time(incident.opened_at)),
         class: "opened",
     }];
+    markers.extend(notices.map(|event| Marker {
+        at: event.occurred_at,
+        text: printable(&format!(
+            "Meta: {} {}",
+            truncate(event.short_name(), 40),
+            format_short_time(event.occurred_at)
+        )),
+        class: "notice",
+    }));
     if let Some(at) = incident.cause_recorded_at {
         markers.push(Marker {
             at,
@@ -140,13 +160,14 @@ fn markers(report: &IncidentReport) -> Vec<Marker> {
             class: "caused",
         });
     }
-    if let Some(at) = incident.resolved_at {
+    if let Some(at) = incident.ended_at.or(incident.resolved_at) {
         markers.push(Marker {
             at,
             text: format!("{} {}", describe_state(incident), format_short_time(at)),
             class: "resolved",
         });
     }
+    markers.sort_by_key(|marker| marker.at);
     markers
 }
 

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::http::error::Problem;
 use crate::http::query::IncidentId;
-use crate::http::resolve::{complete_body, resolve_by_hand};
+use crate::http::resolve::{complete_body, reopen_by_hand, resolve_by_hand};
 use crate::lockout::cause::{LockoutCause, Scope, support_home_url};
 use crate::lockout::note::Note;
 use crate::report::appeal::{EXAMPLE_LIMIT, write_appeal};
@@ -94,12 +94,7 @@ pub(super) async fn show(
         Recipients::Revealed => Refresh::Never,
     };
     let incident = &data.report.incident;
-    let verb = if incident.resolved_at.is_none() {
-        "is"
-    } else {
-        "was"
-    };
-    let title = format!("Account {} {verb} locked", incident.waba_id);
+    let title = format!("Account {} {}", incident.waba_id, data.report.state());
     let content = page_content(&query, &data, now);
     Ok(page_response(&title, refresh, now, &content))
 }
@@ -118,7 +113,7 @@ fn page_content(query: &PageQuery, data: &PageData, now: OffsetDateTime) -> Mark
         (cause_section(report))
         (numbers_section(report, now))
         (appeal_section(query, report, &data.deliveries.data, now))
-        @if is_open { (resolve_section(report)) }
+        @if is_open { (resolve_section(report)) } @else { (reopen_section(report)) }
     };
     let deliveries = deliveries_section(query, &data.deliveries);
     let used = before_checks.0.len() + deliveries.0.len();
@@ -135,7 +130,7 @@ fn headline(report: &IncidentReport, is_open: bool) -> Markup {
         div #headline data-live .headline .alarm[is_open] {
             h1 {
                 "Account " (account_name(incident))
-                (if is_open { " is locked" } else { " was locked" }) " "
+                " " (report.state()) " "
                 (badge(is_open, &describe_state(incident)))
             }
             p .cause {
@@ -565,25 +560,36 @@ fn resolve_section(report: &IncidentReport) -> Markup {
     }
 }
 
-/// Describes when the incident resolves without a person.
-fn automatic_resolution(report: &IncidentReport) -> &'static str {
-    match report.cause() {
-        Some(LockoutCause::Unreported) => {
-            "Meta's health checks do not show this lockout, so Lockwatch resolves the incident \
-             only after 7 days without a failure."
-        }
-        Some(LockoutCause::LookupDenied) => {
-            "Lockwatch cannot see Meta's health checks, so it resolves the incident only after 7 \
-             days without a failure."
-        }
-        Some(LockoutCause::Pending) => {
-            "Lockwatch has no answer from Meta yet, and cannot tell when the lockout is over."
-        }
-        _ => {
-            "Lockwatch resolves the incident after two clear health checks of every number, or \
-             after 7 days without a failure."
+/// A form for an end that was wrong.
+fn reopen_section(report: &IncidentReport) -> Markup {
+    html! {
+        section #reopen aria-labelledby="reopen-heading" {
+            h2 #reopen-heading { "Not over?" }
+            p {
+                "If the lockout goes on, open the incident again. Its numbers are looked up at once, "
+                "and its 7 days of silence start anew."
+            }
+            form method="post" action={ "/incidents/" (report.incident.id) "/reopen" } {
+                button { "Open again" }
+            }
         }
     }
+}
+
+/// Describes when the incident resolves without a person.
+fn automatic_resolution(report: &IncidentReport) -> String {
+    let checks = match report.cause() {
+        Some(LockoutCause::Unreported | LockoutCause::LookupDenied | LockoutCause::Pending) => "",
+        _ => "after two clear health checks of every number, ",
+    };
+    let silence = match report.incident.failure_count {
+        0 => "or when Meta lifts the lock. No message has failed yet, so silence ends nothing.",
+        _ => "when Meta lifts the lock, or after 7 days without a failure.",
+    };
+    format!(
+        "Lockwatch resolves the incident {checks}when a message is sent that the lock would have \
+         stopped, {silence}"
+    )
 }
 
 /// Handles the form: resolves the incident and sends the browser back to its page.
@@ -608,6 +614,19 @@ pub(super) async fn resolve(
         .find(|(name, _)| name == "note")
         .map(|(_, note)| note.into_owned());
     resolve_by_hand(&db, id, note).await?;
+    Ok(back_to_incident(id))
+}
+
+/// Handles the form: opens the incident again and sends the browser back to its page.
+pub(super) async fn reopen(
+    State(db): State<Pool>,
+    IncidentId(id): IncidentId,
+) -> Result<Response, Problem> {
+    reopen_by_hand(&db, id).await?;
+    Ok(back_to_incident(id))
+}
+
+fn back_to_incident(id: i64) -> Response {
     let location = format!("/incidents/{id}");
-    Ok((StatusCode::SEE_OTHER, [(header::LOCATION, location)]).into_response())
+    (StatusCode::SEE_OTHER, [(header::LOCATION, location)]).into_response()
 }

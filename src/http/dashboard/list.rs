@@ -10,11 +10,13 @@ use time::format_description::well_known::Rfc3339;
 
 use super::chart::sparkline;
 use super::{
-    Refresh, badge, page_response, sentence_with_link, timestamp, timestamp_with_age, untrusted,
+    Pages, Refresh, badge, page_response, sentence_with_link, timestamp, timestamp_with_age,
+    untrusted,
 };
 use crate::http::error::Problem;
 use crate::http::query::{List, Query, parse_filter};
 use crate::lockout::cause::LockoutCause;
+use crate::meta::codes::{ACCOUNT_LOCKED, WatchedCodes};
 use crate::report::text::{
     describe_activity, describe_state, format_count, format_duration, format_number, printable,
 };
@@ -108,7 +110,7 @@ impl ListQuery {
 }
 
 pub(super) async fn show(
-    State(db): State<Pool>,
+    State(Pages { db, codes }): State<Pages>,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Problem> {
     let mut query = ListQuery::parse(query.as_deref())?;
@@ -122,7 +124,7 @@ pub(super) async fn show(
     let open_reports = open.as_ref().map_or(&[][..], |page| &page.data);
     let sparklines = load_sparklines(&db, open_reports, now).await?;
     let backlog = report::backlog::describe(&bounded(backlog::fetch(&db)).await?);
-    let title = headline(open_count);
+    let title = headline(open_count, &codes);
     let is_empty = [&open, &resolved]
         .into_iter()
         .flatten()
@@ -130,6 +132,7 @@ pub(super) async fn show(
     let main = html! {
         div #headline data-live .headline .alarm[open_count > 0] {
             h1 { (title) }
+            @if open_count == 0 { p { (calm(&codes)) } }
         }
         @if !backlog.is_empty() {
             div #backlog data-live .notice {
@@ -179,11 +182,22 @@ async fn load_page(
     Ok(Some(report::list_incidents(db, &filter, limit).await?))
 }
 
-fn headline(open_count: i64) -> String {
-    match open_count {
-        0 => "No open incident".to_owned(),
-        1 => "1 account is locked".to_owned(),
-        n => format!("{} accounts are locked", format_number(n)),
+fn headline(open_count: i64, codes: &WatchedCodes) -> String {
+    match (open_count, codes.codes()) {
+        (0, _) => "No open incident".to_owned(),
+        (1, [ACCOUNT_LOCKED]) => "1 account is locked".to_owned(),
+        (n, [ACCOUNT_LOCKED]) => format!("{} accounts are locked", format_number(n)),
+        (n, _) => format_count(n, "open incident", "open incidents"),
+    }
+}
+
+/// Says what is watched while nothing is wrong.
+fn calm(codes: &WatchedCodes) -> String {
+    match codes.codes() {
+        [ACCOUNT_LOCKED] => {
+            "No account is locked (131031). Other errors are not watched.".to_owned()
+        }
+        _ => format!("No account and no number is stopped. Watched errors: {codes}."),
     }
 }
 

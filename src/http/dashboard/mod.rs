@@ -14,7 +14,7 @@ mod list;
 use std::sync::LazyLock;
 
 use axum::Router;
-use axum::extract::Request;
+use axum::extract::{FromRef, Request};
 use axum::http::{HeaderMap, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -25,6 +25,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::error::Problem;
+use crate::meta::codes::WatchedCodes;
 use crate::report::text::{format_duration, format_time, printable};
 use crate::store::Pool;
 
@@ -35,7 +36,20 @@ const ICON: &str = include_str!("icon.svg");
 /// The site of Meta's tools for businesses.
 const META_BUSINESS: &str = "https://business.facebook.com/";
 
-pub(super) fn router(db: Pool) -> Router {
+/// What the pages need.
+#[derive(Debug, Clone)]
+struct Pages {
+    db: Pool,
+    codes: WatchedCodes,
+}
+
+impl FromRef<Pages> for Pool {
+    fn from_ref(pages: &Pages) -> Self {
+        pages.db.clone()
+    }
+}
+
+pub(super) fn router(db: Pool, codes: WatchedCodes) -> Router {
     let style = || async { asset_response("text/css; charset=utf-8", STYLE) };
     let script = || async { asset_response("text/javascript; charset=utf-8", SCRIPT) };
     let icon = || async { asset_response("image/svg+xml", ICON) };
@@ -43,10 +57,11 @@ pub(super) fn router(db: Pool) -> Router {
         .route("/", get(list::show))
         .route("/incidents/{id}", get(incident::show))
         .route("/incidents/{id}/resolve", post(incident::resolve))
+        .route("/incidents/{id}/reopen", post(incident::reopen))
         .route("/assets/style.css", get(style))
         .route("/assets/page.js", get(script))
         .route("/assets/icon.svg", get(icon))
-        .with_state(db)
+        .with_state(Pages { db, codes })
 }
 
 /// Returns an asset. Browsers may cache it for ever: its address has the [version](ASSET_VERSION).

@@ -12,6 +12,7 @@ use super::findings::{
     Finding, Scope, Severity, Source, finding_of_state, findings_of_account, findings_of_entities,
     findings_of_number, other_account, verdict,
 };
+use crate::lockout::codes::{Kind, finding_of_code};
 use crate::meta::graph_error::Denial;
 use crate::meta::health::{Answer, CanSend};
 use crate::meta::ids::WabaId;
@@ -87,6 +88,8 @@ pub struct Cause {
     pub confidence: Option<Confidence>,
     /// Why the look-up is refused, if that is the cause.
     pub denial: Option<Denial>,
+    /// How much is stopped; `None` if Meta named no cause.
+    pub severity: Option<Severity>,
     /// The verdict on the entity, in Meta's words; `None` if no entity is restricted.
     pub verdict: Option<String>,
     /// The cause in a sentence for a person.
@@ -108,6 +111,8 @@ pub struct Cause {
 pub struct NumberEvidence<'f> {
     /// Its failures in the incident.
     pub failure_count: i64,
+    /// The codes of its failed messages that name a reason.
+    pub error_codes: &'f [i32],
     /// What its checks have shown.
     pub findings: &'f NumberFindings,
     /// Whether its look-ups have failed for so long that nobody waits for an answer.
@@ -203,6 +208,14 @@ impl NumberFindings {
         shown.any(|shown| shown.finding.explains.is_some_and(LockoutCause::is_found))
     }
 
+    /// Returns whether the latest answer said that an entity which sends is limited.
+    #[must_use]
+    pub fn is_limited(&self) -> bool {
+        let is_limit = |finding: &Finding| finding.verdict.as_deref() == Some("LIMITED");
+        let mut limits = self.also.iter().filter(|finding| is_limit(finding));
+        limits.any(|finding| finding.entity_type.as_deref() != Some("APP"))
+    }
+
     fn has_answer(&self) -> bool {
         self.answered.is_some() || self.denied.is_some()
     }
@@ -238,63 +251,111 @@ pub fn is_clear(
         && (fields.number.is_some() || !before.field_explained)
 }
 
-/// Chooses the cause of an incident from the findings of its numbers, and from Meta's notices about
-/// the account. `None` while no answer says enough: the recorded cause stays.
+/// A finding that explains, and the check that showed it; none if no check did.
+type Reason<'f> = (&'f Finding, Option<i64>);
+
+/// Chooses the cause of an incident of this kind, from the findings and the codes of its numbers, and
+/// from Meta's notices about the account. `None` while no answer says enough: the recorded cause
+/// stays.
 #[must_use]
-pub fn choose(numbers: &[NumberEvidence<'_>], notices: &[Finding]) -> Option<Cause> {
-    let best_of_checks = numbers
+pub fn choose(kind: Kind, numbers: &[NumberEvidence<'_>], notices: &[Finding]) -> Option<Cause> {
+    let codes: Vec<Vec<Finding>> = numbers
         .iter()
-        .filter_map(|number| number.findings.account.as_ref())
-        .min_by_key(|shown| (rank(&shown.finding), Reverse(shown.check_id)));
+        .map(|number| {
+            number
+                .error_codes
+                .iter()
+                .copied()
+                .filter_map(finding_of_code)
+                .collect()
+        })
+        .collect();
+    let is_of_kind = |finding: &Finding| {
+        // Of these kinds the code says it all; what else restricts the account is another matter.
+        let is_other = matches!(kind, Kind::Country | Kind::Limit) && finding.error_code.is_none();
+        kind.cause()
+            .is_none_or(|cause| finding.explains == Some(cause) && !is_other)
+    };
+    let of_scope = |scope: Scope, number: usize| {
+        let shown = match scope {
+            Scope::Account => &numbers[number].findings.account,
+            Scope::Number => &numbers[number].findings.number,
+        };
+        let shown = shown
+            .iter()
+            .map(|shown| (&shown.finding, Some(shown.check_id)));
+        let told = codes[number]
+            .iter()
+            .filter(move |finding| finding.scope == scope);
+        let reasons = shown.chain(told.map(|finding| (finding, None)));
+        reasons
+            .filter(|(finding, _)| is_of_kind(finding))
+            .min_by_key(|(finding, check_id)| (rank(finding), Reverse(*check_id)))
+    };
+    let of_account = (0..numbers.len())
+        .filter_map(|number| of_scope(Scope::Account, number))
+        .min_by_key(|(finding, check_id)| (rank(finding), Reverse(*check_id)));
     let best_notice = notices
         .iter()
         .filter(|notice| notice.explains.is_some())
         .min_by_key(|notice| rank(notice));
     // Of two that are alike, the notice says more: the violation, and the end.
     if let Some(notice) = best_notice
-        && best_of_checks.is_none_or(|shown| rank(notice) <= rank(&shown.finding))
+        && of_account.is_none_or(|(finding, _)| rank(notice) <= rank(finding))
     {
         return Some(Cause {
             summary: summary_of_notices(notices),
-            ..cause_of(notice, None)
+            ..cause_of((notice, None))
         });
     }
-    if let Some(shown) = best_of_checks
-        && shown.finding.explains.is_some_and(LockoutCause::is_found)
+    if let Some(reason) = of_account
+        && reason.0.explains.is_some_and(LockoutCause::is_found)
     {
-        return Some(cause_of_shown(shown));
+        return Some(cause_of(reason));
     }
-    let explained = |number: &&NumberEvidence<'_>| number.findings.number.is_some();
+    let of_numbers: Vec<Option<Reason<'_>>> = (0..numbers.len())
+        .map(|number| of_scope(Scope::Number, number))
+        .collect();
+    of_single_numbers(numbers, &of_numbers).unwrap_or_else(|| {
+        of_account
+            .map(cause_of)
+            .or_else(|| of_silence(numbers, &of_numbers))
+    })
+}
+
+/// Chooses the cause from the reasons of single numbers: all have to be explained. `Some(None)` while
+/// the others wait for their answers.
+fn of_single_numbers(
+    numbers: &[NumberEvidence<'_>],
+    reasons: &[Option<Reason<'_>>],
+) -> Option<Option<Cause>> {
     // A node without failures has none to explain, unless there is no other.
     let has_failures = numbers.iter().any(|number| number.failure_count > 0);
     let affected = || {
-        let counts = move |number: &&NumberEvidence<'_>| !has_failures || number.failure_count > 0;
-        numbers.iter().filter(counts)
+        let all = numbers.iter().zip(reasons);
+        all.filter(move |(number, _)| !has_failures || number.failure_count > 0)
     };
-    let most = affected()
-        .filter_map(|number| Some((number.failure_count, number.findings.number.as_ref()?)))
-        .max_by_key(|(failures, shown)| (*failures, Reverse(rank(&shown.finding))));
-    if let Some((_, shown)) = most {
-        let others = || affected().filter(|number| !explained(number));
-        if others().next().is_none() {
-            return Some(cause_of_shown(shown));
-        }
-        let waits =
-            |number: &NumberEvidence<'_>| !number.findings.has_answer() && !number.is_given_up;
-        if others().all(waits) {
-            return None;
-        }
+    let (_, most) = affected()
+        .filter_map(|(number, reason)| Some((number.failure_count, (*reason)?)))
+        .max_by_key(|(failures, (finding, _))| (*failures, Reverse(rank(finding))))?;
+    let others = || affected().filter(|(_, reason)| reason.is_none());
+    if others().next().is_none() {
+        return Some(Some(cause_of(most)));
     }
-    if let Some(shown) = best_of_checks {
-        return Some(cause_of_shown(shown));
-    }
+    let waits = |number: &NumberEvidence<'_>| !number.findings.has_answer() && !number.is_given_up;
+    others().all(|(number, _)| waits(number)).then_some(None)
+}
+
+/// Returns that Meta gives no reason, or why it cannot be asked.
+fn of_silence(numbers: &[NumberEvidence<'_>], reasons: &[Option<Reason<'_>>]) -> Option<Cause> {
     // The evidence for "no reason" is a number without one of its own, if there is any.
-    if let Some((_, check_id)) = numbers
+    let answered = numbers
         .iter()
-        .filter_map(|number| Some((!explained(&number), number.findings.answered?)))
-        .max()
-    {
-        let is_any_explained = numbers.iter().any(|number| explained(&number));
+        .zip(reasons)
+        .filter_map(|(number, reason)| Some((reason.is_none(), number.findings.answered?)))
+        .max();
+    if let Some((_, check_id)) = answered {
+        let is_any_explained = reasons.iter().any(Option::is_some);
         return Some(unreported(check_id, is_any_explained));
     }
     numbers
@@ -320,8 +381,8 @@ fn rank(finding: &Finding) -> (bool, Reverse<Severity>, Option<LockoutCause>, us
     const TYPES: [&str; 4] = ["PHONE_NUMBER", "WABA", "BUSINESS", "APP"];
     let entity_type = finding.entity_type.as_deref().unwrap_or_default();
     let place = match finding.source {
-        // A notice is about no entity, and says more than one.
-        Source::Event => Some(0),
+        // A notice or a code is about no entity, and says more than one.
+        Source::Event | Source::Failure => Some(0),
         _ => TYPES.iter().position(|known| *known == entity_type),
     };
     (
@@ -332,11 +393,7 @@ fn rank(finding: &Finding) -> (bool, Reverse<Severity>, Option<LockoutCause>, us
     )
 }
 
-fn cause_of_shown(Shown { finding, check_id }: &Shown) -> Cause {
-    cause_of(finding, Some(*check_id))
-}
-
-fn cause_of(finding: &Finding, check_id: Option<i64>) -> Cause {
+fn cause_of((finding, check_id): Reason<'_>) -> Cause {
     let kind = finding.explains.unwrap_or(LockoutCause::Unreported);
     let is_stated = finding.severity == Severity::Full
         && (kind != LockoutCause::OtherRestriction || finding.source != Source::Check);
@@ -349,6 +406,7 @@ fn cause_of(finding: &Finding, check_id: Option<i64>) -> Cause {
         scope: kind.is_found().then_some(finding.scope),
         confidence: kind.is_found().then_some(confidence),
         denial: None,
+        severity: kind.is_found().then_some(finding.severity),
         verdict: finding.verdict.clone(),
         summary: finding.summary.clone(),
         entity_type: finding.entity_type.clone(),
@@ -388,6 +446,7 @@ impl Cause {
             scope: None,
             confidence: None,
             denial: None,
+            severity: None,
             verdict: None,
             summary,
             entity_type: None,

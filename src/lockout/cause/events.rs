@@ -10,6 +10,7 @@ use time::{Duration, OffsetDateTime};
 
 use super::LockoutCause;
 use super::findings::{Finding, Scope, Severity, Source};
+use crate::lockout::incident::{NoticeTimes, Resolution};
 
 /// A notice without an announced end counts for this long.
 const VALIDITY: Duration = Duration::days(30);
@@ -42,14 +43,30 @@ pub enum Meaning {
     /// It can explain one.
     Locks(Severity),
     /// It ends one.
-    Lifts,
+    Lifts(Lifted),
     /// It is worth telling.
     Warns,
     /// It says nothing about a lock.
     Nothing,
 }
 
+/// What a lifting ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lifted {
+    /// Every lock of the account.
+    Everything,
+    /// Its restrictions, but not a ban.
+    Restrictions,
+}
+
 impl Notice {
+    /// Returns whether the notice says that Meta has disabled the account: no message passes until
+    /// it is reinstated.
+    #[must_use]
+    pub fn is_ban(&self) -> bool {
+        self.event == "DISABLED_UPDATE" && self.meaning() == Meaning::Locks(Severity::Full)
+    }
+
     /// Returns what the notice means for a lock.
     #[must_use]
     pub fn meaning(&self) -> Meaning {
@@ -57,10 +74,10 @@ impl Notice {
         match (self.field.as_str(), self.event.as_str()) {
             ("account_update", "DISABLED_UPDATE") => match state {
                 "DISABLE" => Meaning::Locks(Severity::Full),
-                "REINSTATE" => Meaning::Lifts,
+                "REINSTATE" => Meaning::Lifts(Lifted::Everything),
                 _ => Meaning::Warns,
             },
-            ("account_update", "REINSTATED") => Meaning::Lifts,
+            ("account_update", "REINSTATED") => Meaning::Lifts(Lifted::Everything),
             ("account_update", "ACCOUNT_VIOLATION") => Meaning::Locks(Severity::Full),
             ("account_update", "ACCOUNT_RESTRICTION") => restriction(state),
             ("account_update", "DISABLED" | "SUSPENDED" | "DISCONNECTED" | "ACCOUNT_DELETED") => {
@@ -105,7 +122,7 @@ impl Notice {
 /// Not every restriction restricts: some warn, some lift one, and only those of messages stop them.
 fn restriction(state: &str) -> Meaning {
     if state.ends_with("_UNBAN") || state.ends_with("_RECOVERY") {
-        return Meaning::Lifts;
+        return Meaning::Lifts(Lifted::Restrictions);
     }
     let stops = |kind: &str| state.split(',').any(|word| word == kind);
     if stops("RESTRICTED_CUSTOMER_INITIATED_MESSAGING") {
@@ -117,6 +134,68 @@ fn restriction(state: &str) -> Meaning {
     }
 }
 
+/// Returns when a notice was lifted, if it was.
+fn lifted_at(notices: &[Notice], notice: &Notice) -> Option<OffsetDateTime> {
+    let lifts = |lifting: &&Notice| match lifting.meaning() {
+        Meaning::Lifts(Lifted::Everything) => true,
+        Meaning::Lifts(Lifted::Restrictions) => !notice.is_ban(),
+        _ => false,
+    };
+    let liftings = notices
+        .iter()
+        .filter(lifts)
+        .map(|lifting| lifting.occurred_at);
+    liftings.filter(|at| *at > notice.occurred_at).min()
+}
+
+/// Returns when Meta has locked an account and lifted that, from all of its notices.
+#[must_use]
+pub fn notice_times(notices: &[Notice]) -> NoticeTimes {
+    let mut times = NoticeTimes::default();
+    let mut announced_ends = Vec::new();
+    let mut bans = Vec::new();
+    for notice in notices {
+        if !matches!(notice.meaning(), Meaning::Locks(_)) {
+            continue;
+        }
+        let start = notice.occurred_at;
+        let lifted_at = lifted_at(notices, notice);
+        let end = match notice.expires_at {
+            Some(end) => end.max(start),
+            None if notice.is_ban() => start.saturating_add(VALIDITY),
+            None => start,
+        };
+        if lifted_at.is_none_or(|at| at > end) && notice.expires_at.is_some() {
+            announced_ends.push(end);
+        }
+        let hold = (start, lifted_at.map_or(end, |at| at.min(end)));
+        times.holds.push(hold);
+        if notice.is_ban() {
+            bans.push(hold);
+        }
+    }
+    let holds_at = |holds: &[(OffsetDateTime, OffsetDateTime)], at: OffsetDateTime| {
+        holds.iter().any(|(start, end)| *start <= at && at < *end)
+    };
+    for notice in notices {
+        let at = notice.occurred_at;
+        let lifts = match notice.meaning() {
+            Meaning::Lifts(Lifted::Everything) => true,
+            Meaning::Lifts(Lifted::Restrictions) => !holds_at(&bans, at),
+            _ => false,
+        };
+        if lifts {
+            times.ends.push((at, Resolution::Reinstated));
+        }
+    }
+    announced_ends.retain(|at| !holds_at(&times.holds, *at));
+    let expired = announced_ends
+        .into_iter()
+        .map(|at| (at, Resolution::Expired));
+    times.ends.extend(expired);
+    times
+}
+
 /// Returns the findings of an account's notices for an incident: of those that were in force when it
 /// opened, or came until its end.
 #[must_use]
@@ -125,22 +204,18 @@ pub fn findings_of_notices(
     opened_at: OffsetDateTime,
     ended_at: Option<OffsetDateTime>,
 ) -> Vec<Finding> {
-    let lifted_by = |notice: &Notice| {
-        notices.iter().any(|lifting| {
-            lifting.meaning() == Meaning::Lifts
-                && lifting.occurred_at > notice.occurred_at
-                && lifting.occurred_at <= opened_at
-        })
+    let is_lifted = |notice: &Notice| {
+        lifted_at(notices, notice).is_some_and(|lifted_at| lifted_at <= opened_at)
     };
     notices
         .iter()
-        .filter(|notice| notice.ends_at() > opened_at && !lifted_by(notice))
+        .filter(|notice| notice.ends_at() > opened_at && !is_lifted(notice))
         .filter(|notice| ended_at.is_none_or(|end| notice.occurred_at < end))
         .filter_map(|notice| {
             let (explains, severity) = match notice.meaning() {
                 Meaning::Locks(severity) => (Some(LockoutCause::PolicyViolation), severity),
                 Meaning::Warns => (None, Severity::Partial),
-                Meaning::Lifts | Meaning::Nothing => return None,
+                Meaning::Lifts(_) | Meaning::Nothing => return None,
             };
             let is_pin = notice.field == "security";
             if is_pin
@@ -191,11 +266,12 @@ mod tests {
 
     #[test]
     fn every_notice_has_its_meaning() {
+        use Lifted::{Everything, Restrictions};
         use Meaning::{Lifts, Locks, Nothing, Warns};
         for (event, state, meaning) in [
             ("DISABLED_UPDATE", "DISABLE", Locks(Severity::Full)),
             ("DISABLED_UPDATE", "SCHEDULE_FOR_DISABLE", Warns),
-            ("DISABLED_UPDATE", "REINSTATE", Lifts),
+            ("DISABLED_UPDATE", "REINSTATE", Lifts(Everything)),
             ("ACCOUNT_VIOLATION", "SCAM", Locks(Severity::Full)),
             (
                 "ACCOUNT_RESTRICTION",
@@ -226,9 +302,9 @@ mod tests {
             (
                 "ACCOUNT_RESTRICTION",
                 "DIRECT_SEND_UTILITY_CATEGORY_ABUSE_UNBAN",
-                Lifts,
+                Lifts(Restrictions),
             ),
-            ("ACCOUNT_RESTRICTION", "X_RECOVERY", Lifts),
+            ("ACCOUNT_RESTRICTION", "X_RECOVERY", Lifts(Restrictions)),
             ("PIN_CHANGED", "", Warns),
             ("REJECTED", "", Warns),
             ("PARTNER_ADDED", "", Nothing),
@@ -268,7 +344,82 @@ mod tests {
         assert!(explains(&[long]));
         let pin = |days| findings_of_notices(&[notice("PIN_CHANGED", "", days)], T, None).len();
         assert_eq!((pin(1), pin(2)), (1, 0));
+        let unban = notice("ACCOUNT_RESTRICTION", "X_UNBAN", 1);
+        assert!(explains(&[ban(3), unban]), "it lifts no ban");
         let after_the_end = findings_of_notices(&[ban(0)], T - Duration::days(9), Some(T));
         assert!(after_the_end.is_empty());
+    }
+
+    #[test]
+    fn notices_lock_and_lift_at_their_times() {
+        let days = |n| T - Duration::days(n);
+        let restriction = |at, until| Notice {
+            expires_at: Some(days(until)),
+            ..notice(
+                "ACCOUNT_RESTRICTION",
+                "RESTRICTED_BIZ_INITIATED_MESSAGING",
+                at,
+            )
+        };
+        let ban = |at| notice("DISABLED_UPDATE", "DISABLE", at);
+        let reinstated = |at| notice("DISABLED_UPDATE", "REINSTATE", at);
+        let unban = |at| notice("ACCOUNT_RESTRICTION", "X_UNBAN", at);
+        let violation = |at| notice("ACCOUNT_VIOLATION", "SCAM", at);
+        let (back, over) = (Resolution::Reinstated, Resolution::Expired);
+        for (notices, holds, ends, note) in [
+            (
+                vec![ban(40)],
+                vec![(40, 10)],
+                vec![],
+                "a ban counts for 30 days",
+            ),
+            (
+                vec![ban(9), reinstated(5)],
+                vec![(9, 5)],
+                vec![(5, back)],
+                "lifted",
+            ),
+            (
+                vec![violation(9)],
+                vec![(9, 9)],
+                vec![],
+                "a violation is a moment",
+            ),
+            (
+                vec![restriction(9, 2)],
+                vec![(9, 2)],
+                vec![(2, over)],
+                "expired",
+            ),
+            (
+                vec![restriction(9, 2), unban(5)],
+                vec![(9, 5)],
+                vec![(5, back)],
+                "lifted before",
+            ),
+            (
+                vec![restriction(9, 2), restriction(8, 1)],
+                vec![(9, 2), (8, 1)],
+                vec![(1, over)],
+                "the later end counts",
+            ),
+            (
+                vec![ban(9), restriction(8, 2), unban(5), reinstated(1)],
+                vec![(9, 1), (8, 5)],
+                vec![(1, back)],
+                "a ban outlasts what a restriction says",
+            ),
+            (
+                vec![unban(5)],
+                vec![],
+                vec![(5, back)],
+                "of what was never told",
+            ),
+        ] {
+            let times = notice_times(&notices);
+            let holds: Vec<_> = holds.into_iter().map(|(a, b)| (days(a), days(b))).collect();
+            let ends: Vec<_> = ends.into_iter().map(|(at, how)| (days(at), how)).collect();
+            assert_eq!((times.holds, times.ends), (holds, ends), "{note}");
+        }
     }
 }

@@ -55,6 +55,8 @@ pub enum Source {
     Refusal,
     /// A notice of Meta's about the account.
     Event,
+    /// The code of the failed messages.
+    Failure,
 }
 
 /// How much is stopped.

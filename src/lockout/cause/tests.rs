@@ -1,6 +1,7 @@
 //! The whole table of findings, the choice between them, and the next steps.
 
 use super::*;
+use crate::lockout::codes::Kind;
 use crate::meta::graph_error::{Denial, GraphError};
 use crate::meta::health::{Answer, CanSend, Entity, EntityError};
 use crate::meta::ids::WabaId;
@@ -88,11 +89,12 @@ fn cause_of_numbers(numbers: &[(i64, &NumberFindings)]) -> Option<Cause> {
         .iter()
         .map(|(failure_count, findings)| NumberEvidence {
             failure_count: *failure_count,
+            error_codes: &[],
             findings,
             is_given_up: false,
         })
         .collect();
-    choose(&evidence, &[])
+    choose(Kind::Lock, &evidence, &[])
 }
 
 fn cause_of(answer: Answer) -> Cause {
@@ -437,13 +439,14 @@ fn a_number_without_an_answer_is_not_waited_for_for_ever() {
     let evidence =
         [(&registration, false), (&waiting, true)].map(|(findings, is_given_up)| NumberEvidence {
             failure_count: 1,
+            error_codes: &[],
             findings,
             is_given_up,
         });
-    let cause = choose(&evidence, &[]).unwrap();
+    let cause = choose(Kind::Lock, &evidence, &[]).unwrap();
     assert_eq!(cause.kind, LockoutCause::Unreported);
     assert!(!cause.summary.contains("no block and"), "{}", cause.summary);
-    assert_eq!(choose(&[], &[]), None);
+    assert_eq!(choose(Kind::Lock, &[], &[]), None);
 }
 
 #[test]

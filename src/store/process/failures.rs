@@ -1,11 +1,13 @@
 //! Failed messages: inserts the new ones, and counts them by number and over time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 
 use super::sum_by;
+use crate::lockout::codes::Kind;
+use crate::meta::codes::ACCOUNT_LOCKED;
 use crate::meta::ids::{PhoneNumberId, Text, WabaId};
 use crate::meta::status::FailedMessage;
 use crate::store::StoreError;
@@ -19,9 +21,10 @@ pub(super) struct Item<'b> {
 }
 
 impl<'b> Item<'b> {
-    /// Its account, and the time it failed.
-    pub(super) fn time(&self) -> (&'b WabaId, OffsetDateTime) {
-        (&self.failure.waba_id, self.failure.failed_at)
+    /// Its account and kind, and the time it failed.
+    pub(super) fn time(&self) -> ((&'b WabaId, Kind), OffsetDateTime) {
+        let kind = Kind::of_code(self.failure.error_code);
+        ((&self.failure.waba_id, kind), self.failure.failed_at)
     }
 }
 
@@ -38,6 +41,7 @@ pub(super) struct Fresh {
     pub(super) incident_id: i64,
     pub(super) waba_id: WabaId,
     pub(super) phone_number_id: PhoneNumberId,
+    pub(super) error_code: i32,
     pub(super) minute: OffsetDateTime,
     pub(super) first: OffsetDateTime,
     pub(super) last: OffsetDateTime,
@@ -65,14 +69,14 @@ pub(super) async fn insert(
                     unnest($10::text[]), unnest($11::text[]), unnest($12::text[]),
                     unnest($13::text[]), unnest($14::bytea[]), unnest($15::bigint[])
                  on conflict (waba_id, digest) do nothing
-             returning incident_id, waba_id, phone_number_id, failed_at
+             returning incident_id, waba_id, phone_number_id, error_code, failed_at
            )
            select incident_id, waba_id as "waba_id: WabaId",
-                  phone_number_id as "phone_number_id: PhoneNumberId",
+                  phone_number_id as "phone_number_id: PhoneNumberId", error_code,
                   date_bin('1 minute', failed_at, 'epoch') as "minute!",
                   min(failed_at) as "first!", max(failed_at) as "last!", count(*) as "count!"
              from fresh
-            group by 1, 2, 3, 4"#,
+            group by 1, 2, 3, 4, 5"#,
         &items.iter().map(|i| i.incident_id).collect::<Vec<_>>(),
         &column(items, |f| f.waba_id.as_str()) as &[&str],
         &column(items, |f| f.phone_number_id.as_str()) as &[&str],
@@ -171,6 +175,39 @@ pub(super) async fn count_by_number(
     .fetch_all(db)
     .await?;
     Ok(due.contains(&true))
+}
+
+/// Notes the codes of the new failures that name a reason. Returns the accounts and kinds that have
+/// learned of one.
+pub(super) async fn note_codes(
+    db: &mut PgConnection,
+    fresh: &[Fresh],
+) -> Result<Vec<WabaId>, StoreError> {
+    let named = fresh
+        .iter()
+        .filter(|fresh| fresh.error_code != ACCOUNT_LOCKED);
+    let named: BTreeSet<_> = named
+        .map(|f| (f.incident_id, &f.waba_id, &f.phone_number_id, f.error_code))
+        .collect();
+    let mut accounts = Vec::new();
+    for (incident_id, waba_id, phone_number_id, code) in named {
+        let noted = sqlx::query!(
+            "update affected_numbers
+                set error_codes = error_codes || $4::int
+              where incident_id = $1 and waba_id = $2 and phone_number_id = $3
+                and $4 <> all(error_codes)",
+            incident_id,
+            waba_id.as_str(),
+            phone_number_id.as_str(),
+            code,
+        )
+        .execute(&mut *db)
+        .await?;
+        if noted.rows_affected() > 0 {
+            accounts.push(waba_id.clone());
+        }
+    }
+    Ok(accounts)
 }
 
 /// Adds the new failures to the minutes and hours of their incidents.

@@ -1,74 +1,71 @@
-//! The incidents of failed messages: finds the right one for each, opens, ends and reopens them.
+//! The incidents of evidence: finds the right one for each failed message, error and ban; opens, ends,
+//! divides and reopens them.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 
+use super::events::Evidence;
 use super::failures::{Fresh, Item, PlacedItem};
 use super::sum_by;
-use crate::lockout::incident::{History, Resolution, Span};
+use crate::lockout::codes::Kind;
+use crate::lockout::incident::Resolution;
 use crate::meta::ids::WabaId;
+use crate::store::StoreError;
+use crate::store::history::{self, Account, Key};
 use crate::store::incident_life::{self, NewIncident, OpenedBy};
-use crate::store::{StoreError, Word};
 
-/// Failed messages in their incidents.
+/// Evidence in its incidents.
 pub(super) struct Placed<'b> {
     pub(super) items: Vec<PlacedItem<'b>>,
+    /// The incidents of the evidence that is no message.
+    pub(super) others: Vec<i64>,
     /// The incidents among them that are resolved: their numbers are not looked up.
     pub(super) resolved: Vec<i64>,
     /// Whether an incident is open again.
     pub(super) reopened: bool,
     /// Whether an incident was opened, ended or reopened.
     pub(super) changed: bool,
+    /// The accounts with a new incident about which Meta has said something before.
+    pub(super) explained: Vec<WabaId>,
 }
 
-/// The incidents of an account that failures of a batch may concern.
-#[derive(Default)]
-struct Account {
-    /// Positions below `stored.len()` are the stored incidents; the others are new.
-    history: History,
-    stored: Vec<StoredIncident>,
-    /// The ids by position, once the new ones are stored as well.
-    ids: Vec<i64>,
-}
-
-struct StoredIncident {
-    id: i64,
-    ended_at: Option<OffsetDateTime>,
-    is_resolved: bool,
-    /// Whether only silence ended it, or nothing yet.
-    is_movable: bool,
-}
-
-impl Account {
-    /// Returns whether a failure at this time belongs to a stored incident and changes nothing about
-    /// it but its counts and times.
-    fn holds(&self, failed_at: OffsetDateTime) -> bool {
-        let stored = self
-            .history
-            .find(failed_at)
-            .map(|position| &self.stored[position]);
-        stored.is_some_and(|incident| incident.ended_at.is_none() || !incident.is_movable)
-    }
-}
-
-/// Finds the incident of each failed message. Opens the incidents that are missing; where that, or
-/// the move of an end, is at stake, messages that are recorded already are left out.
+/// Finds the incident of each failed message and of other evidence. Opens the incidents that are
+/// missing, and ends and divides those that Meta's notices since `noticed` have ended; where
+/// that, or the move of an end, is at stake, messages that are recorded already are left out.
 pub(super) async fn place<'b>(
     db: &mut PgConnection,
     mut items: Vec<Item<'b>>,
+    others: &[Evidence<'b>],
+    noticed: &BTreeMap<&'b WabaId, OffsetDateTime>,
     now: OffsetDateTime,
 ) -> Result<Placed<'b>, StoreError> {
-    let times: Vec<Time<'_>> = items.iter().map(Item::time).collect();
-    let mut accounts = load(db, &times).await?;
-    let moving: BTreeSet<&WabaId> = items
+    let times = items.iter().map(Item::time);
+    let others_times = || others.iter().map(Evidence::time);
+    let notices = noticed
         .iter()
-        .filter(|item| !accounts[&item.failure.waba_id].holds(item.failure.failed_at))
-        .map(|item| &item.failure.waba_id)
-        .collect();
+        .map(|(waba_id, at)| ((*waba_id, Kind::Lock), *at));
+    let mut moving: BTreeSet<(&WabaId, Kind)> = notices.clone().map(|(key, _)| key).collect();
+    moving.extend(others_times().map(|(key, _)| key));
+    let earliest = sum_by(
+        times.chain(others_times()).chain(notices),
+        |earliest, at| {
+            *earliest = at.min(*earliest);
+        },
+    );
+    let mut accounts = history::load(db, &earliest).await?;
+    moving.extend(
+        items
+            .iter()
+            .map(Item::time)
+            .filter_map(|((waba_id, kind), at)| {
+                let is_moving = !accounts[&(waba_id.clone(), kind)].holds(at);
+                is_moving.then_some((waba_id, kind))
+            }),
+    );
     if !moving.is_empty() {
-        let is_moving = |item: &Item<'_>| moving.contains(&item.failure.waba_id);
+        let is_moving = |item: &Item<'_>| moving.contains(&item.time().0);
         let concerned = items.iter().copied().filter(is_moving);
         let mut recorded = recorded_digests(db, &concerned.collect::<Vec<_>>()).await?;
         items.retain(|item| {
@@ -76,135 +73,218 @@ pub(super) async fn place<'b>(
             !is_moving(item) || recorded.insert(key)
         });
     }
-    let times: Vec<Time<'_>> = items.iter().map(Item::time).collect();
-    let positions = find_positions(&mut accounts, &times);
+    let fresh: Vec<i64> = others.iter().map(|other| other.id).collect();
     let mut changes = Changes::default();
-    for waba_id in &moving {
-        let account = accounts.get(*waba_id).expect("every account was loaded");
-        changes.collect(waba_id, account, now);
+    for waba_id in noticed.keys() {
+        let key = ((*waba_id).clone(), Kind::Lock);
+        let account = accounts.get_mut(&key).expect("every account was loaded");
+        changes.divide(db, waba_id, account, &fresh).await?;
+    }
+    let positions = find_positions(&mut accounts, &items, others);
+    let (of_items, of_others) = positions.split_at(items.len());
+    let opened_by = first_evidence(&accounts, &items, others, &positions);
+    for (waba_id, kind) in &moving {
+        let key = ((*waba_id).clone(), *kind);
+        changes.collect(&key, &accounts[&key], &opened_by, now);
     }
     let (reopened, changed) = (!changes.reopened.is_empty(), !changes.are_empty());
     changes.apply(db, &mut accounts).await?;
-    let placed = items
+    let id_of = |(waba_id, kind): (&WabaId, Kind), position: usize| {
+        accounts[&(waba_id.clone(), kind)].ids[position]
+    };
+    let others = others_times().zip(of_others);
+    let others = others
+        .map(|((key, _), position)| id_of(key, *position))
+        .collect();
+    let items = items
         .into_iter()
-        .zip(positions)
+        .zip(of_items)
         .map(|(item, position)| PlacedItem {
             item,
-            incident_id: accounts[&item.failure.waba_id].ids[position],
+            incident_id: id_of(item.time().0, *position),
         });
-    let items = placed.collect();
     Ok(Placed {
-        items,
+        items: items.collect(),
+        others,
         resolved: resolved_ids(&accounts, &changes),
         reopened,
         changed,
+        explained: changes
+            .new
+            .iter()
+            .filter(|new| accounts[&(new.waba_id.clone(), new.kind)].has_notices)
+            .map(|new| new.waba_id.clone())
+            .collect(),
     })
 }
 
-/// Evidence of a lock: its account and its time.
-type Time<'b> = (&'b WabaId, OffsetDateTime);
-
 /// Adds evidence to its accounts in the order of the times, and returns the position of the incident
-/// of each.
-fn find_positions(accounts: &mut BTreeMap<WabaId, Account>, times: &[Time<'_>]) -> Vec<usize> {
+/// of each: of the messages first.
+fn find_positions(
+    accounts: &mut BTreeMap<Key, Account>,
+    items: &[Item<'_>],
+    others: &[Evidence<'_>],
+) -> Vec<usize> {
+    let times = items.iter().map(Item::time);
+    let times: Vec<_> = times.chain(others.iter().map(Evidence::time)).collect();
     let mut order: Vec<usize> = (0..times.len()).collect();
     order.sort_by_key(|evidence| times[*evidence].1);
     let mut positions = vec![0; times.len()];
     for evidence in order {
-        let (waba_id, at) = times[evidence];
-        let account = accounts.get_mut(waba_id).expect("every account was loaded");
-        positions[evidence] = account.history.add_failure(at);
+        let ((waba_id, kind), at) = times[evidence];
+        let account = accounts.get_mut(&(waba_id.clone(), kind));
+        let history = &mut account.expect("every account was loaded").history;
+        positions[evidence] = match evidence < items.len() {
+            true => history.add_failure(at),
+            false => history.add_evidence(at),
+        };
     }
     positions
 }
 
-/// The incidents of some evidence that is no message.
-pub(super) struct PlacedEvidence {
-    pub(super) ids: Vec<i64>,
-    /// The incidents among them that are resolved: their numbers are not looked up.
-    pub(super) resolved: Vec<i64>,
-}
-
-/// Finds the incident of each error of an account, and opens those that are missing.
-pub(super) async fn place_errors(
-    db: &mut PgConnection,
-    times: &[Time<'_>],
-    now: OffsetDateTime,
-) -> Result<PlacedEvidence, StoreError> {
-    let mut accounts = load(db, times).await?;
-    let positions = find_positions(&mut accounts, times);
-    let mut changes = Changes {
-        opened_by: OpenedBy::Error,
-        ..Changes::default()
-    };
-    for (waba_id, account) in &accounts {
-        changes.collect(waba_id, account, now);
+/// Returns what opened each incident that begins with new evidence.
+fn first_evidence(
+    accounts: &BTreeMap<Key, Account>,
+    items: &[Item<'_>],
+    others: &[Evidence<'_>],
+    positions: &[usize],
+) -> BTreeMap<(Key, usize), OpenedBy> {
+    let failures = items.iter().map(|item| (item.time(), OpenedBy::Failure));
+    let others = others.iter().map(|other| (other.time(), other.opened_by));
+    let mut opened_by = BTreeMap::new();
+    for ((((waba_id, kind), at), by), position) in failures.chain(others).zip(positions) {
+        let key = (waba_id.clone(), kind);
+        if accounts[&key].history.spans()[*position].opened_at == at {
+            opened_by.entry((key, *position)).or_insert(by);
+        }
     }
-    changes.apply(db, &mut accounts).await?;
-    let ids: Vec<i64> = times
-        .iter()
-        .zip(positions)
-        .map(|((waba_id, _), position)| accounts[*waba_id].ids[position])
-        .collect();
-    incident_life::note_error(db, &ids, times).await?;
-    Ok(PlacedEvidence {
-        ids,
-        resolved: resolved_ids(&accounts, &changes),
-    })
+    opened_by
 }
 
 /// Returns the incidents of these accounts that are resolved now.
-fn resolved_ids(accounts: &BTreeMap<WabaId, Account>, changes: &Changes) -> Vec<i64> {
+fn resolved_ids(accounts: &BTreeMap<Key, Account>, changes: &Changes) -> Vec<i64> {
     let stored = accounts.values().flat_map(|account| &account.stored);
     let resolved = stored
         .filter(|incident| incident.is_resolved)
         .map(|incident| incident.id)
         .filter(|id| !changes.reopened.iter().any(|(open, _)| open == id));
-    let ended_now = changes.quiet.iter().map(|(id, ..)| *id);
+    let ended_now = changes.ended.iter().map(|end| end.id);
     resolved.chain(ended_now).collect()
+}
+
+/// The end of an incident that follows from the rule.
+struct RuleEnd {
+    id: i64,
+    waba_id: WabaId,
+    end: (OffsetDateTime, Resolution),
+}
+
+/// An incident that Meta ended while evidence went on: its earlier part becomes one of its own.
+struct Division {
+    id: i64,
+    key: Key,
+    /// The position of the earlier part.
+    earlier: usize,
+    before: OffsetDateTime,
+    first_after: OffsetDateTime,
 }
 
 /// The changes that follow from new evidence.
 #[derive(Default)]
 struct Changes {
-    opened_by: OpenedBy,
-    quiet: Vec<(i64, WabaId, OffsetDateTime)>,
+    ended: Vec<RuleEnd>,
     reopened: Vec<(i64, WabaId)>,
     /// Ends that moved, and are still in the past.
-    moved: Vec<(i64, WabaId, OffsetDateTime)>,
+    moved: Vec<RuleEnd>,
     new: Vec<NewIncident>,
+    divided: Vec<Division>,
 }
 
 impl Changes {
-    fn collect(&mut self, waba_id: &WabaId, account: &Account, now: OffsetDateTime) {
+    /// Divides the incidents of an account that Meta's notices ended before their last evidence. The
+    /// fresh events belong to none yet.
+    async fn divide(
+        &mut self,
+        db: &mut PgConnection,
+        waba_id: &WabaId,
+        account: &mut Account,
+        fresh: &[i64],
+    ) -> Result<(), StoreError> {
+        for (position, stored) in account.stored.iter().enumerate() {
+            while stored.is_movable
+                && let Some(lifted_at) = account.history.lifted_at(position)
+            {
+                let since = account.history.spans()[position].opened_at;
+                let span = (since, lifted_at);
+                let around =
+                    incident_life::evidence_around(db, stored.id, waba_id, span, fresh).await?;
+                let Some((last_before, first_after)) = around.last_before.zip(around.first_after)
+                else {
+                    break;
+                };
+                let earlier = account.history.divide(
+                    position,
+                    last_before,
+                    first_after,
+                    [around.has_failures_before, around.has_failures_after],
+                );
+                self.divided.push(Division {
+                    id: stored.id,
+                    key: (waba_id.clone(), Kind::Lock),
+                    earlier,
+                    before: lifted_at,
+                    first_after,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn collect(
+        &mut self,
+        key: &Key,
+        account: &Account,
+        opened_by: &BTreeMap<(Key, usize), OpenedBy>,
+        now: OffsetDateTime,
+    ) {
+        let (waba_id, kind) = key;
         let history = &account.history;
         for (position, span) in history.spans().iter().enumerate() {
             let (end, is_open) = (history.end(position), history.is_open(position, now));
             let Some(stored) = account.stored.get(position) else {
+                let opened_by = opened_by.get(&(key.clone(), position)).copied();
+                let of_part = match span.has_failures {
+                    true => OpenedBy::Failure,
+                    false => OpenedBy::Event,
+                };
                 self.new.push(NewIncident {
                     waba_id: waba_id.clone(),
+                    kind: *kind,
                     opened_at: span.opened_at,
                     last_evidence_at: span.last_evidence_at,
                     ended_at: (!is_open).then_some(end),
-                    opened_by: self.opened_by,
+                    opened_by: opened_by.unwrap_or(of_part),
                 });
                 continue;
             };
+            let rule_end = || RuleEnd {
+                id: stored.id,
+                waba_id: waba_id.clone(),
+                end: (end, history.resolution(position)),
+            };
             match stored.ended_at {
-                None if !is_open => self.quiet.push((stored.id, waba_id.clone(), end)),
+                None if !is_open => self.ended.push(rule_end()),
                 Some(_) if stored.is_movable && is_open => {
                     self.reopened.push((stored.id, waba_id.clone()));
                 }
-                Some(before) if stored.is_movable && before != end => {
-                    self.moved.push((stored.id, waba_id.clone(), end));
-                }
+                Some(before) if stored.is_movable && before != end => self.moved.push(rule_end()),
                 _ => {}
             }
         }
     }
 
     fn are_empty(&self) -> bool {
-        self.quiet.is_empty() && self.reopened.is_empty() && self.new.is_empty()
+        self.ended.is_empty() && self.reopened.is_empty() && self.new.is_empty()
     }
 
     /// Writes them, and learns the ids of the new incidents. The open incident of an account ends
@@ -212,76 +292,34 @@ impl Changes {
     async fn apply(
         &mut self,
         db: &mut PgConnection,
-        accounts: &mut BTreeMap<WabaId, Account>,
+        accounts: &mut BTreeMap<Key, Account>,
     ) -> Result<(), StoreError> {
-        for (id, waba_id, end) in &self.quiet {
-            incident_life::end_by_silence(db, *id, waba_id, *end).await?;
+        for end in &self.ended {
+            incident_life::end(db, end.id, &end.waba_id, end.end).await?;
         }
         for (id, waba_id) in &self.reopened {
             incident_life::reopen(db, *id, waba_id).await?;
         }
-        for (id, waba_id, end) in &self.moved {
-            incident_life::move_end(db, *id, waba_id, *end).await?;
+        for end in &self.moved {
+            incident_life::move_end(db, end.id, &end.waba_id, end.end).await?;
         }
         if !self.new.is_empty() {
             let ids = incident_life::open(db, &self.new).await?;
             // Both are in the order of accounts and positions.
             for (incident, id) in self.new.iter().zip(ids) {
-                let account = accounts.get_mut(&incident.waba_id);
+                let account = accounts.get_mut(&(incident.waba_id.clone(), incident.kind));
                 account.expect("every account was loaded").ids.push(id);
             }
         }
+        // The latest division of an incident comes last: each takes what is left before it.
+        for division in &self.divided {
+            let earlier = accounts[&division.key].ids[division.earlier];
+            let waba_id = &division.key.0;
+            let times = (division.before, division.first_after);
+            incident_life::divide(db, waba_id, division.id, earlier, times).await?;
+        }
         Ok(())
     }
-}
-
-/// Loads the incidents that this evidence may concern: those that end after the earliest of it.
-async fn load(
-    db: &mut PgConnection,
-    times: &[Time<'_>],
-) -> Result<BTreeMap<WabaId, Account>, StoreError> {
-    let earliest = sum_by(times.iter().copied(), |earliest, at| {
-        *earliest = at.min(*earliest);
-    });
-    let rows = sqlx::query!(
-        r#"select i.id, i.waba_id as "waba_id: WabaId", i.opened_at, i.last_evidence_at, i.ended_at,
-                  i.resolution as "resolution: Word<Resolution>"
-             from unnest($1::text[], $2::timestamptz[]) as a(waba_id, earliest)
-             join incidents i on i.waba_id = a.waba_id and i.kind = 'lock'
-                             and (i.ended_at is null or i.ended_at > a.earliest)"#,
-        &earliest.keys().map(|id| id.as_str()).collect::<Vec<_>>() as &[&str],
-        &earliest.values().copied().collect::<Vec<_>>(),
-    )
-    .fetch_all(db)
-    .await?;
-    let mut spans: BTreeMap<WabaId, Vec<Span>> = BTreeMap::new();
-    let accounts = earliest
-        .keys()
-        .map(|id| ((*id).clone(), Account::default()));
-    let mut accounts: BTreeMap<WabaId, Account> = accounts.collect();
-    for row in rows {
-        let is_movable = row
-            .resolution
-            .as_ref()
-            .is_none_or(|r| *r == Resolution::Quiet);
-        let account = accounts.entry(row.waba_id.clone()).or_default();
-        account.ids.push(row.id);
-        account.stored.push(StoredIncident {
-            id: row.id,
-            ended_at: row.ended_at,
-            is_resolved: row.resolution.is_some(),
-            is_movable,
-        });
-        spans.entry(row.waba_id).or_default().push(Span {
-            opened_at: row.opened_at,
-            last_evidence_at: row.last_evidence_at,
-            ended_at: row.ended_at.filter(|_| !is_movable),
-        });
-    }
-    for (waba_id, spans) in spans {
-        accounts.entry(waba_id).or_default().history = History::new(spans);
-    }
-    Ok(accounts)
 }
 
 /// Returns the account and digest of those that are recorded.
@@ -334,6 +372,8 @@ pub(super) async fn count(db: &mut PgConnection, fresh: &[Fresh]) -> Result<(), 
     sqlx::query!(
         "update incidents i
             set failure_count    = i.failure_count + f.n,
+                opened_by        = case when f.first < i.opened_at then 'failure'
+                                        else i.opened_by end,
                 opened_at        = least(i.opened_at, f.first),
                 last_failure_at  = greatest(i.last_failure_at, f.last),
                 last_evidence_at = greatest(i.last_evidence_at, f.last)

@@ -4,7 +4,6 @@
 //! process at a time processes, and the lock survives no death. What is taken stays in the inbox
 //! until the commit that records it.
 
-mod errors;
 mod events;
 mod failures;
 mod incidents;
@@ -15,7 +14,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use sqlx::{Connection, PgConnection, PgTransaction};
 use time::OffsetDateTime;
 
+use self::events::FreshEvents;
 use self::failures::Item;
+use super::conclusion;
 use super::database::Database;
 use super::error::StoreError;
 use super::inbox::READER;
@@ -275,11 +276,10 @@ impl Processing<'_> {
                 capture_id,
             }));
         }
-        if !items.is_empty() {
-            record_failures(db, items, self.now, &mut written).await?;
+        let fresh = events::insert(db, callbacks, kept).await?;
+        if !(items.is_empty() && fresh.evidence.is_empty() && fresh.noticed.is_empty()) {
+            record(db, items, &fresh, self.now, &mut written).await?;
         }
-        errors::record(db, callbacks, kept, self.now, &mut written).await?;
-        events::record(db, callbacks, kept, &mut written).await?;
         written.quarantined = quarantine::insert(db, callbacks).await?;
         let unkept = callbacks.iter().filter(|callback| match kept {
             KeptCaptures::All => false,
@@ -303,24 +303,38 @@ impl Processing<'_> {
     }
 }
 
-/// Records failed messages, each once, in the right incidents, and counts exactly the new ones.
-async fn record_failures(
+/// Records failed messages, each once, and other evidence in the right incidents, and counts exactly
+/// the new messages. What Meta's notices and the codes say about a cause is heard at once.
+async fn record(
     db: &mut PgConnection,
     items: Vec<Item<'_>>,
+    events: &FreshEvents<'_>,
     now: OffsetDateTime,
     written: &mut Written,
 ) -> Result<(), StoreError> {
     let all = items.len() as u64;
-    let placed = incidents::place(db, items, now).await?;
-    let fresh = failures::insert(db, &placed.items).await?;
-    incidents::count(db, &fresh).await?;
-    written.check_due = failures::count_by_number(db, &placed.items, &placed.resolved, &fresh)
-        .await?
-        | placed.reopened;
-    failures::count_over_time(db, &fresh).await?;
-    written.new = fresh.iter().map(|fresh| fresh.count.unsigned_abs()).sum();
-    written.repeated = all - written.new;
+    let placed = incidents::place(db, items, &events.evidence, &events.noticed, now).await?;
+    events::note(db, &events.evidence, &placed.others, &placed.resolved).await?;
+    let mut explained: BTreeMap<&WabaId, OffsetDateTime> = events.noticed.clone();
+    let mut named = placed.explained;
+    written.check_due = placed.reopened || !placed.others.is_empty();
+    if all > 0 {
+        let fresh = failures::insert(db, &placed.items).await?;
+        incidents::count(db, &fresh).await?;
+        written.check_due |=
+            failures::count_by_number(db, &placed.items, &placed.resolved, &fresh).await?;
+        failures::count_over_time(db, &fresh).await?;
+        named.extend(failures::note_codes(db, &fresh).await?);
+        written.new = fresh.iter().map(|fresh| fresh.count.unsigned_abs()).sum();
+        written.repeated = all - written.new;
+    }
     written.changed = placed.changed;
+    for waba_id in &named {
+        explained.entry(waba_id).or_insert(now);
+    }
+    for (waba_id, since) in explained {
+        written.changed |= conclusion::choose_again(db, waba_id, since).await?;
+    }
     Ok(())
 }
 

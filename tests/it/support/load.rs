@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::join_all;
 use lockwatch::intake::Intake;
+use lockwatch::meta::interest::Interest;
 use lockwatch::meta::signature::{SIGNATURE_HEADER, sign};
 use lockwatch::store::Database;
 use reqwest::{Client, StatusCode};
@@ -167,7 +168,8 @@ async fn stored_ids(url: &str) -> HashSet<String> {
     for (recorded, waiting) in stored {
         ids.extend(recorded);
         let body = Bytes::from(waiting.unwrap_or_default());
-        let failures = Intake::parse(&body, OffsetDateTime::now_utc()).failures;
+        let failures =
+            Intake::parse(&body, &Interest::default(), OffsetDateTime::now_utc()).failures;
         ids.extend(
             failures
                 .iter()

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use lockwatch::graph::{Graph, GraphSettings, Tokens};
 use lockwatch::inbox::Capturing;
+use lockwatch::meta::codes::WatchedCodes;
 use lockwatch::meta::compose::StatusCallback;
 use lockwatch::meta::ids::WabaId;
 use lockwatch::meta::signature::{SIGNATURE_HEADER, sign};
@@ -417,6 +418,7 @@ pub fn settings(
         app_secrets,
         verify_token: VERIFY_TOKEN.into(),
         graph,
+        codes: WatchedCodes::default(),
         capturing: Capturing::Lockouts,
         retention: Duration::from_secs(90 * 24 * 3600),
     }
