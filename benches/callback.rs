@@ -34,7 +34,7 @@ fn quiet_body(bytes: usize) -> Bytes {
 fn bench_callback(criterion: &mut Criterion) {
     let now = OffsetDateTime::now_utc();
     let verifier = Verifier::new(&[APP_SECRET.into()]);
-    let interest = Interest::default();
+    let (interest, of_everything) = (Interest::default(), Interest::of_everything());
     for (size, body) in [
         ("600 B", quiet_body(600)),
         ("100 kB", quiet_body(100_000)),
@@ -48,6 +48,9 @@ fn bench_callback(criterion: &mut Criterion) {
         });
         group.bench_function("scan", |b| {
             b.iter(|| interest.may_concern_us(black_box(&body)));
+        });
+        group.bench_function("scan for every code", |b| {
+            b.iter(|| of_everything.may_concern_us(black_box(&body)));
         });
     }
     for count in [1, 100, 1000] {

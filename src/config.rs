@@ -13,6 +13,8 @@ use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, ValueEnum};
 use secrecy::{ExposeSecret, SecretString};
 
+use crate::alerts::Alerting;
+use crate::alerts::channel::{BadWebhookSecret, Channel, ChannelError, WebhookSecret};
 use crate::graph::{Graph, GraphSettings, GraphSettingsError, Tokens, TokensError};
 use crate::inbox::Capturing;
 use crate::meta::codes::WatchedCodes;
@@ -56,6 +58,10 @@ pub(crate) enum ConfigError {
     Tokens(#[from] TokensError),
     #[error(transparent)]
     Graph(#[from] GraphSettingsError),
+    #[error(transparent)]
+    Channel(#[from] ChannelError),
+    #[error(transparent)]
+    WebhookSecret(#[from] BadWebhookSecret),
     #[error("{0} is in quotation marks: remove them")]
     Quoted(&'static str),
     #[error("{0} is a placeholder, not a secret: put the real one there")]
@@ -260,6 +266,62 @@ pub(crate) struct CaptureArgs {
         hide_possible_values = true
     )]
     pub(crate) capture: Capturing,
+}
+
+/// How people reach the dashboard.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Alerts")]
+pub(crate) struct AlertArgs {
+    /// URL by which people reach the dashboard, for the links in alerts
+    #[arg(long, env = "LOCKWATCH_EXTERNAL_URL", value_name = "URL", value_parser = parse_external_url)]
+    pub(crate) external_url: Option<String>,
+}
+
+impl AlertArgs {
+    /// Reads the channels from the environment.
+    pub(crate) fn alerting(&self) -> Result<Alerting, ConfigError> {
+        Ok(Alerting {
+            channels: read_alert_channels()?,
+            external_url: self.external_url.clone(),
+        })
+    }
+}
+
+fn parse_external_url(text: &str) -> Result<String, String> {
+    match text.starts_with("http://") || text.starts_with("https://") {
+        true => Ok(text.to_owned()),
+        false => Err("not a URL that starts with http:// or https://".to_owned()),
+    }
+}
+
+/// Reads the channels of alerts from the environment.
+pub(crate) fn read_alert_channels() -> Result<Vec<Channel>, ConfigError> {
+    const WEBHOOK_URL: &str = "LOCKWATCH_ALERT_WEBHOOK_URL";
+    const WEBHOOK_SECRET: &str = "LOCKWATCH_ALERT_WEBHOOK_SECRET";
+    const SLACK_URL: &str = "LOCKWATCH_ALERT_SLACK_URL";
+    let mut channels = Vec::new();
+    match (read_secret(WEBHOOK_URL)?, read_secret(WEBHOOK_SECRET)?) {
+        (Some(url), Some(secret)) => {
+            let secret = WebhookSecret::parse(secret.expose_secret())?;
+            channels.push(Channel::webhook(WEBHOOK_URL, url, secret)?);
+        }
+        (Some(_), None) => {
+            let purpose = "it signs the alerts that go to LOCKWATCH_ALERT_WEBHOOK_URL; make one: \
+                           echo whsec_$(openssl rand -base64 32)";
+            let name = WEBHOOK_SECRET;
+            return Err(ConfigError::Missing { name, purpose });
+        }
+        (None, Some(_)) => {
+            let purpose = "LOCKWATCH_ALERT_WEBHOOK_SECRET is set, and signs what goes there";
+            let name = WEBHOOK_URL;
+            return Err(ConfigError::Missing { name, purpose });
+        }
+        (None, None) => {}
+    }
+    if let Some(url) = read_secret(SLACK_URL)? {
+        channels.push(Channel::slack(SLACK_URL, url)?);
+    }
+    Ok(channels)
 }
 
 /// The format of the log.

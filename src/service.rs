@@ -16,13 +16,14 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use crate::alerts::{self, Alerting};
 use crate::change_log;
 use crate::error_chain::error_chain;
 use crate::followup::FollowUp;
 use crate::graph::Graph;
 use crate::http::listener::{connection_limit, serve};
 use crate::http::webhook::Webhook;
-use crate::http::{admin_router, public_router};
+use crate::http::{Shown, admin_router, public_router};
 use crate::inbox::{Capturing, inbox};
 use crate::meta::codes::WatchedCodes;
 use crate::meta::interest::Interest;
@@ -70,6 +71,8 @@ pub struct Settings {
     pub capturing: Capturing,
     /// The time after which captures, deliveries, checks and quarantine are deleted.
     pub retention: Duration,
+    /// Whom to tell.
+    pub alerting: Alerting,
 }
 
 /// A service that runs until [`stop`](Self::stop).
@@ -135,12 +138,21 @@ impl Service {
         );
         let graph = Arc::new(settings.graph);
         let follow_up = FollowUp::new(db.clone(), graph, woken.clone(), metrics.follow_up.clone());
+        let alerting = Arc::new(settings.alerting);
+        let channels = alerting
+            .channels
+            .iter()
+            .map(|channel| channel.name().to_owned());
+        let shown = Shown {
+            codes: settings.codes,
+            alert_channels: channels.collect(),
+        };
         let admin_token = settings.admin_token.as_ref();
         let admin_router = admin_router(
             db.clone(),
             pages.clone(),
             admin_token,
-            settings.codes,
+            shown,
             metrics,
             progress,
         );
@@ -156,6 +168,7 @@ impl Service {
             sending_again,
             woken,
             retention: settings.retention,
+            alerting,
         };
 
         let mut tasks = JoinSet::new();
@@ -249,6 +262,7 @@ struct Background {
     sending_again: SendingAgain,
     woken: Woken,
     retention: Duration,
+    alerting: Arc<Alerting>,
 }
 
 impl Background {
@@ -270,6 +284,7 @@ impl Background {
             run_on_own_thread("processor", self.processor.run(stop.clone())),
             self.follow_up.run(stop.clone()),
             self.sending_again.run(self.db.clone(), stop.clone()),
+            alerts::run(self.db.clone(), self.alerting, stop.clone()),
             change_log::run(self.db.clone(), self.woken, stop.clone()),
             retention::run(self.db, self.retention, stop)
         );

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::render::{self, BOLD, DIM, GREEN, RED, YELLOW};
 use super::serve::StopSignals;
 use super::{Failure, print_line, start_log};
+use crate::alerts::Alerting;
 use crate::config::LogFormat;
 use crate::embedded::EmbeddedPostgres;
 use crate::graph::{Graph, GraphSettings, Tokens};
@@ -190,6 +191,7 @@ impl Demo {
             codes: WatchedCodes::default(),
             capturing: Capturing::Lockouts,
             retention: Duration::from_secs(90 * 24 * 3600),
+            alerting: Alerting::default(),
         };
         let service = Service::start(settings).await?;
         Ok(Self {

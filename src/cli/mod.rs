@@ -2,6 +2,7 @@
 //! exit code is 0 for success, 1 for a failure, and 2 for wrong usage or configuration; `check` has
 //! two more.
 
+mod alerts;
 mod captures;
 mod chart;
 mod check;
@@ -63,6 +64,9 @@ enum Command {
     /// List callbacks that are not processed yet, retry them, or give them up
     #[command(subcommand)]
     Inbox(inbox::InboxCommand),
+    /// List, test and retry alerts
+    #[command(subcommand)]
+    Alerts(alerts::AlertsCommand),
     /// List and export captures (callbacks kept byte for byte), or read quarantined ones again
     #[command(subcommand)]
     Captures(captures::CapturesCommand),
@@ -142,6 +146,7 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Incidents(command) => incidents::run(command).await,
         Command::Check(args) => check::run(args).await,
         Command::Inbox(command) => inbox::run(command).await,
+        Command::Alerts(command) => alerts::run(command).await,
         Command::Captures(command) => captures::run(command).await,
         Command::Replay(args) => replay::run(args).await,
         Command::Sign(args) => sign::run(&args),

@@ -14,6 +14,7 @@ use crate::report::text::{
 };
 use crate::report::timeline::NumberHealth;
 use crate::report::{IncidentReport, NumberReport};
+use crate::store::alerts::Alert;
 use crate::store::backlog::WaitingCallback;
 use crate::store::captures::CaptureSummary;
 use crate::store::checks::HealthCheck;
@@ -194,6 +195,31 @@ pub(super) fn incident_details(report: &IncidentReport) -> String {
         lines.extend(report.next_steps.iter().map(|step| wrap_step("  ", step)));
     }
     lines.join("\n")
+}
+
+/// Alerts, with what became of each.
+pub(super) fn alert_table(alerts: &[Alert]) -> String {
+    let header = [
+        "ID", "WRITTEN", "INCIDENT", "ACCOUNT", "CHANNEL", "TELLS", "STATE", "ANSWER",
+    ];
+    let rows = alerts.iter().map(|alert| {
+        let state = match alert.state.as_str() {
+            "waiting" if alert.attempts > 0 => format!("waiting, tried {}", alert.attempts),
+            state => state.to_owned(),
+        };
+        let answer = alert.last_answer.as_deref().unwrap_or_default();
+        vec![
+            alert.id.to_string(),
+            format_time(alert.created_at),
+            alert.incident_id.to_string(),
+            printable(&alert.waba_id),
+            alert.channel.clone(),
+            alert.kind.clone(),
+            state,
+            printable(&answer.chars().take(40).collect::<String>()),
+        ]
+    });
+    table(&header, &[0, 2], rows)
 }
 
 /// The first affected numbers of an incident, each with the result of its latest look-up.

@@ -11,8 +11,8 @@ use tracing::{info, warn};
 
 use super::{Failure, start_log};
 use crate::config::{
-    DataArgs, GraphArgs, ListenArgs, LogArgs, RetentionArgs, ignored_proxy, read_app_secrets,
-    read_verify_token,
+    AlertArgs, DataArgs, GraphArgs, ListenArgs, LogArgs, RetentionArgs, ignored_proxy,
+    read_app_secrets, read_verify_token,
 };
 use crate::embedded::{EmbeddedError, EmbeddedPostgres};
 use crate::service::{Service, Settings};
@@ -27,7 +27,10 @@ Secrets come from the environment, or from a file that NAME_FILE names:
   META_VERIFY_TOKEN      required; your choice, the same in Meta's App Dashboard
   META_ACCESS_TOKEN      token of a system user; needed to look up causes
   LOCKWATCH_ADMIN_TOKEN  required if the admin address is not loopback
-  LOCKWATCH_GRAPH_PROXY  http or https proxy to reach the Graph API through";
+  LOCKWATCH_GRAPH_PROXY  http or https proxy to reach the Graph API through
+  LOCKWATCH_ALERT_SLACK_URL       incoming webhook of Slack, or one that takes the same
+  LOCKWATCH_ALERT_WEBHOOK_URL     webhook of yours that takes signed alerts, with
+  LOCKWATCH_ALERT_WEBHOOK_SECRET  its secret: whsec_ and base64";
 
 #[derive(Debug, Args)]
 #[command(after_help = SECRETS_HELP)]
@@ -41,6 +44,8 @@ pub(super) struct ServeArgs {
     #[command(flatten)]
     retention: RetentionArgs,
     #[command(flatten)]
+    alerts: AlertArgs,
+    #[command(flatten)]
     log: LogArgs,
 }
 
@@ -49,6 +54,7 @@ pub(super) async fn run(args: ServeArgs) -> Result<(), Failure> {
     let verify_token = read_verify_token()?;
     let admin_token = args.listen.read_admin_token()?;
     let graph = args.graph.build_client(&app_secrets)?;
+    let alerting = args.alerts.alerting()?;
     let external_database = args.data.external_database()?;
     start_log(args.log.log_format, "info")?;
     let mut stop = StopSignals::install()?;
@@ -84,6 +90,7 @@ pub(super) async fn run(args: ServeArgs) -> Result<(), Failure> {
         codes: args.retention.capture.codes.clone(),
         capturing: args.retention.capture.capture,
         retention: args.retention.period(),
+        alerting,
     };
     let mut service = Service::start(settings).await.map_err(anyhow::Error::new)?;
     info!(

@@ -39,6 +39,15 @@ pub(crate) fn public_router(webhook: webhook::Webhook) -> Router {
     webhook::router(webhook).merge(ops::liveness_router())
 }
 
+/// The settings that the pages show.
+#[derive(Debug, Clone)]
+pub(crate) struct Shown {
+    /// The watched codes.
+    pub(crate) codes: WatchedCodes,
+    /// The names of the channels for alerts.
+    pub(crate) alert_channels: Vec<String>,
+}
+
 /// Returns the routes of the admin listener: readiness is open, everything else is guarded.
 ///
 /// Without a token the listener belongs on a loopback address. API and dashboard read through the
@@ -47,12 +56,12 @@ pub(crate) fn admin_router(
     db: Pool,
     pages: Pool,
     token: Option<&SecretString>,
-    codes: WatchedCodes,
+    shown: Shown,
     metrics: Metrics,
     progress: Progress,
 ) -> Router {
     let guarded = api::router(pages.clone(), progress.clone())
-        .merge(dashboard::router(pages, codes))
+        .merge(dashboard::router(pages, shown))
         .merge(ops::metrics_router(db.clone(), metrics, progress.clone()))
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)

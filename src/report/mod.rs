@@ -3,6 +3,7 @@
 //! Recipients are masked here, before anything leaves. Nothing here knows HTTP, HTML or a terminal.
 //! Each function that reads the database fails when it does not answer.
 
+pub mod alert;
 pub(crate) mod appeal;
 pub(crate) mod backlog;
 pub(crate) mod csv;

@@ -9,6 +9,7 @@
 //! (`lock_account`).
 
 mod accounts;
+pub mod alerts;
 pub(crate) mod backlog;
 pub(crate) mod captures;
 pub(crate) mod changes;

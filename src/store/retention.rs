@@ -24,6 +24,8 @@ pub(crate) enum RetainedTable {
     Checks,
     /// Parts of callbacks in quarantine.
     Quarantine,
+    /// Alerts that have ended.
+    Alerts,
     /// Captures.
     Captures,
 }
@@ -31,10 +33,11 @@ pub(crate) enum RetainedTable {
 impl RetainedTable {
     /// Every table, in the order in which rows are deleted. Captures are last, so that no row
     /// refers to a deleted capture for long.
-    pub(crate) const ALL: [Self; 4] = [
+    pub(crate) const ALL: [Self; 5] = [
         Self::Deliveries,
         Self::Checks,
         Self::Quarantine,
+        Self::Alerts,
         Self::Captures,
     ];
 }
@@ -45,6 +48,7 @@ impl fmt::Display for RetainedTable {
             Self::Deliveries => "failed_deliveries",
             Self::Checks => "health_checks",
             Self::Quarantine => "quarantine",
+            Self::Alerts => "alerts",
             Self::Captures => "captures",
         })
     }
@@ -62,6 +66,7 @@ pub(crate) async fn delete_batch(
         RetainedTable::Deliveries => delete_deliveries(db, age).await?,
         RetainedTable::Checks => delete_checks(db, age).await?,
         RetainedTable::Quarantine => delete_quarantine(db, age).await?,
+        RetainedTable::Alerts => delete_alerts(db, age).await?,
         RetainedTable::Captures => delete_captures(db, age).await?,
     };
     Ok(deleted.rows_affected())
@@ -76,6 +81,22 @@ async fn delete_deliveries(db: &PgPool, age: PgInterval) -> sqlx::Result<PgQuery
                   limit $2
                     for update skip locked) old
           where d.incident_id = old.incident_id and d.id = old.id and d.waba_id = old.waba_id",
+        age,
+        BATCH_ROWS,
+    )
+    .execute(db)
+    .await
+}
+
+async fn delete_alerts(db: &PgPool, age: PgInterval) -> sqlx::Result<PgQueryResult> {
+    sqlx::query!(
+        "delete from alerts a
+          using (select id, waba_id
+                   from alerts
+                  where created_at < now() - $1::interval and state <> 'waiting'
+                  limit $2
+                    for update skip locked) old
+          where a.id = old.id and a.waba_id = old.waba_id",
         age,
         BATCH_ROWS,
     )

@@ -9,6 +9,7 @@
     reason = "a test may fail, and is no library"
 )]
 
+mod alerts;
 mod api;
 mod architecture;
 mod browser;

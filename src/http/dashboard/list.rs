@@ -22,6 +22,7 @@ use crate::report::text::{
 };
 use crate::report::timeline::load_sparklines;
 use crate::report::{self, IncidentReport, NumberReport, Page};
+use crate::store::alerts::{self, ChannelState};
 use crate::store::incidents::{self, IncidentFilter, IncidentState};
 use crate::store::{Pool, backlog, bounded};
 
@@ -110,7 +111,7 @@ impl ListQuery {
 }
 
 pub(super) async fn show(
-    State(Pages { db, codes }): State<Pages>,
+    State(Pages { db, shown }): State<Pages>,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Problem> {
     let mut query = ListQuery::parse(query.as_deref())?;
@@ -123,8 +124,9 @@ pub(super) async fn show(
     let resolved = load_page(&db, &query, IncidentState::Resolved, RESOLVED_ROWS).await?;
     let open_reports = open.as_ref().map_or(&[][..], |page| &page.data);
     let sparklines = load_sparklines(&db, open_reports, now).await?;
-    let backlog = report::backlog::describe(&bounded(backlog::fetch(&db)).await?);
-    let title = headline(open_count, &codes);
+    let mut backlog = report::backlog::describe(&bounded(backlog::fetch(&db)).await?);
+    backlog.extend(describe_alerts(&bounded(alerts::troubles(&db)).await?));
+    let title = headline(open_count, &shown.codes);
     let is_empty = [&open, &resolved]
         .into_iter()
         .flatten()
@@ -132,13 +134,19 @@ pub(super) async fn show(
     let main = html! {
         div #headline data-live .headline .alarm[open_count > 0] {
             h1 { (title) }
-            @if open_count == 0 { p { (calm(&codes)) } }
+            @if open_count == 0 { p { (calm(&shown.codes)) } }
         }
         @if !backlog.is_empty() {
             div #backlog data-live .notice {
                 @for sentence in &backlog {
                     p { (sentence_with_commands(sentence)) }
                 }
+            }
+        }
+        @if shown.alert_channels.is_empty() {
+            p .none {
+                "Nobody is told of a lockout: no channel for alerts is set ("
+                code { "LOCKWATCH_ALERT_SLACK_URL" } ", " code { "LOCKWATCH_ALERT_WEBHOOK_URL" } ")."
             }
         }
         @if is_empty && !query.is_filtered() {
@@ -189,6 +197,21 @@ fn headline(open_count: i64, codes: &WatchedCodes) -> String {
         (n, [ACCOUNT_LOCKED]) => format!("{} accounts are locked", format_number(n)),
         (n, _) => format_count(n, "open incident", "open incidents"),
     }
+}
+
+/// Describes the alerts that nobody took, in sentences with commands between backticks.
+fn describe_alerts(troubles: &[ChannelState]) -> Vec<String> {
+    let sentence = |state: &ChannelState| {
+        let waiting = format_count(state.failing, "alert waits", "alerts wait");
+        let dead = format_count(state.dead, "was given up", "were given up");
+        let answer = state.last_answer.as_deref().unwrap_or("no answer yet");
+        let channel = &state.channel;
+        format!(
+            "{channel} does not take alerts: {waiting}, {dead}. Its answer: {answer}. See \
+                 `lockwatch alerts list`; `lockwatch alerts retry` sends them again."
+        )
+    };
+    troubles.iter().map(sentence).collect()
 }
 
 /// Says what is watched while nothing is wrong.

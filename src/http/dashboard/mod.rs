@@ -24,8 +24,8 @@ use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use super::Shown;
 use super::error::Problem;
-use crate::meta::codes::WatchedCodes;
 use crate::report::text::{format_duration, format_time, printable};
 use crate::store::Pool;
 
@@ -40,7 +40,7 @@ const META_BUSINESS: &str = "https://business.facebook.com/";
 #[derive(Debug, Clone)]
 struct Pages {
     db: Pool,
-    codes: WatchedCodes,
+    shown: Shown,
 }
 
 impl FromRef<Pages> for Pool {
@@ -49,7 +49,7 @@ impl FromRef<Pages> for Pool {
     }
 }
 
-pub(super) fn router(db: Pool, codes: WatchedCodes) -> Router {
+pub(super) fn router(db: Pool, shown: Shown) -> Router {
     let style = || async { asset_response("text/css; charset=utf-8", STYLE) };
     let script = || async { asset_response("text/javascript; charset=utf-8", SCRIPT) };
     let icon = || async { asset_response("image/svg+xml", ICON) };
@@ -61,7 +61,7 @@ pub(super) fn router(db: Pool, codes: WatchedCodes) -> Router {
         .route("/assets/style.css", get(style))
         .route("/assets/page.js", get(script))
         .route("/assets/icon.svg", get(icon))
-        .with_state(Pages { db, codes })
+        .with_state(Pages { db, shown })
 }
 
 /// Returns an asset. Browsers may cache it for ever: its address has the [version](ASSET_VERSION).

@@ -10,6 +10,7 @@ pub mod scripted_server;
 
 use std::time::Duration;
 
+use lockwatch::alerts::Alerting;
 use lockwatch::graph::{Graph, GraphSettings, Tokens};
 use lockwatch::inbox::Capturing;
 use lockwatch::meta::codes::WatchedCodes;
@@ -421,6 +422,7 @@ pub fn settings(
         codes: WatchedCodes::default(),
         capturing: Capturing::Lockouts,
         retention: Duration::from_secs(90 * 24 * 3600),
+        alerting: Alerting::default(),
     }
 }
 
