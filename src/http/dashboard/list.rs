@@ -144,7 +144,7 @@ pub(super) async fn show(
             }
         }
         @if shown.alert_channels.is_empty() {
-            p .none {
+            p .untold {
                 "Nobody is told of a lockout: no channel for alerts is set ("
                 code { "LOCKWATCH_ALERT_SLACK_URL" } ", " code { "LOCKWATCH_ALERT_WEBHOOK_URL" } ")."
             }
