@@ -1,5 +1,7 @@
 //! Alerts: dispatches the changes of incidents to channels, and keeps what became of each message.
 
+use std::collections::BTreeSet;
+
 use serde::Serialize;
 use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
@@ -24,6 +26,43 @@ const LEASE: std::time::Duration = std::time::Duration::from_secs(30);
 /// Nothing is changed.
 pub async fn dispatch(db: &PgPool, channels: &[&str]) -> Result<usize, StoreError> {
     let mut transaction = db.begin().await?;
+    let mut round = Round::default();
+    while round.is_more_there {
+        decide_some(&mut transaction, channels, &mut round).await?;
+    }
+    transaction.commit().await?;
+    Ok(round.messages)
+}
+
+/// What is known in a round over all undecided changes.
+#[derive(Debug)]
+struct Round {
+    after: i64,
+    is_more_there: bool,
+    /// The incidents with a change that waits: later ones wait behind it.
+    waiting: BTreeSet<i64>,
+    /// The incidents of which people are told in this round.
+    told: BTreeSet<i64>,
+    messages: usize,
+}
+
+impl Default for Round {
+    fn default() -> Self {
+        Self {
+            after: 0,
+            is_more_there: true,
+            waiting: BTreeSet::new(),
+            told: BTreeSet::new(),
+            messages: 0,
+        }
+    }
+}
+
+async fn decide_some(
+    db: &mut PgConnection,
+    channels: &[&str],
+    round: &mut Round,
+) -> Result<(), StoreError> {
     let rows = sqlx::query!(
         r#"select c.id, c.incident_id, c.waba_id as "waba_id: WabaId", c.kind, c.detail, c.at,
                   i.cause as "cause: Word<LockoutCause>", i.ended_at, i.created_at, now() as "now!",
@@ -32,21 +71,20 @@ pub async fn dispatch(db: &PgPool, channels: &[&str]) -> Result<usize, StoreErro
                       and a.kind in ('opened', 'cause_changed')) as cause_told_at
              from incident_changes c
              join incidents i on i.id = c.incident_id and i.waba_id = c.waba_id
-            where c.dispatched_at is null
+            where c.dispatched_at is null and c.id > $2
             order by c.id
             limit $1
               for update of c skip locked"#,
         DISPATCH_LIMIT,
+        round.after,
     )
-    .fetch_all(&mut *transaction)
+    .fetch_all(&mut *db)
     .await?;
-    let mut messages = 0;
+    round.after = rows.last().map_or(round.after, |row| row.id);
+    round.is_more_there = i64::try_from(rows.len()) == Ok(DISPATCH_LIMIT);
     let mut decided = Vec::new();
-    // A change waits behind an earlier one of its incident.
-    let mut waiting: Vec<i64> = Vec::new();
-    let mut told: Vec<i64> = Vec::new();
     for row in rows {
-        if waiting.contains(&row.incident_id) {
+        if round.waiting.contains(&row.incident_id) {
             continue;
         }
         let decision = match ChangeKind::parse(&row.kind, row.detail.as_deref()) {
@@ -56,7 +94,7 @@ pub async fn dispatch(db: &PgPool, channels: &[&str]) -> Result<usize, StoreErro
                 cause: row.cause.known().unwrap_or(LockoutCause::OtherRestriction),
                 ended_at: row.ended_at,
                 first_seen_at: row.created_at,
-                cause_told_at: match told.contains(&row.incident_id) {
+                cause_told_at: match round.told.contains(&row.incident_id) {
                     true => Some(row.now),
                     false => row.cause_told_at,
                 },
@@ -66,7 +104,9 @@ pub async fn dispatch(db: &PgPool, channels: &[&str]) -> Result<usize, StoreErro
             None => Decision::Wait,
         };
         match decision {
-            Decision::Wait => waiting.push(row.incident_id),
+            Decision::Wait => {
+                round.waiting.insert(row.incident_id);
+            }
             Decision::Skip => decided.push(row.id),
             Decision::Tell(kind) => {
                 let id = Identity {
@@ -74,9 +114,9 @@ pub async fn dispatch(db: &PgPool, channels: &[&str]) -> Result<usize, StoreErro
                     incident_id: row.incident_id,
                     waba_id: &row.waba_id,
                 };
-                messages += insert(&mut transaction, &id, kind, channels).await?;
+                round.messages += insert(db, &id, kind, channels).await?;
                 decided.push(row.id);
-                told.push(row.incident_id);
+                round.told.insert(row.incident_id);
             }
         }
     }
@@ -84,10 +124,9 @@ pub async fn dispatch(db: &PgPool, channels: &[&str]) -> Result<usize, StoreErro
         "update incident_changes set dispatched_at = now() where id = any($1)",
         &decided
     )
-    .execute(&mut *transaction)
+    .execute(db)
     .await?;
-    transaction.commit().await?;
-    Ok(messages)
+    Ok(())
 }
 
 /// The change that a message tells.
