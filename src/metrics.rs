@@ -270,7 +270,7 @@ impl ProcessorMetrics {
         let mut kinds = LabelledFamily::new("kind");
         let (recorded, repeated) = (kinds.add_counter("recorded"), kinds.add_counter("repeated"));
         let help =
-            "Failed deliveries with error 131031: recorded if they were new, otherwise repeated";
+            "Failed deliveries with a watched code: recorded if they were new, otherwise repeated";
         registry.register("failures", help, kinds);
         let help = "Parts of callbacks put into quarantine, because they could not be read";
         let quarantined = register_metric(registry, "quarantined", help, Counter::default());

@@ -21,7 +21,7 @@ use crate::error_chain::error_chain;
 use crate::meta::ids::{PhoneNumberId, WabaId};
 use crate::meta::sent::sent_messages;
 use crate::store::sending::{SentAgain, end_if_sending, open_accounts};
-use crate::store::{Pool, bounded};
+use crate::store::{Pool, StoreError, bounded};
 
 /// How often the open incidents are read, which may be another process's.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(2);
@@ -98,9 +98,10 @@ pub struct SendingAgain {
 
 #[derive(Debug)]
 struct Seen {
-    since: Instant,
-    first: OffsetDateTime,
-    last: OffsetDateTime,
+    /// The earliest message, and when this process saw it.
+    first: (OffsetDateTime, Instant),
+    /// The latest one.
+    last: (OffsetDateTime, Instant),
 }
 
 /// Creates a watch, and the task behind it.
@@ -159,14 +160,13 @@ impl SendingAgain {
             if self.seen.len() >= NUMBERS_LIMIT && !self.seen.contains_key(&key) {
                 continue;
             }
-            let at = message.sent_at;
-            let seen = self.seen.entry(key).or_insert_with(|| Seen {
-                since: Instant::now(),
-                first: at,
-                last: at,
+            let new = (message.sent_at, Instant::now());
+            let seen = self.seen.entry(key).or_insert(Seen {
+                first: new,
+                last: new,
             });
-            seen.first = seen.first.min(at);
-            seen.last = seen.last.max(at);
+            seen.first = seen.first.min(new);
+            seen.last = seen.last.max(new);
         }
     }
 
@@ -175,7 +175,7 @@ impl SendingAgain {
     async fn refresh(&mut self, db: &Pool) {
         match bounded(open_accounts(db)).await {
             Ok(open) => {
-                let is_new = |seen: &Seen| seen.since.elapsed() < SETTLE_INTERVAL;
+                let is_new = |seen: &Seen| !is_settled(seen.first);
                 self.seen
                     .retain(|(waba_id, ..), seen| open.contains(waba_id) || is_new(seen));
                 self.shared
@@ -189,11 +189,10 @@ impl SendingAgain {
 
     /// Ends what the messages prove to be over. What the database does not take now is tried again.
     async fn conclude(&mut self, db: &Pool) {
-        let settled = |seen: &Seen| seen.since.elapsed() >= SETTLE_INTERVAL;
         let due: Vec<_> = self
             .seen
             .iter()
-            .filter(|((waba_id, ..), seen)| settled(seen) && self.open.contains(waba_id))
+            .filter(|((waba_id, ..), seen)| is_settled(seen.first) && self.open.contains(waba_id))
             .map(|(key, _)| key.clone())
             .collect();
         for key in due {
@@ -201,25 +200,45 @@ impl SendingAgain {
             let Some(seen) = self.seen.get(&key) else {
                 continue;
             };
+            // What came in the meantime waits in its turn.
+            let last = Some(seen.last).filter(|last| is_settled(*last));
+            let rest = (last.is_none() && seen.last != seen.first).then_some(seen.last);
             let sent = SentAgain {
                 waba_id,
                 phone_number_id,
                 is_template: *is_template,
-                first: seen.first,
-                last: seen.last,
+                first: seen.first.0,
+                last: last.unwrap_or(seen.first).0,
             };
             match bounded(end_if_sending(db, &sent)).await {
-                Ok(()) => {
-                    self.seen.remove(&key);
-                }
+                Ok(true) => match rest {
+                    Some(rest) => {
+                        let seen = Seen {
+                            first: rest,
+                            last: rest,
+                        };
+                        self.seen.insert(key, seen);
+                    }
+                    None => {
+                        self.seen.remove(&key);
+                    }
+                },
+                Ok(false) => return,
                 Err(error) => {
                     debug!(
                         "a sent message is not noted for now: {}",
                         error_chain(&error)
                     );
-                    return;
+                    // Somebody holds this account: the others go on.
+                    if !matches!(error, StoreError::Busy(_)) {
+                        return;
+                    }
                 }
             }
         }
     }
+}
+
+fn is_settled((_, seen_at): (OffsetDateTime, Instant)) -> bool {
+    seen_at.elapsed() >= SETTLE_INTERVAL
 }

@@ -159,9 +159,11 @@ async fn acknowledge(shared: &Shared, request: Request) -> Result<Acknowledgemen
         shared.sent.look(&callback.body);
         return Ok(Acknowledgement::NoInterest);
     }
-    let body = callback.body.clone();
+    let (body, is_of_interest) = (callback.body.clone(), callback.is_of_interest);
     shared.inbox.append(callback, arrived, held).await?;
-    shared.sent.expect_incident();
+    if is_of_interest {
+        shared.sent.expect_incident();
+    }
     shared.sent.look(&body);
     Ok(Acknowledgement::Stored)
 }

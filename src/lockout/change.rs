@@ -26,7 +26,7 @@ pub enum ChangeKind {
     CauseChanged(LockoutCause),
     /// The incident was resolved.
     Resolved(Resolution),
-    /// A late failure shows that the incident goes on.
+    /// The incident goes on: a late failure or notice shows it, or a person said so.
     Reopened,
 }
 

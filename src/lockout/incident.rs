@@ -20,6 +20,12 @@ pub struct Span {
 }
 
 impl Span {
+    /// The time from which it can end.
+    fn start(&self) -> OffsetDateTime {
+        self.reopened_at
+            .map_or(self.opened_at, |at| at.max(self.opened_at))
+    }
+
     /// A span of a single piece of evidence.
     #[must_use]
     pub fn starting_at(at: OffsetDateTime, has_failures: bool) -> Self {
@@ -90,7 +96,9 @@ impl History {
         (0..self.spans.len()).find(|position| {
             let span = &self.spans[*position];
             let reach = self.last_evidence(span) + QUIET_WINDOW;
-            span.opened_at <= at && at < self.end(*position).min(span.ended_at.unwrap_or(reach))
+            let next = self.next_start(*position);
+            let end = last_moment(self.end_of(span, next)).min(span.ended_at.unwrap_or(reach));
+            span.opened_at <= at && at < next.map_or(end, |next| next.min(end))
         })
     }
 
@@ -113,7 +121,7 @@ impl History {
             span.last_evidence_at = span.last_evidence_at.max(at);
             return position;
         }
-        let end = self.end_of(&Span::starting_at(at, true), None).0;
+        let end = last_moment(self.end_of(&Span::starting_at(at, true), None));
         let next = (0..self.spans.len())
             .filter(|position| self.spans[*position].opened_at > at)
             .min_by_key(|position| self.spans[*position].opened_at)
@@ -126,14 +134,18 @@ impl History {
         self.spans.len() - 1
     }
 
-    /// Returns the first time at which Meta lifted the lock of an incident, unless a fixed end came
-    /// first. Evidence from then on belongs to another incident.
+    /// Returns the first time after this one at which Meta lifted the lock of an incident, and how,
+    /// unless a fixed end came first. Evidence from then on belongs to another incident.
     #[must_use]
-    pub fn lifted_at(&self, position: usize) -> Option<OffsetDateTime> {
+    pub fn lifted_after(
+        &self,
+        position: usize,
+        after: OffsetDateTime,
+    ) -> Option<(OffsetDateTime, Resolution)> {
         let span = &self.spans[position];
-        let start = span.reopened_at.unwrap_or(span.opened_at);
-        let mut ends = self.notices.ends.iter().map(|(at, _)| *at);
-        ends.find(|at| *at > start && span.ended_at.is_none())
+        let start = span.start().max(after);
+        let mut ends = self.notices.ends.iter().copied();
+        ends.find(|(at, _)| *at > start && span.ended_at.is_none())
     }
 
     /// Divides an incident that Meta lifted while evidence went on: the earlier part, with its last
@@ -192,8 +204,8 @@ impl History {
         if let Some(end) = span.ended_at {
             return (end, Resolution::Manual);
         }
-        let start = span.reopened_at.unwrap_or(span.opened_at);
-        // A check that shows the lock after an announced end says that it goes on.
+        let start = span.start();
+        // Evidence after an announced end says that it goes on.
         let lifts = |(at, resolution): &&(OffsetDateTime, Resolution)| {
             *at > start && (*resolution != Resolution::Expired || *at > span.last_evidence_at)
         };
@@ -201,7 +213,10 @@ impl History {
         let quiet = (self.last_evidence(span) + QUIET_WINDOW, Resolution::Quiet);
         let next = next_start.map(|start| (start, Resolution::Quiet));
         // Without a failure silence says nothing, unless another lock came.
-        let is_patient = !span.has_failures && next.is_none() && lifted.is_some();
+        let is_first = |(at, _): (OffsetDateTime, Resolution)| {
+            next_start.is_none_or(|next_start| at < next_start)
+        };
+        let is_patient = !span.has_failures && lifted.is_some_and(is_first);
         let ends = [lifted, next, Some(quiet).filter(|_| !is_patient)];
         ends.into_iter()
             .flatten()
@@ -224,6 +239,17 @@ impl History {
         let start = self.spans[position].opened_at;
         let later = self.spans.iter().map(|span| span.opened_at);
         later.filter(|opened_at| *opened_at > start).min()
+    }
+}
+
+/// Evidence this shortly after an announced end says that there was no end.
+pub const EXPIRY_GRACE: Duration = Duration::from_secs(60 * 60);
+
+/// Returns until when evidence still belongs to an incident with this end.
+fn last_moment((end, resolution): (OffsetDateTime, Resolution)) -> OffsetDateTime {
+    match resolution {
+        Resolution::Expired => end + EXPIRY_GRACE,
+        _ => end,
     }
 }
 

@@ -42,7 +42,8 @@ pub fn proof(kind: Kind, cause: Option<&Cause>, is_limited: bool) -> Option<Proo
         Kind::Payment | Kind::Limit => proof(Senders::Any, true),
         Kind::Registration => proof(Senders::EachAffected, false),
         Kind::Lock => match cause {
-            Some(cause) if cause.error_code == Some(130_497) => None,
+            // A country may stay blocked when the account is no longer locked.
+            Some(cause) if cause.error_code == Some(130_497) => proof(Senders::Affected, false),
             Some(cause) if cause.scope == Some(Scope::Number) => {
                 proof(Senders::EachAffected, false)
             }

@@ -8,6 +8,7 @@ use time::OffsetDateTime;
 use super::text::{format_count, format_time, printable};
 use super::{IncidentReport, Recipients};
 use crate::lockout::cause::LockoutCause;
+use crate::lockout::codes::Kind;
 use crate::meta::codes::ACCOUNT_LOCKED;
 use crate::store::deliveries::Delivery;
 use crate::store::incidents::AffectedNumber;
@@ -30,7 +31,12 @@ pub(crate) fn write_appeal(
     let code = examples
         .first()
         .map_or(ACCOUNT_LOCKED, |example| example.error_code);
-    let mut appeal = Appeal::new(incident.waba_id.as_str(), incident.opened_at, code);
+    let what = match (incident.kind.known(), incident.failure_count) {
+        (_, 0) => "it is disabled".to_owned(),
+        (Some(Kind::Lock), _) => format!("each is accepted and then fails with error {code}"),
+        _ => format!("some are accepted and then fail with error {code}"),
+    };
+    let mut appeal = Appeal::new(incident.waba_id.as_str(), incident.opened_at, &what);
     appeal.line("WhatsApp Business Account ID", incident.waba_id.as_str());
     appeal.numbers(report, number_limit);
     appeal.error(examples.first(), code);
@@ -59,10 +65,10 @@ struct Appeal {
 }
 
 impl Appeal {
-    fn new(waba_id: &str, opened_at: OffsetDateTime, code: i32) -> Self {
+    fn new(waba_id: &str, opened_at: OffsetDateTime, what: &str) -> Self {
         let text = format!(
-            "Since {} our WhatsApp Business Account {} cannot send messages: each is accepted and \
-             then fails with error {code}. Please review the restriction and lift it.\n\
+            "Since {} our WhatsApp Business Account {} cannot send messages: {what}. Please review \
+             the restriction and lift it.\n\
              What we have changed: [fill in]\n\n",
             format_time(opened_at),
             printable(waba_id)

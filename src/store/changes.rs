@@ -3,9 +3,10 @@
 use sqlx::{PgConnection, PgPool};
 use tracing::{info, warn};
 
-use super::StoreError;
+use super::{StoreError, Word};
 use crate::lockout::cause::LockoutCause;
 use crate::lockout::change::{Change, ChangeKind};
+use crate::lockout::codes::Kind;
 use crate::lockout::incident::Resolution;
 use crate::meta::ids::WabaId;
 
@@ -66,12 +67,14 @@ pub(crate) async fn list_after(db: &PgPool, id: i64) -> Result<Vec<ChangeRow>, S
 pub(crate) async fn log_new(db: &PgPool) -> Result<usize, StoreError> {
     let mut transaction = db.begin().await?;
     let rows = sqlx::query!(
-        r#"select id, incident_id, waba_id as "waba_id: WabaId", kind, detail
-             from incident_changes
-            where logged_at is null
-            order by id
+        r#"select c.id, c.incident_id, c.waba_id as "waba_id: WabaId", c.kind, c.detail,
+                  i.kind as "of_kind: Word<Kind>"
+             from incident_changes c
+             join incidents i on i.id = c.incident_id and i.waba_id = c.waba_id
+            where c.logged_at is null
+            order by c.id
             limit $1
-              for update skip locked"#,
+              for update of c skip locked"#,
         LOG_LIMIT,
     )
     .fetch_all(&mut *transaction)
@@ -83,7 +86,10 @@ pub(crate) async fn log_new(db: &PgPool) -> Result<usize, StoreError> {
     let ids: Vec<i64> = rows.iter().map(|row| row.id).collect();
     for row in rows {
         match ChangeKind::parse(&row.kind, row.detail.as_deref()) {
-            Some(kind) => log(row.incident_id, &row.waba_id, kind),
+            Some(kind) => {
+                let of_kind = row.of_kind.known().unwrap_or(Kind::Lock);
+                log(row.incident_id, &row.waba_id, of_kind, kind);
+            }
             None => info!(
                 incident.id = row.incident_id,
                 waba.id = %row.waba_id,
@@ -101,12 +107,22 @@ pub(crate) async fn log_new(db: &PgPool) -> Result<usize, StoreError> {
     Ok(ids.len())
 }
 
-fn log(id: i64, waba_id: &WabaId, kind: ChangeKind) {
+fn log(id: i64, waba_id: &WabaId, of_kind: Kind, kind: ChangeKind) {
+    let (opened, goes_on) = match of_kind {
+        Kind::Lock => (
+            "account locked".to_owned(),
+            "account still locked".to_owned(),
+        ),
+        kind => (
+            format!("{waba_id} {}", kind.state(true)),
+            format!("{waba_id} still {}", kind.state(true)),
+        ),
+    };
     match kind {
         ChangeKind::Opened => warn!(
             incident.id = id,
             waba.id = %waba_id,
-            "account locked: incident {id} opened for {waba_id}"
+            "{opened}: incident {id} opened for {waba_id}"
         ),
         ChangeKind::CauseFound(LockoutCause::LookupDenied)
         | ChangeKind::CauseChanged(LockoutCause::LookupDenied) => warn!(
@@ -138,7 +154,7 @@ fn log(id: i64, waba_id: &WabaId, kind: ChangeKind) {
         ChangeKind::Reopened => warn!(
             incident.id = id,
             waba.id = %waba_id,
-            "account still locked: incident {id} of {waba_id} is open again"
+            "{goes_on}: incident {id} of {waba_id} is open again"
         ),
     }
 }

@@ -8,7 +8,9 @@ use super::checks::{self, InsertedCheck};
 use super::claims::{Claim, release};
 use super::incident_life::End;
 use super::sending::ProvableIncident;
-use super::{StoreError, Word, accounts, events, incident_life, interval, limits, lock_account};
+use super::{
+    StoreError, Word, accounts, events, history, incident_life, interval, limits, lock_account,
+};
 use crate::lockout::cause::{
     self, Cause, Finding, LockoutCause, Meaning, Notice, NumberEvidence, NumberFindings, Scope,
     explain_nothing, findings_of, findings_of_notices, notice_times,
@@ -149,16 +151,8 @@ impl About<'_> {
         }
         let mut notices = events::notices(db, self.waba_id, self.opened_at).await?;
         if !notices.is_empty() {
-            let proven_end = sqlx::query_scalar!(
-                "select max(ended_at)
-                   from incidents
-                  where waba_id = $1 and kind = 'lock' and ended_at <= $2
-                    and resolution in ('recovered', 'sending_again')",
-                self.waba_id.as_str(),
-                self.opened_at,
-            )
-            .fetch_one(db)
-            .await?;
+            let ends = history::proven_ends(db, self.waba_id).await?;
+            let proven_end = ends.into_iter().filter(|end| *end <= self.opened_at).max();
             notices.retain(|notice| {
                 let is_outdated = proven_end.is_some_and(|end| notice.occurred_at < end);
                 !is_outdated || !matches!(notice.meaning(), Meaning::Locks(_))
@@ -224,7 +218,8 @@ pub(super) async fn open_with_proofs(
                   greatest(last_failure_at, reopened_at,
                            (select max(occurred_at) from account_events
                              where waba_id = i.waba_id and evidence_of = i.kind
-                               and occurred_at >= i.opened_at)) as "last_failure_at!"
+                               and occurred_at >= i.opened_at)) as "last_failure_at!",
+                  failure_count > 0 as "has_failures!"
              from incidents i
             where waba_id = $1 and ended_at is null"#,
         waba_id.as_str(),
@@ -249,6 +244,7 @@ pub(super) async fn open_with_proofs(
             provable.push(ProvableIncident {
                 id: incident.id,
                 last_failure_at: incident.last_failure_at,
+                has_failures: incident.has_failures,
                 proof,
             });
         }
@@ -258,7 +254,7 @@ pub(super) async fn open_with_proofs(
 
 /// Returns the next end that Meta has announced.
 fn next_announced_end(notices: &[Notice], now: OffsetDateTime) -> Option<OffsetDateTime> {
-    let ends = notice_times(notices).ends.into_iter();
+    let ends = notice_times(notices, &[]).ends.into_iter();
     let announced = ends.filter(|(_, resolution)| *resolution == Resolution::Expired);
     announced.map(|(at, _)| at).filter(|at| *at > now).min()
 }

@@ -33,7 +33,7 @@ pub(crate) struct Delivery {
     /// The time the callback arrived.
     #[serde(with = "time::serde::rfc3339")]
     pub(crate) received_at: OffsetDateTime,
-    /// Always 131031.
+    /// The watched code: 131031, or another one if more are watched.
     pub(crate) error_code: i32,
     /// Meta's title of the error.
     pub(crate) error_title: Option<String>,

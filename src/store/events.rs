@@ -106,6 +106,33 @@ pub(crate) async fn of_incidents(
     Ok(events)
 }
 
+/// Returns the notices that can lock an account or lift that, as far as they may concern incidents
+/// from this time on: with each that is still in force then, all that came after it.
+pub(super) async fn lock_notices(
+    db: &mut PgConnection,
+    waba_id: &WabaId,
+    since: OffsetDateTime,
+) -> Result<Vec<Notice>, StoreError> {
+    let notices = sqlx::query_as!(
+        Notice,
+        "select field, event, state, detail, occurred_at, expires_at
+           from account_events
+          where waba_id = $1 and field = 'account_update'
+            and event in ('DISABLED_UPDATE', 'REINSTATED', 'ACCOUNT_RESTRICTION',
+                          'ACCOUNT_VIOLATION')
+            and occurred_at > least($2::timestamptz - $3::interval,
+                                    (select min(occurred_at) - interval '1 s'
+                                       from account_events
+                                      where waba_id = $1 and field = 'account_update'
+                                        and expires_at > $2))
+          order by occurred_at, id",
+        waba_id.as_str(),
+        since,
+        interval(NOTICE_WINDOW),
+    );
+    Ok(notices.fetch_all(db).await?)
+}
+
 /// Returns the notices of an account that may concern an incident that opened at this time, the
 /// earliest first.
 pub(super) async fn notices(
@@ -118,14 +145,17 @@ pub(super) async fn notices(
         "select field, event, state, detail, occurred_at, expires_at
            from account_events
           where waba_id = $1 and event <> 'error'
-            and (occurred_at > $2::timestamptz - $3::interval or expires_at > $2)
+            and event not in ('DISABLED_UPDATE', 'REINSTATED', 'ACCOUNT_RESTRICTION',
+                              'ACCOUNT_VIOLATION')
+            and occurred_at > $2::timestamptz - $3::interval
           order by occurred_at desc
           limit 500",
         waba_id.as_str(),
         opened_at,
         interval(NOTICE_WINDOW),
     );
-    let mut notices = notices.fetch_all(db).await?;
-    notices.reverse();
+    let mut notices = notices.fetch_all(&mut *db).await?;
+    notices.extend(lock_notices(db, waba_id, opened_at).await?);
+    notices.sort_by_key(|notice| notice.occurred_at);
     Ok(notices)
 }

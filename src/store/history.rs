@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 
-use super::{StoreError, Word, events};
+use super::{StoreError, Word, events, interval};
 use crate::lockout::cause::notice_times;
 use crate::lockout::codes::Kind;
-use crate::lockout::incident::{History, NoticeTimes, Resolution, Span};
+use crate::lockout::incident::{EXPIRY_GRACE, History, NoticeTimes, Resolution, Span};
 use crate::meta::ids::WabaId;
 
 /// Incidents of an account and kind.
@@ -51,7 +51,8 @@ impl Account {
     }
 }
 
-/// Loads the incidents that end after these times.
+/// Loads the incidents that end after these times, or so shortly before that an announced end may be
+/// none.
 pub(super) async fn load(
     db: &mut PgConnection,
     earliest: &BTreeMap<(&WabaId, Kind), OffsetDateTime>,
@@ -67,7 +68,7 @@ pub(super) async fn load(
                     as "has_notices!"
              from unnest($1::text[], $2::text[], $3::timestamptz[]) as a(waba_id, kind, earliest)
              left join incidents i on i.waba_id = a.waba_id and i.kind = a.kind
-                                  and (i.ended_at is null or i.ended_at > a.earliest)"#,
+                                  and (i.ended_at is null or i.ended_at > a.earliest - $4::interval)"#,
         &earliest
             .keys()
             .map(|(id, _)| id.as_str())
@@ -77,6 +78,7 @@ pub(super) async fn load(
             .map(|(_, kind)| kind.as_str())
             .collect::<Vec<_>>() as &[&str],
         &earliest.values().copied().collect::<Vec<_>>(),
+        interval(EXPIRY_GRACE),
     )
     .fetch_all(&mut *db)
     .await?;
@@ -118,13 +120,31 @@ pub(super) async fn load(
             let evidence = earliest.get(&(&key.0, key.1)).copied();
             let starts = spans.iter().map(|span| span.opened_at).chain(evidence);
             let start = starts.min().unwrap_or(OffsetDateTime::UNIX_EPOCH);
-            notice_times(&events::notices(db, &key.0, start).await?)
+            let notices = events::lock_notices(db, &key.0, start).await?;
+            notice_times(&notices, &proven_ends(db, &key.0).await?)
         } else {
             NoticeTimes::default()
         };
         account.history = History::new(spans, notices);
     }
     Ok(accounts)
+}
+
+/// Returns when the locks of an account were proven to be over: what Meta announced before holds no
+/// longer.
+pub(super) async fn proven_ends(
+    db: &mut PgConnection,
+    waba_id: &WabaId,
+) -> Result<Vec<OffsetDateTime>, StoreError> {
+    let ends = sqlx::query_scalar!(
+        r#"select ended_at as "ended_at!"
+             from incidents
+            where waba_id = $1 and kind = 'lock' and ended_at is not null
+              and resolution in ('recovered', 'sending_again')
+            order by ended_at"#,
+        waba_id.as_str(),
+    );
+    Ok(ends.fetch_all(db).await?)
 }
 
 /// Loads the incidents of one account and kind that end after this time.

@@ -93,24 +93,7 @@ pub(super) async fn open(
     )
     .fetch_all(&mut *db)
     .await?;
-    sqlx::query!(
-        "update incidents i
-            set previous_incident_id = (select p.id from incidents p
-                                         where p.waba_id = i.waba_id and p.kind = i.kind
-                                           and p.opened_at < i.opened_at
-                                         order by p.opened_at desc
-                                         limit 1)
-           from (select waba_id, kind, min(opened_at) as since
-                   from unnest($1::text[], $2::timestamptz[], $3::text[])
-                        as n(waba_id, opened_at, kind)
-                  group by waba_id, kind) n
-          where i.waba_id = n.waba_id and i.kind = n.kind and i.opened_at >= n.since",
-        &waba_ids as &[&str],
-        &opened_at,
-        &kinds as &[&str],
-    )
-    .execute(&mut *db)
-    .await?;
+    link(&mut *db, &waba_ids, &kinds, &opened_at).await?;
     let opened: Vec<Change> = rows
         .iter()
         .map(|row| Change {
@@ -130,6 +113,34 @@ pub(super) async fn open(
         ids.get(&key).copied()
     };
     Ok(incidents.iter().filter_map(id_of).collect())
+}
+
+/// Links the incidents of these accounts and kinds, from these openings on, to those before them.
+async fn link(
+    db: &mut PgConnection,
+    waba_ids: &[&str],
+    kinds: &[&str],
+    opened_at: &[OffsetDateTime],
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "update incidents i
+            set previous_incident_id = (select p.id from incidents p
+                                         where p.waba_id = i.waba_id and p.kind = i.kind
+                                           and p.opened_at < i.opened_at
+                                         order by p.opened_at desc
+                                         limit 1)
+           from (select waba_id, kind, min(opened_at) as since
+                   from unnest($1::text[], $2::timestamptz[], $3::text[])
+                        as n(waba_id, opened_at, kind)
+                  group by waba_id, kind) n
+          where i.waba_id = n.waba_id and i.kind = n.kind and i.opened_at >= n.since",
+        waba_ids as &[&str],
+        opened_at,
+        kinds as &[&str],
+    )
+    .execute(db)
+    .await?;
+    Ok(())
 }
 
 async fn record(
@@ -238,6 +249,8 @@ pub(super) async fn note_event(
 pub(super) struct EvidenceAround {
     pub(super) last_before: Option<OffsetDateTime>,
     pub(super) first_after: Option<OffsetDateTime>,
+    /// The first check after it that shows a block.
+    pub(super) first_block_after: Option<OffsetDateTime>,
     pub(super) has_failures_before: bool,
     pub(super) has_failures_after: bool,
 }
@@ -266,6 +279,10 @@ pub(super) async fn evidence_around(
            )
            select max(at) filter (where at < $4) as last_before,
                   min(at) filter (where at >= $4) as first_after,
+                  (select min(checked_at) from health_checks
+                    where incident_id = $1 and waba_id = $2 and checked_at >= $4
+                      and (can_send_message = 'BLOCKED' or outcome = 'state'))
+                    as first_block_after,
                   coalesce(bool_or(is_failure) filter (where at < $4), false)
                     as "has_failures_before!",
                   coalesce(bool_or(is_failure) filter (where at >= $4), false)
@@ -351,6 +368,8 @@ pub(super) async fn divide(
                                                      where waba_id = $3 and event = 'error'
                                                        and occurred_at = $5) then 'error'
                                        else 'event' end,
+                reopened_at     = case when id = $2 then (select reopened_at from incidents
+                                                           where id = $1 and waba_id = $3) end,
                 opened_at       = case when id = $1 then $5 else opened_at end
           where id in ($1, $2) and waba_id = $3",
         id,
@@ -359,6 +378,66 @@ pub(super) async fn divide(
         moved.count,
         first_after,
         moved.last,
+    )
+    .execute(&mut *db)
+    .await?;
+    sqlx::query!(
+        "update incidents
+            set last_failure_at = opened_at
+          where id = $1 and waba_id = $2 and failure_count = 0",
+        id,
+        waba_id.as_str(),
+    )
+    .execute(&mut *db)
+    .await?;
+    move_checks(db, waba_id, id, earlier, before).await?;
+    link(db, &[waba_id.as_str()], &["lock"], &[first_after]).await
+}
+
+/// Moves the checks before a time to the earlier part, with what they have shown. The later part is
+/// looked up anew.
+async fn move_checks(
+    db: &mut PgConnection,
+    waba_id: &WabaId,
+    id: i64,
+    earlier: i64,
+    before: OffsetDateTime,
+) -> Result<(), StoreError> {
+    let moved = sqlx::query!(
+        "update health_checks set incident_id = $2
+          where incident_id = $1 and waba_id = $3 and checked_at < $4",
+        id,
+        earlier,
+        waba_id.as_str(),
+        before,
+    )
+    .execute(&mut *db)
+    .await?;
+    if moved.rows_affected() == 0 {
+        return Ok(());
+    }
+    sqlx::query!(
+        "update affected_numbers e
+            set findings = n.findings, check_answers = n.check_answers,
+                latest_check_id = n.latest_check_id, latest_answer_at = n.latest_answer_at
+           from affected_numbers n
+          where e.incident_id = $2 and n.incident_id = $1 and e.waba_id = $3 and n.waba_id = $3
+            and e.phone_number_id = n.phone_number_id",
+        id,
+        earlier,
+        waba_id.as_str(),
+    )
+    .execute(&mut *db)
+    .await?;
+    sqlx::query!(
+        "update affected_numbers n
+            set findings = null, check_answers = 0, clear_since = null, latest_check_id = null,
+                latest_answer_at = null, fields_read_at = null,
+                check_due_at = case when i.resolved_at is null then now() end
+           from incidents i
+          where n.incident_id = $1 and n.waba_id = $2 and i.id = $1 and i.waba_id = $2",
+        id,
+        waba_id.as_str(),
     )
     .execute(db)
     .await?;
@@ -404,8 +483,10 @@ async fn subtract(
     sqlx::query!(
         "delete from affected_numbers n
           where incident_id = $1 and waba_id = $2 and failure_count = 0
+            and phone_number_id <> $2
             and exists (select from affected_numbers
-                         where incident_id = $1 and waba_id = $2 and failure_count > 0)
+                         where incident_id = $1 and waba_id = $2
+                           and (failure_count > 0 or phone_number_id = $2))
             and exists (select from affected_numbers e
                          where e.incident_id = $3 and e.waba_id = $2
                            and e.phone_number_id = n.phone_number_id)",
@@ -593,7 +674,7 @@ pub(super) async fn reopen(
     }
     sqlx::query!(
         "update affected_numbers
-            set check_due_at = now(), clear_since = null
+            set check_due_at = now(), clear_since = null, sent_at = null
           where incident_id = $1 and waba_id = $2",
         id,
         waba_id.as_str(),

@@ -15,7 +15,7 @@ use crate::lockout::incident::Resolution;
 use crate::meta::graph_error::Denial;
 use crate::meta::ids::{PhoneNumberId, WabaId};
 
-/// One lockout of one account, from its first failure until it is resolved. The fields are columns.
+/// One lockout of one account, from its first evidence until it is over. The fields are columns.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 #[schema(as = IncidentColumns)]
 pub struct Incident {

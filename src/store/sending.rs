@@ -44,13 +44,23 @@ pub async fn open_accounts(db: &PgPool) -> Result<HashSet<WabaId>, StoreError> {
 }
 
 /// Ends the open incidents of an account that these messages prove to be over. Call it from a task
-/// that nobody cancels.
+/// that nobody cancels. Returns `false` while callbacks wait that came before: a later failure may be
+/// among them.
 ///
 /// # Errors
 /// Nothing is changed.
-pub async fn end_if_sending(db: &PgPool, sent: &SentAgain<'_>) -> Result<(), StoreError> {
+pub async fn end_if_sending(db: &PgPool, sent: &SentAgain<'_>) -> Result<bool, StoreError> {
     let mut transaction = db.begin().await?;
     lock_account(&mut transaction, sent.waba_id).await?;
+    let waits = sqlx::query_scalar!(
+        r#"select exists (select from inbox
+                           where problem is null and appended_at < now() - interval '1 s')
+                  as "waits!""#
+    );
+    if waits.fetch_one(&mut *transaction).await? {
+        transaction.rollback().await?;
+        return Ok(false);
+    }
     for incident in conclusion::open_with_proofs(&mut transaction, sent.waba_id).await? {
         if sent.is_template != Some(true) && incident.proof.needs_template {
             continue;
@@ -66,7 +76,7 @@ pub async fn end_if_sending(db: &PgPool, sent: &SentAgain<'_>) -> Result<(), Sto
         incident_life::resolve(&mut transaction, incident.id, sent.waba_id, end).await?;
     }
     transaction.commit().await?;
-    Ok(())
+    Ok(true)
 }
 
 /// An open incident, and the messages that would prove its end.
@@ -75,6 +85,7 @@ pub(super) struct ProvableIncident {
     pub(super) id: i64,
     /// The last failure, error of the account, or ban; or when a person opened it again.
     pub(super) last_failure_at: OffsetDateTime,
+    pub(super) has_failures: bool,
     pub(super) proof: Proof,
 }
 
@@ -84,13 +95,15 @@ async fn proven_end(
     incident: &ProvableIncident,
     sent: &SentAgain<'_>,
 ) -> Result<Option<OffsetDateTime>, StoreError> {
-    if incident.proof.senders == Senders::Any {
+    // Where no message has failed, there is no number to ask for more.
+    if incident.proof.senders == Senders::Any || !incident.has_failures {
         return Ok(sent.after(incident.last_failure_at));
     }
     let own_last_failure = sqlx::query_scalar!(
-        "select last_failure_at
-           from affected_numbers
-          where incident_id = $1 and waba_id = $2 and phone_number_id = $3",
+        r#"select greatest(n.last_failure_at, i.reopened_at) as "last_failure_at!"
+             from affected_numbers n
+             join incidents i on i.id = n.incident_id and i.waba_id = n.waba_id
+            where n.incident_id = $1 and n.waba_id = $2 and n.phone_number_id = $3"#,
         incident.id,
         sent.waba_id.as_str(),
         sent.phone_number_id.as_str(),
@@ -108,9 +121,8 @@ async fn proven_end(
     };
     sqlx::query!(
         "update affected_numbers
-            set sent_at = $4
-          where incident_id = $1 and waba_id = $2 and phone_number_id = $3
-            and (sent_at is null or sent_at <= last_failure_at)",
+            set sent_at = greatest(sent_at, $4)
+          where incident_id = $1 and waba_id = $2 and phone_number_id = $3",
         incident.id,
         sent.waba_id.as_str(),
         sent.phone_number_id.as_str(),

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use lockwatch::lockout::cause::{Notice, notice_times};
-use lockwatch::lockout::incident::{History, NoticeTimes, Span};
+use lockwatch::lockout::incident::{History, NoticeTimes, Resolution, Span};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use time::{Duration, OffsetDateTime};
@@ -254,6 +254,8 @@ fn fine_time(at: i64) -> OffsetDateTime {
 }
 
 const FINE_WEEK: i64 = 6 * WEEK;
+/// Evidence this shortly after an announced end says that there was no end.
+const GRACE: i64 = 12;
 const BAN_LENGTH: i64 = 6 * 30 * DAY;
 
 /// The incidents that a reader of the whole story sees: it walks through time once.
@@ -315,7 +317,10 @@ fn walk(words: &BTreeSet<(i64, Word)>) -> Incidents {
                 let before = restrictions.len();
                 restrictions.retain(|end| *end > now);
                 let has_ended = restrictions.len() < before;
-                is_lifted = has_ended && bans.is_empty() && restrictions.is_empty();
+                let goes_on = words.iter().any(|(at, word)| {
+                    matches!(word, Word::Failure | Word::Ban) && (now..now + GRACE).contains(at)
+                });
+                is_lifted = has_ended && bans.is_empty() && restrictions.is_empty() && !goes_on;
             }
         }
         if is_lifted && let Some((evidence, _)) = open.take() {
@@ -365,7 +370,7 @@ impl Listener {
             }
         });
         let spans = self.history.spans().to_vec();
-        self.history = History::new(spans, notice_times(&self.notices));
+        self.history = History::new(spans, notice_times(&self.notices, &[]));
         self.divide();
         if matches!(word, Word::Failure | Word::Ban) {
             let position = match word {
@@ -385,15 +390,21 @@ impl Listener {
     /// Divides what Meta has ended in between.
     fn divide(&mut self) {
         for position in 0..self.history.spans().len() {
-            while let Some(lifted_at) = self.history.lifted_at(position) {
+            let mut end = time(0) - Duration::days(1);
+            while let Some((lifted_at, how)) = self.history.lifted_after(position, end) {
+                end = lifted_at;
                 let all = self.evidence.remove(&position).unwrap_or_default();
                 let (before, after): (BTreeSet<i64>, BTreeSet<i64>) =
                     all.into_iter().partition(|at| fine_time(*at) < lifted_at);
                 let ends = before.last().copied().zip(after.first().copied());
-                let Some((last_before, first_after)) = ends else {
+                let is_void = |(_, first_after): &(i64, i64)| {
+                    how == Resolution::Expired
+                        && fine_time(*first_after) < lifted_at + Duration::minutes(5 * GRACE)
+                };
+                let Some((last_before, first_after)) = ends.filter(|ends| !is_void(ends)) else {
                     self.evidence
                         .insert(position, before.into_iter().chain(after).collect());
-                    break;
+                    continue;
                 };
                 let (last, first) = (fine_time(last_before), fine_time(first_after));
                 let earlier = self.history.divide(position, last, first, [true, true]);

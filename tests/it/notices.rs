@@ -1,12 +1,13 @@
 //! Meta's notices about accounts: they open, explain and end incidents, in whatever order they come.
 
 use lockwatch::meta::compose::StatusCallback;
-use lockwatch::simulator::Scenario;
+use lockwatch::simulator::{Scenario, Simulator};
 use serde_json::{Value, json};
 use time::format_description::well_known::Rfc3339;
 use time::{Duration, OffsetDateTime};
 
-use crate::support::{NUMBER, TestApp, WABA, eventually};
+use crate::support::database::TestDatabase;
+use crate::support::{ACCESS_TOKEN, APP_SECRET, NUMBER, TestApp, WABA, eventually, settings};
 
 /// Starts an app whose test number gives these answers.
 async fn start_with_answers(script: impl IntoIterator<Item = Scenario>) -> TestApp {
@@ -299,6 +300,12 @@ async fn an_announced_end_ends_the_incident_after_one_more_check() {
         .await;
         if !is_over {
             assert_eq!(app.incident().await.ended_at, None, "Meta still blocks it");
+            // It goes on: neither a failure nor a notice about something else divides it.
+            app.let_time_pass(Duration::hours(3)).await;
+            app.fail("b").await;
+            let scheduled = account_event(OffsetDateTime::now_utc(), &ban("SCHEDULE_FOR_DISABLE"));
+            app.deliver(&scheduled).await;
+            assert_eq!(app.incident().await.failure_count, 2);
             continue;
         }
         eventually("the end", async || {
@@ -347,4 +354,73 @@ async fn samples_of_metas_test_button_open_nothing() {
         .await;
     assert_eq!(app.count("select count(*) from account_events").await, 1);
     assert_eq!(app.incidents().await.len(), 0);
+}
+
+/// The processor may see the failure before the look-up of the announced end is saved, or after it.
+#[tokio::test]
+async fn a_failure_right_after_an_announced_end_shows_that_it_goes_on() {
+    let app = start_with_answers([Scenario::Available]).await;
+    let now = OffsetDateTime::now_utc();
+    let end = now - Duration::minutes(30);
+    app.deliver(&account_event(now - Duration::hours(5), &restriction(end)))
+        .await;
+    app.fail_at("a", now - Duration::hours(4)).await;
+    eventually("it is over", async || {
+        app.incident().await.resolved_at.is_some()
+    })
+    .await;
+    app.fail_at("b", now - Duration::minutes(10)).await;
+    let incident = app.incident().await;
+    assert_eq!((incident.failure_count, incident.ended_at), (2, None));
+}
+
+/// An error of the account names its reason, and a sent message ends it.
+#[tokio::test]
+async fn an_error_of_the_account_names_its_reason_and_ends_when_messages_are_sent() {
+    let simulator = Simulator::start(ACCESS_TOKEN, APP_SECRET).await.unwrap();
+    simulator.set_scenarios(WABA, [Scenario::Available]);
+    let database = TestDatabase::create().await;
+    let url = simulator.url();
+    let mut settings = settings(database.database(), &url, &[APP_SECRET], Some(ACCESS_TOKEN));
+    settings.codes = "account".parse().unwrap();
+    let app = TestApp::start_with_settings(database, simulator, settings).await;
+    let errors = json!([{"code": 368, "title": "Temporarily blocked for policies violations"}]);
+    let changes = json!([{"field": "messages", "value": {"errors": errors}}]);
+    app.deliver(&callback(&[json!({"id": WABA, "changes": changes})]))
+        .await;
+    let incident = app.wait_for_cause("policy_violation").await;
+    assert_eq!(incident.opened_by, "error");
+    let later = OffsetDateTime::now_utc() + Duration::seconds(2);
+    let sent = StatusCallback::new().timestamp(later);
+    app.deliver(&sent.sent(WABA, NUMBER, "b").into_body()).await;
+    eventually("sending again", async || {
+        app.incident().await.ended_at.is_some()
+    })
+    .await;
+}
+
+/// A lifting that comes late divides the incident, with the look-ups of each part.
+#[tokio::test]
+async fn each_part_of_a_divided_incident_keeps_its_own_look_ups() {
+    let app = start_with_answers([Scenario::UnverifiedBlocked, Scenario::Available]).await;
+    app.fail("a").await;
+    app.wait_for_cause("business_verification").await;
+    app.let_time_pass(Duration::hours(10)).await;
+    app.fail("b").await;
+    let lifted_at = OffsetDateTime::now_utc() - Duration::hours(5);
+    app.deliver(&account_event(lifted_at, &ban("REINSTATE")))
+        .await;
+    let parts = "select string_agg(format('%s %s %s', cause, coalesce(resolution, 'open'),
+                                          (select count(*) > 0 from health_checks
+                                            where incident_id = i.id)), ', ' order by opened_at)
+                   from incidents i";
+    eventually("both parts", async || {
+        app.text(parts).await.as_deref()
+            == Some("business_verification reinstated t, unreported open t")
+    })
+    .await;
+    let linked =
+        "select count(*) from incidents i join incidents p on p.id = i.previous_incident_id
+                   where p.opened_at < i.opened_at";
+    assert_eq!(app.count(linked).await, 1);
 }

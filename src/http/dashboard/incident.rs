@@ -21,6 +21,7 @@ use crate::http::error::Problem;
 use crate::http::query::IncidentId;
 use crate::http::resolve::{complete_body, reopen_by_hand, resolve_by_hand};
 use crate::lockout::cause::{LockoutCause, Scope, support_home_url};
+use crate::lockout::codes::Kind;
 use crate::lockout::note::Note;
 use crate::report::appeal::{EXAMPLE_LIMIT, write_appeal};
 use crate::report::text::{
@@ -578,18 +579,23 @@ fn reopen_section(report: &IncidentReport) -> Markup {
 
 /// Describes when the incident resolves without a person.
 fn automatic_resolution(report: &IncidentReport) -> String {
-    let checks = match report.cause() {
-        Some(LockoutCause::Unreported | LockoutCause::LookupDenied | LockoutCause::Pending) => "",
-        _ => "after two clear health checks of every number, ",
-    };
-    let silence = match report.incident.failure_count {
-        0 => "or when Meta lifts the lock. No message has failed yet, so silence ends nothing.",
-        _ => "when Meta lifts the lock, or after 7 days without a failure.",
-    };
-    format!(
-        "Lockwatch resolves the incident {checks}when a message is sent that the lock would have \
-         stopped, {silence}"
-    )
+    let incident = &report.incident;
+    let mut ends = Vec::new();
+    // A country may be blocked whatever else is sent.
+    if incident.kind != Kind::Country {
+        ends.push("when a message is sent that the lock would have stopped");
+    }
+    if incident.kind == Kind::Lock {
+        ends.push("when Meta lifts the lock and says so");
+    }
+    // Only what checks have shown can be gone from them.
+    if incident.cause_check_id.is_some() && report.cause().is_some_and(LockoutCause::is_found) {
+        ends.push("after two clear health checks of every number");
+    }
+    if incident.failure_count > 0 {
+        ends.push("after 7 days without a failure or a notice of a lock");
+    }
+    format!("Lockwatch resolves the incident {}.", ends.join(", or "))
 }
 
 /// Handles the form: resolves the incident and sends the browser back to its page.

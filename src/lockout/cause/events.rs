@@ -148,9 +148,10 @@ fn lifted_at(notices: &[Notice], notice: &Notice) -> Option<OffsetDateTime> {
     liftings.filter(|at| *at > notice.occurred_at).min()
 }
 
-/// Returns when Meta has locked an account and lifted that, from all of its notices.
+/// Returns when Meta has locked an account and lifted that, from all of its notices. What was in force
+/// at one of the `proven_ends` was over then, whatever Meta had announced.
 #[must_use]
-pub fn notice_times(notices: &[Notice]) -> NoticeTimes {
+pub fn notice_times(notices: &[Notice], proven_ends: &[OffsetDateTime]) -> NoticeTimes {
     let mut times = NoticeTimes::default();
     let mut announced_ends = Vec::new();
     let mut bans = Vec::new();
@@ -159,7 +160,9 @@ pub fn notice_times(notices: &[Notice]) -> NoticeTimes {
             continue;
         }
         let start = notice.occurred_at;
-        let lifted_at = lifted_at(notices, notice);
+        let proven = proven_ends.iter().copied().filter(|end| *end > start).min();
+        let lifted_at = [lifted_at(notices, notice), proven];
+        let lifted_at = lifted_at.into_iter().flatten().min();
         let end = match notice.expires_at {
             Some(end) => end.max(start),
             None if notice.is_ban() => start.saturating_add(VALIDITY),
@@ -416,10 +419,17 @@ mod tests {
                 "of what was never told",
             ),
         ] {
-            let times = notice_times(&notices);
+            let times = notice_times(&notices, &[]);
             let holds: Vec<_> = holds.into_iter().map(|(a, b)| (days(a), days(b))).collect();
             let ends: Vec<_> = ends.into_iter().map(|(at, how)| (days(at), how)).collect();
             assert_eq!((times.holds, times.ends), (holds, ends), "{note}");
         }
+        let proven = notice_times(&[ban(9), restriction(9, 2)], &[days(5)]);
+        let held = vec![(days(9), days(5)); 2];
+        assert_eq!(
+            (proven.holds, proven.ends),
+            (held, vec![]),
+            "messages were sent"
+        );
     }
 }

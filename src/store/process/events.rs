@@ -7,7 +7,7 @@ use time::OffsetDateTime;
 
 use super::{KeptCaptures, ReadCallback};
 use crate::lockout::cause::{Meaning, Notice};
-use crate::lockout::codes::Kind;
+use crate::lockout::codes::{Kind, finding_of_code};
 use crate::meta::event::AccountEvent;
 use crate::meta::ids::{PhoneNumberId, Text, WabaId};
 use crate::meta::status::AccountError;
@@ -34,6 +34,12 @@ pub(super) struct Evidence<'b> {
 }
 
 impl<'b> Evidence<'b> {
+    /// Returns whether it is an error with a code that names a reason.
+    pub(super) fn names_a_reason(&self) -> bool {
+        let code = self.error.map(|error| error.error_code);
+        code.and_then(finding_of_code).is_some()
+    }
+
     /// Its account and kind, and its time.
     pub(super) fn time(&self) -> ((&'b WabaId, Kind), OffsetDateTime) {
         ((self.waba_id, self.kind), self.at)
@@ -151,6 +157,7 @@ async fn insert_error(
                              where waba_id = $1 and digest = $5
                                and not exists (select from incidents i
                                                 where i.waba_id = $1 and i.resolution <> 'quiet'
+                                                  and i.kind = $8
                                                   and i.ended_at > e.received_at
                                                   and i.ended_at <= $4)
                                and received_at between $4::timestamptz - $7::interval
@@ -224,21 +231,29 @@ async fn add_number(
     let node = evidence
         .error
         .and_then(|error| error.phone_number_id.as_ref());
+    let code = evidence.error.map(|error| error.error_code);
+    let codes: Vec<i32> = code
+        .filter(|code| finding_of_code(*code).is_some())
+        .into_iter()
+        .collect();
     let display = evidence
         .error
         .and_then(|error| error.display_phone_number.as_ref());
     sqlx::query!(
         "insert into affected_numbers (incident_id, waba_id, phone_number_id, display_phone_number,
                                        first_failure_at, last_failure_at, failure_count,
-                                       check_due_at)
-         values ($1, $2, $3, $4, $5, $5, 0, case when $6 then now() end)
-             on conflict (incident_id, phone_number_id, waba_id) do nothing",
+                                       check_due_at, error_codes)
+         values ($1, $2, $3, $4, $5, $5, 0, case when $6 then now() end, $7)
+             on conflict (incident_id, phone_number_id, waba_id) do update
+            set error_codes = affected_numbers.error_codes || excluded.error_codes
+          where not affected_numbers.error_codes @> excluded.error_codes",
         incident_id,
         waba_id,
         node.map_or(waba_id, PhoneNumberId::as_str),
         display.map(Text::as_str),
         evidence.at,
         is_open,
+        &codes,
     )
     .execute(db)
     .await?;

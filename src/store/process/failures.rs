@@ -1,6 +1,6 @@
 //! Failed messages: inserts the new ones, and counts them by number and over time.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use sqlx::PgConnection;
 use time::OffsetDateTime;
@@ -177,20 +177,22 @@ pub(super) async fn count_by_number(
     Ok(due.contains(&true))
 }
 
-/// Notes the codes of the new failures that name a reason. Returns the accounts and kinds that have
-/// learned of one.
+/// Notes the codes of the new failures that name a reason. Returns the accounts that have learned of
+/// one, and since when.
 pub(super) async fn note_codes(
     db: &mut PgConnection,
     fresh: &[Fresh],
-) -> Result<Vec<WabaId>, StoreError> {
+) -> Result<Vec<(WabaId, OffsetDateTime)>, StoreError> {
     let named = fresh
         .iter()
-        .filter(|fresh| fresh.error_code != ACCOUNT_LOCKED);
-    let named: BTreeSet<_> = named
-        .map(|f| (f.incident_id, &f.waba_id, &f.phone_number_id, f.error_code))
-        .collect();
+        .filter(|fresh| fresh.error_code != ACCOUNT_LOCKED)
+        .map(|f| {
+            let key = (f.incident_id, &f.waba_id, &f.phone_number_id, f.error_code);
+            (key, f.first)
+        });
+    let named = sum_by(named, |first, other| *first = other.min(*first));
     let mut accounts = Vec::new();
-    for (incident_id, waba_id, phone_number_id, code) in named {
+    for ((incident_id, waba_id, phone_number_id, code), first) in named {
         let noted = sqlx::query!(
             "update affected_numbers
                 set error_codes = error_codes || $4::int
@@ -204,7 +206,7 @@ pub(super) async fn note_codes(
         .execute(&mut *db)
         .await?;
         if noted.rows_affected() > 0 {
-            accounts.push(waba_id.clone());
+            accounts.push((waba_id.clone(), first));
         }
     }
     Ok(accounts)

@@ -10,7 +10,7 @@ use super::events::Evidence;
 use super::failures::{Fresh, Item, PlacedItem};
 use super::sum_by;
 use crate::lockout::codes::Kind;
-use crate::lockout::incident::Resolution;
+use crate::lockout::incident::{EXPIRY_GRACE, Resolution};
 use crate::meta::ids::WabaId;
 use crate::store::StoreError;
 use crate::store::history::{self, Account, Key};
@@ -27,8 +27,8 @@ pub(super) struct Placed<'b> {
     pub(super) reopened: bool,
     /// Whether an incident was opened, ended or reopened.
     pub(super) changed: bool,
-    /// The accounts with a new incident about which Meta has said something before.
-    pub(super) explained: Vec<WabaId>,
+    /// The accounts with a new incident about which Meta has said something before, and its opening.
+    pub(super) explained: Vec<(WabaId, OffsetDateTime)>,
 }
 
 /// Finds the incident of each failed message and of other evidence. Opens the incidents that are
@@ -113,7 +113,7 @@ pub(super) async fn place<'b>(
             .new
             .iter()
             .filter(|new| accounts[&(new.waba_id.clone(), new.kind)].has_notices)
-            .map(|new| new.waba_id.clone())
+            .map(|new| (new.waba_id.clone(), new.opened_at))
             .collect(),
     })
 }
@@ -211,16 +211,24 @@ impl Changes {
         fresh: &[i64],
     ) -> Result<(), StoreError> {
         for (position, stored) in account.stored.iter().enumerate() {
+            let mut after = OffsetDateTime::UNIX_EPOCH;
             while stored.is_movable
-                && let Some(lifted_at) = account.history.lifted_at(position)
+                && let Some((lifted_at, how)) = account.history.lifted_after(position, after)
             {
+                after = lifted_at;
                 let since = account.history.spans()[position].opened_at;
                 let span = (since, lifted_at);
                 let around =
                     incident_life::evidence_around(db, stored.id, waba_id, span, fresh).await?;
-                let Some((last_before, first_after)) = around.last_before.zip(around.first_after)
-                else {
-                    break;
+                let ends = around.last_before.zip(around.first_after);
+                let is_refuted = |(_, first_after): &(OffsetDateTime, OffsetDateTime)| {
+                    let shown_at = around.first_block_after.unwrap_or(*first_after);
+                    let grace_end = lifted_at + EXPIRY_GRACE;
+                    how == Resolution::Expired
+                        && (*first_after < grace_end || shown_at < *first_after)
+                };
+                let Some((last_before, first_after)) = ends.filter(|ends| !is_refuted(ends)) else {
+                    continue;
                 };
                 let earlier = account.history.divide(
                     position,

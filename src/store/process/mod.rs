@@ -316,7 +316,11 @@ async fn record(
     let placed = incidents::place(db, items, &events.evidence, &events.noticed, now).await?;
     events::note(db, &events.evidence, &placed.others, &placed.resolved).await?;
     let mut explained: BTreeMap<&WabaId, OffsetDateTime> = events.noticed.clone();
-    let mut named = placed.explained;
+    let mut named: Vec<(WabaId, OffsetDateTime)> = placed.explained;
+    for evidence in events.evidence.iter().filter(|e| e.names_a_reason()) {
+        let ((waba_id, _), at) = evidence.time();
+        named.push((waba_id.clone(), at));
+    }
     written.check_due = placed.reopened || !placed.others.is_empty();
     if all > 0 {
         let fresh = failures::insert(db, &placed.items).await?;
@@ -329,8 +333,9 @@ async fn record(
         written.repeated = all - written.new;
     }
     written.changed = placed.changed;
-    for waba_id in &named {
-        explained.entry(waba_id).or_insert(now);
+    for (waba_id, since) in &named {
+        let earliest = explained.entry(waba_id).or_insert(*since);
+        *earliest = since.to_owned().min(*earliest);
     }
     for (waba_id, since) in explained {
         written.changed |= conclusion::choose_again(db, waba_id, since).await?;
