@@ -6,6 +6,7 @@ use time::OffsetDateTime;
 
 use super::IncidentReport;
 use super::text::{describe_state, format_count, format_duration, format_time, printable};
+use crate::lockout::codes::Kind;
 
 /// The numbers that a message names. Others are counted.
 const NUMBERS_LIMIT: usize = 3;
@@ -157,7 +158,11 @@ fn title(kind: &str, report: &IncidentReport) -> String {
         None => incident.waba_id.to_string(),
     };
     let state = report.state();
-    let cause = report.cause_title();
+    // What is stopped names the cause, but for a lock.
+    let cause = match incident.kind == Kind::Lock {
+        true => report.cause_title(),
+        false => "",
+    };
     printable(&match (kind, incident.ended_at) {
         ("opened" | "cause_changed" | "reopened", Some(_)) => {
             format!("Account {account} {state}, and that is over: {cause}")
@@ -171,6 +176,8 @@ fn title(kind: &str, report: &IncidentReport) -> String {
         (_, Some(_)) => format!("Account {account} {state}, and that is over: {cause}"),
         _ => format!("Account {account} {state}: {cause}"),
     })
+    .trim_end_matches(": ")
+    .to_owned()
 }
 
 fn why(report: &IncidentReport) -> String {

@@ -99,6 +99,18 @@ impl IncidentReport {
         kind.state(self.incident.resolved_at.is_none())
     }
 
+    /// The name of the time of its opening, for a person.
+    #[must_use]
+    pub fn opening_label(&self) -> &'static str {
+        let is_open = self.incident.resolved_at.is_none();
+        match (self.incident.kind == Kind::Lock, is_open) {
+            (true, true) => "Locked since",
+            (true, false) => "Locked from",
+            (false, true) => "Since",
+            (false, false) => "From",
+        }
+    }
+
     /// The cause; `None` for a word of a later version.
     #[must_use]
     pub fn cause(&self) -> Option<LockoutCause> {

@@ -89,6 +89,8 @@ async fn each_kind_of_code_has_its_incident_and_its_cause() {
         "130497 131031 131042 131045 131064 368"
     );
 
+    let shown = page(&app).await;
+    assert!(shown.contains("5 open incidents") && shown.contains(">Since<"));
     // A sent template ends what stops templates, and the lock; not the blocked countries.
     let sent = json!({
         "id": "wamid.again",

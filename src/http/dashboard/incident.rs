@@ -157,11 +157,7 @@ fn account_name(incident: &Incident) -> Markup {
 
 fn facts_list(report: &IncidentReport, now: OffsetDateTime) -> Markup {
     let incident = &report.incident;
-    let locked = if incident.resolved_at.is_none() {
-        "Locked since"
-    } else {
-        "Locked from"
-    };
+    let locked = report.opening_label();
     let opened = timestamp_with_age(incident.opened_at, now);
     let latest_failure = html! {
         @let activity = describe_activity(incident, now);

@@ -203,11 +203,14 @@ fn headline(open_count: i64, codes: &WatchedCodes) -> String {
 fn describe_alerts(troubles: &[ChannelState]) -> Vec<String> {
     let sentence = |state: &ChannelState| {
         let waiting = format_count(state.failing, "alert waits", "alerts wait");
-        let dead = format_count(state.dead, "was given up", "were given up");
+        let dead = match state.dead {
+            0 => String::new(),
+            dead => format!(", {}", format_count(dead, "was given up", "were given up")),
+        };
         let answer = state.last_answer.as_deref().unwrap_or("no answer yet");
         let channel = &state.channel;
         format!(
-            "{channel} does not take alerts: {waiting}, {dead}. Its answer: {answer}. See \
+            "{channel} does not take alerts: {waiting}{dead}. Its answer: {answer}. See \
                  `lockwatch alerts list`; `lockwatch alerts retry` sends them again."
         )
     };
@@ -359,7 +362,7 @@ fn incident_card(
             }
             div .facts {
                 p {
-                    span .label { "Locked since" } (timestamp_with_age(incident.opened_at, now))
+                    span .label { (report.opening_label()) } (timestamp_with_age(incident.opened_at, now))
                 }
                 p {
                     span .label { "Failures" }
