@@ -268,12 +268,17 @@ pub(crate) struct CaptureArgs {
     pub(crate) capture: Capturing,
 }
 
-/// How people reach the dashboard.
+/// The address of the dashboard, for people.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Alerts")]
 pub(crate) struct AlertArgs {
     /// URL by which people reach the dashboard, for the links in alerts
-    #[arg(long, env = "LOCKWATCH_EXTERNAL_URL", value_name = "URL", value_parser = parse_external_url)]
+    #[arg(
+        long,
+        env = "LOCKWATCH_EXTERNAL_URL",
+        value_name = "URL",
+        value_parser = parse_external_url
+    )]
     pub(crate) external_url: Option<String>,
 }
 

@@ -50,8 +50,8 @@ pub struct UnreadablePart {
 impl Intake {
     /// Parses a callback whose signature was verified.
     ///
-    /// Never fails: an element that cannot be parsed is in `unreadable`. `interest` names the watched
-    /// codes. `received_at` replaces the
+    /// Never fails: an element that cannot be parsed is in `unreadable`. `interest` names the
+    /// watched codes. `received_at` replaces the
     /// time of a failure if Meta's timestamp is unreadable or implausible.
     #[must_use]
     pub fn parse(body: &Bytes, interest: &Interest, received_at: OffsetDateTime) -> Self {

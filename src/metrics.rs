@@ -285,8 +285,8 @@ impl ProcessorMetrics {
         }
     }
 
-    /// Counts a transaction that was committed. Each of its callbacks had waited so many seconds when
-    /// it began.
+    /// Counts a transaction that was committed. Each of its callbacks had waited so many seconds
+    /// when it began.
     pub(crate) fn count_batch(
         &self,
         written: &Written,

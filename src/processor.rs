@@ -1,8 +1,8 @@
 //! The processor: takes callbacks from the inbox, reads them, and records what they hold.
 //!
 //! One process at a time works, whichever has the lock. What fails is tried again: a batch is
-//! divided until the callbacks that are in the way are alone, and those wait in the inbox with their
-//! problem. Nothing leaves the inbox unprocessed.
+//! divided until the callbacks that are in the way are alone, and those wait in the inbox with
+//! their problem. Nothing leaves the inbox unprocessed.
 
 mod position;
 mod waiting;

@@ -1,8 +1,8 @@
 //! Sending again: notices that messages of a locked account are sent.
 //!
-//! A message that Meta sends proves that the lock is over. Such callbacks are never stored. While an
-//! incident is open, a process looks for them in what it has acknowledged, in memory: what does not
-//! fit, or is lost with the process, the next message shows as well.
+//! A message that Meta sends proves that the lock is over. Such callbacks are never stored. While
+//! an incident is open, a process looks for them in what it has acknowledged, in memory: what does
+//! not fit, or is lost with the process, the next message shows as well.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;

@@ -215,8 +215,8 @@ impl Service {
     }
 }
 
-/// Runs a task on a thread of its own. Every callback waits for the inbox, and on the shared threads
-/// other requests would delay it after each answer of the database.
+/// Runs a task on a thread of its own. Every callback waits for the inbox, and on the shared
+/// threads other requests would delay it after each answer of the database.
 async fn run_on_own_thread(name: &str, task: impl Future<Output = ()> + Send + 'static) {
     let (sender, ended) = oneshot::channel();
     // A service that is dropped, and not stopped, leaves no thread with its connection behind.

@@ -5,7 +5,7 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 use time::OffsetDateTime;
 
-use super::{Failure, connect, print_line, render};
+use super::{Failure, ListingArgs, connect, print_line, render};
 use crate::alerts::channel::Channel;
 use crate::config::{DataArgs, read_alert_channels};
 use crate::report::alert::Message;
@@ -24,12 +24,8 @@ pub(super) enum AlertsCommand {
 
 #[derive(Debug, Args)]
 pub(super) struct ListArgs {
-    /// List at most this many
-    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(i64).range(1..=1000))]
-    limit: i64,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    listing: ListingArgs,
     #[command(flatten)]
     data: DataArgs,
 }
@@ -60,10 +56,10 @@ pub(super) async fn run(command: AlertsCommand) -> Result<(), Failure> {
 
 async fn list(args: ListArgs) -> Result<(), Failure> {
     let db = connect(&args.data).await?;
-    let alerts = bounded(alerts::list(&db, args.limit))
+    let alerts = bounded(alerts::list(&db, args.listing.limit))
         .await
         .context("cannot list alerts")?;
-    if args.json {
+    if args.listing.json {
         print_line(format_args!("{:#}", json!(alerts)))?;
     } else if alerts.is_empty() {
         anstream::eprintln!("No alert has been written.");

@@ -11,7 +11,7 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 
-use super::{Failure, check_time_range, connect, print_line, render};
+use super::{Failure, ListingArgs, check_time_range, connect, print_line, render};
 use crate::config::DataArgs;
 use crate::meta::capture::Capture;
 use crate::meta::ids::WabaId;
@@ -37,12 +37,8 @@ pub(super) enum CapturesCommand {
 pub(super) struct ListArgs {
     #[command(flatten)]
     filter: FilterArgs,
-    /// List at most this many
-    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(i64).range(1..=1000))]
-    limit: i64,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    listing: ListingArgs,
     #[command(flatten)]
     data: DataArgs,
 }
@@ -130,17 +126,17 @@ pub(super) async fn run(command: CapturesCommand) -> Result<(), Failure> {
 async fn list(args: ListArgs) -> Result<(), Failure> {
     let db = connect(&args.data).await?;
     let filter = args.filter.into_filter(&db).await?;
-    let captures = bounded(captures::list(&db, &filter, args.limit))
+    let captures = bounded(captures::list(&db, &filter, args.listing.limit))
         .await
         .context("cannot list captures")?;
-    if args.json {
+    if args.listing.json {
         print_line(format_args!("{:#}", json!(captures)))?;
     } else if captures.is_empty() {
         anstream::eprintln!("No captures.");
     } else {
         print_line(render::capture_table(&captures))?;
-        if i64::try_from(captures.len()).ok() == Some(args.limit) {
-            anstream::eprintln!("The newest {}; --limit shows more.", args.limit);
+        if i64::try_from(captures.len()).ok() == Some(args.listing.limit) {
+            anstream::eprintln!("The newest {}; --limit shows more.", args.listing.limit);
         }
     }
     Ok(())

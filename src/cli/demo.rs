@@ -42,7 +42,7 @@ const ACCESS_TOKEN: &str = "demo-access-token";
 const CAUSES_TIMEOUT: Duration = Duration::from_secs(20);
 const POLL_INTERVAL: Duration = Duration::from_millis(40);
 const INCIDENTS_LIMIT: i64 = 100;
-/// How much faster time runs in the story.
+/// The speed of time in the story.
 const STORY_SPEED: i32 = 600;
 
 /// The body of the failure that the reader can send with curl.

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use super::{Failure, connect, print_line, render};
+use super::{Failure, ListingArgs, connect, print_line, render};
 use crate::config::DataArgs;
 use crate::intake::Intake;
 use crate::meta::interest::Interest;
@@ -27,12 +27,8 @@ pub(super) enum InboxCommand {
 
 #[derive(Debug, Args)]
 pub(super) struct ListArgs {
-    /// List at most this many
-    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(i64).range(1..=1000))]
-    limit: i64,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    listing: ListingArgs,
     #[command(flatten)]
     data: DataArgs,
 }
@@ -68,17 +64,17 @@ pub(super) async fn run(command: InboxCommand) -> Result<(), Failure> {
 
 async fn list(args: ListArgs) -> Result<(), Failure> {
     let db = connect(&args.data).await?;
-    let callbacks = bounded(backlog::list(&db, None, args.limit))
+    let callbacks = bounded(backlog::list(&db, None, args.listing.limit))
         .await
         .context("cannot list the inbox")?;
-    if args.json {
+    if args.listing.json {
         print_line(format_args!("{:#}", json!(callbacks)))?;
     } else if callbacks.is_empty() {
         anstream::eprintln!("The inbox is empty: every callback is processed.");
     } else {
         print_line(render::inbox_table(&callbacks))?;
-        if i64::try_from(callbacks.len()).ok() == Some(args.limit) {
-            anstream::eprintln!("The oldest {}; --limit shows more.", args.limit);
+        if i64::try_from(callbacks.len()).ok() == Some(args.listing.limit) {
+            anstream::eprintln!("The oldest {}; --limit shows more.", args.listing.limit);
         }
     }
     Ok(())

@@ -23,7 +23,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, anyhow};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use time::OffsetDateTime;
 use tokio::runtime::Runtime;
@@ -38,6 +38,17 @@ use crate::store::{Database, Pool, Readiness, bounded, readiness};
 const ABOUT: &str = "\
 Tells a business within seconds that Meta has locked its WhatsApp Business Account (error 131031), \
 why, and what to do about it. Register it as the webhook URL of a Meta app.";
+
+/// How to print a list.
+#[derive(Debug, Args)]
+struct ListingArgs {
+    /// List at most this many
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(i64).range(1..=1000))]
+    limit: i64,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
 
 #[derive(Debug, Parser)]
 #[command(name = "lockwatch", version, about = ABOUT, max_term_width = 100)]

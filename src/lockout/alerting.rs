@@ -42,14 +42,6 @@ pub enum AlertKind {
 }
 
 impl AlertKind {
-    /// Every kind.
-    pub const ALL: [Self; 4] = [
-        Self::Opened,
-        Self::CauseChanged,
-        Self::Resolved,
-        Self::Reopened,
-    ];
-
     /// The word for it in the database.
     #[must_use]
     pub fn as_str(self) -> &'static str {
@@ -137,8 +129,8 @@ pub enum Pace {
     Digest,
 }
 
-/// Returns how messages go, of which so many were `told` in the last [`DIGEST_INTERVAL`] and so many
-/// are `waiting`; `is_old`: one of these has waited for as long.
+/// Returns how messages go, of which so many were `told` in the last [`DIGEST_INTERVAL`] and so
+/// many are `waiting`; `is_old`: one of these has waited for as long.
 #[must_use]
 pub fn pace(told: i64, waiting: i64, is_old: bool) -> Pace {
     match is_old && waiting > 1 {
@@ -147,8 +139,8 @@ pub fn pace(told: i64, waiting: i64, is_old: bool) -> Pace {
     }
 }
 
-/// Returns the pause before the next try after so many failed ones; `None`: the message is given up.
-/// `chance` is uniform between 0.0 and 1.0.
+/// Returns the pause before the next try after so many failed ones; `None`: the message is given
+/// up. `chance` is uniform between 0.0 and 1.0.
 #[must_use]
 pub fn next_try(attempts: u32, age: Duration, chance: f64) -> Option<Duration> {
     if age >= GIVE_UP_AFTER {

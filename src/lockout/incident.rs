@@ -42,8 +42,8 @@ impl Span {
 /// What Meta announces about an account, as times.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NoticeTimes {
-    /// The spans in which Meta has locked the account, each with its end: evidence from start to end.
-    /// A notice that names no state is a span without length.
+    /// The spans in which Meta has locked the account, each with its end: evidence from start to
+    /// end. A notice that names no state is a span without length.
     pub holds: Vec<(OffsetDateTime, OffsetDateTime)>,
     /// The times at which Meta has lifted a lock, and how.
     pub ends: Vec<(OffsetDateTime, Resolution)>,
@@ -51,10 +51,10 @@ pub struct NoticeTimes {
 
 /// The incidents of one account and kind. Spans never overlap.
 ///
-/// Whether an incident is open follows from its evidence, from Meta's notices and from the incidents
-/// after it, not from what was noticed when. So the same failures give the same incidents in any
-/// order, but for one case: two incidents that are recorded stay two, also when evidence arrives late
-/// that would have made them one.
+/// Whether an incident is open follows from its evidence, from Meta's notices and from the
+/// incidents after it, not from what was noticed when. So the same failures give the same incidents
+/// in any order, but for one case: two incidents that are recorded stay two, also when evidence
+/// arrives late that would have made them one.
 ///
 /// ```
 /// use lockwatch::lockout::incident::History;
@@ -113,8 +113,8 @@ impl History {
     /// its incident.
     ///
     /// That is the incident that lasts at this time; else the next one if it starts before this
-    /// evidence is a thing of the past, and then it starts here; else a new one. Evidence between two
-    /// incidents never merges them.
+    /// evidence is a thing of the past, and then it starts here; else a new one. Evidence between
+    /// two incidents never merges them.
     pub fn add_evidence(&mut self, at: OffsetDateTime) -> usize {
         if let Some(position) = self.find(at) {
             let span = &mut self.spans[position];
@@ -175,16 +175,14 @@ impl History {
     /// of silence, but not later than the start of the next incident.
     #[must_use]
     pub fn end(&self, position: usize) -> OffsetDateTime {
-        self.end_of(&self.spans[position], self.next_start(position))
-            .0
+        self.ending(position).0
     }
 
-    /// Returns how an incident ends that nothing else has ended: by one of Meta's notices, or by
-    /// silence.
+    /// Returns the end of an incident and how it ends where nothing fixed has ended it: by one of
+    /// Meta's notices, or by silence.
     #[must_use]
-    pub fn resolution(&self, position: usize) -> Resolution {
+    pub fn ending(&self, position: usize) -> (OffsetDateTime, Resolution) {
         self.end_of(&self.spans[position], self.next_start(position))
-            .1
     }
 
     /// Returns whether an incident is open. At most the latest one is.
@@ -488,10 +486,7 @@ mod tests {
         let mut history = History::new(vec![], notices);
         assert_eq!(history.add_evidence(days(0)), 0, "banned");
         assert_eq!(history.add_failure(days(15)), 0, "banned all the time");
-        assert_eq!(
-            (history.end(0), history.resolution(0)),
-            (days(20), Resolution::Reinstated)
-        );
+        assert_eq!(history.ending(0), (days(20), Resolution::Reinstated));
         assert_eq!(history.add_failure(days(20)), 1);
         assert_eq!(
             history.end(1),
@@ -499,10 +494,7 @@ mod tests {
             "the notice comes too late to hold it"
         );
         assert_eq!(history.add_failure(days(28)), 2);
-        assert_eq!(
-            (history.end(2), history.resolution(2)),
-            (days(34), Resolution::Expired)
-        );
+        assert_eq!(history.ending(2), (days(34), Resolution::Expired));
         history.spans[2].last_evidence_at = days(34);
         assert_eq!(history.end(2), days(41), "a check still shows it");
         history.spans[0].reopened_at = Some(days(22));

@@ -218,8 +218,8 @@ pub struct Entity {
 }
 
 impl Entity {
-    /// Returns whether messages are stopped when it is blocked. The app that asks sends nothing of the
-    /// account's, nor does a template or a flow.
+    /// Returns whether messages are stopped when it is blocked. The app that asks sends nothing of
+    /// the account's, nor does a template or a flow.
     #[must_use]
     pub fn sends(&self) -> bool {
         !["APP", "MESSAGE_TEMPLATE", "FLOW"].contains(&self.entity_type.as_str())

@@ -16,13 +16,13 @@ pub struct SentMessage {
     pub phone_number_id: PhoneNumberId,
     /// The time according to Meta, in whole seconds.
     pub sent_at: OffsetDateTime,
-    /// Whether it was a template, if Meta tells its category. A reply passes where only templates are
-    /// stopped.
+    /// Whether it was a template, if Meta tells its category. A reply passes where only templates
+    /// are stopped.
     pub is_template: Option<bool>,
 }
 
-/// Returns the sent messages of a callback whose signature was verified. What cannot be read is left
-/// out: the next message will show the same.
+/// Returns the sent messages of a callback whose signature was verified. What cannot be read is
+/// left out: the next message will show the same.
 #[must_use]
 pub fn sent_messages(body: &[u8], received_at: OffsetDateTime) -> Vec<SentMessage> {
     let text = repair_text(body);

@@ -239,7 +239,8 @@ struct WatchedError {
     details: Option<Text>,
 }
 
-/// Returns the gravest watched error of a list, and of equal ones the first. Several are one failure.
+/// Returns the gravest watched error of a list, and of equal ones the first. Several are one
+/// failure.
 ///
 /// # Errors
 /// There is no readable watched error, but an unreadable one may be watched.

@@ -103,7 +103,8 @@ impl Appeal {
         self.line("Error", &format!("{code} {title}"));
     }
 
-    /// Adds Meta's own answer, or its notice. A look-up that was not possible is no information for Meta.
+    /// Adds Meta's own answer, or its notice. A look-up that was not possible is no information for
+    /// Meta.
     fn health_status(&mut self, report: &IncidentReport) {
         let is_metas_answer = report
             .cause()

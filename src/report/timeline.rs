@@ -268,7 +268,8 @@ fn fill_lanes(lanes: &mut [Lane], health: Vec<BinHealth>) {
     }
 }
 
-/// Returns the notices that a timeline shows: those with a meaning for a lock, from a day before it.
+/// Returns the notices that a timeline shows: those with a meaning for a lock, from a day before
+/// it.
 fn notices_of_timeline(report: &IncidentReport) -> Vec<AccountEvent> {
     let since = report.incident.opened_at.saturating_sub(Duration::DAY);
     let mut notices: Vec<AccountEvent> = report

@@ -98,7 +98,8 @@ pub fn night(start: OffsetDateTime) -> Vec<Scene> {
                 "event": "ACCOUNT_VIOLATION",
                 "violation_info": {
                     "violation_type": "SCAM",
-                    "remediation": "Stop these messages, and ask for a review in Business Support Home.",
+                    "remediation":
+                        "Stop these messages, and ask for a review in Business Support Home.",
                 },
             }),
         ),

@@ -59,6 +59,7 @@ pub async fn save(
         Some(incident) => {
             let number = claim.phone_number_id.as_str();
             let about = About {
+                id: claim.incident_id,
                 waba_id: &claim.waba_id,
                 kind: incident.kind,
                 opened_at: incident.opened_at,
@@ -86,9 +87,9 @@ pub async fn save(
     Ok(saved)
 }
 
-/// Chooses the causes of an account's incidents again that are not over by this time, after a notice
-/// of Meta's or a code that names a reason. A look-up is due when an end that Meta announced has come.
-/// Returns whether there is one.
+/// Chooses the causes of an account's incidents again that are not over by this time, after a
+/// notice of Meta's or a code that names a reason. A look-up is due when an end that Meta announced
+/// has come. Returns whether there is one.
 pub(super) async fn choose_again(
     db: &mut PgConnection,
     waba_id: &WabaId,
@@ -106,15 +107,15 @@ pub(super) async fn choose_again(
     .await?;
     for incident in &incidents {
         let recorded = known_cause(&incident.cause);
-        let mut numbers = NumberState::all(db, incident.id, waba_id).await?;
         let about = About {
+            id: incident.id,
             waba_id,
             kind: known_kind(&incident.kind),
             opened_at: incident.opened_at,
             ended_at: incident.ended_at,
         };
         let notices = about.notices(db).await?;
-        about.add_codes(db, incident.id, &mut numbers).await?;
+        let numbers = about.numbers(db).await?;
         if let Some(chosen) = about.choose(&numbers, &notices) {
             incident_life::set_cause(db, incident.id, waba_id, &chosen, recorded).await?;
         }
@@ -136,6 +137,7 @@ pub(super) async fn choose_again(
 
 /// The incident that a cause is chosen for. It lasts from its opening until its end.
 struct About<'a> {
+    id: i64,
     waba_id: &'a WabaId,
     kind: Kind,
     opened_at: OffsetDateTime,
@@ -161,15 +163,12 @@ impl About<'_> {
         Ok(notices)
     }
 
-    /// Adds the codes of incidents of another kind at the same time: they can explain a lock, too.
-    async fn add_codes(
-        &self,
-        db: &mut PgConnection,
-        incident_id: i64,
-        numbers: &mut [NumberState],
-    ) -> Result<(), StoreError> {
+    /// Reads its numbers. The codes of incidents of another kind at the same time can explain a
+    /// lock, too.
+    async fn numbers(&self, db: &mut PgConnection) -> Result<Vec<NumberState>, StoreError> {
+        let mut numbers = NumberState::all(db, self.id, self.waba_id).await?;
         if self.kind != Kind::Lock {
-            return Ok(());
+            return Ok(numbers);
         }
         let others = sqlx::query!(
             "select n.phone_number_id, n.error_codes
@@ -179,7 +178,7 @@ impl About<'_> {
                 and i.opened_at < coalesce($4::timestamptz, 'infinity')
                 and coalesce(i.ended_at, 'infinity') > $3",
             self.waba_id.as_str(),
-            incident_id,
+            self.id,
             self.opened_at,
             self.ended_at,
         )
@@ -189,7 +188,7 @@ impl About<'_> {
             let is_of_account = |code: &i32| {
                 finding_of_code(*code).is_some_and(|finding| finding.scope == Scope::Account)
             };
-            for number in numbers.iter_mut() {
+            for number in &mut numbers {
                 let is_same = number.phone_number_id.as_str() == other.phone_number_id;
                 let codes = other.error_codes.iter();
                 number
@@ -197,7 +196,7 @@ impl About<'_> {
                     .extend(codes.filter(|code| is_same || is_of_account(code)));
             }
         }
-        Ok(())
+        Ok(numbers)
     }
 
     /// Chooses the cause from the numbers, and from the notices.
@@ -228,15 +227,15 @@ pub(super) async fn open_with_proofs(
     .await?;
     let mut provable = Vec::new();
     for incident in incidents {
-        let mut numbers = NumberState::all(db, incident.id, waba_id).await?;
         let about = About {
+            id: incident.id,
             waba_id,
             kind: known_kind(&incident.kind),
             opened_at: incident.opened_at,
             ended_at: None,
         };
         let notices = about.notices(db).await?;
-        about.add_codes(db, incident.id, &mut numbers).await?;
+        let numbers = about.numbers(db).await?;
         let cause = about.choose(&numbers, &notices);
         let is_limited = |number: &NumberState| number.findings.is_limited();
         let is_limited = numbers.iter().any(is_limited);
@@ -401,7 +400,8 @@ impl Step<'_> {
         let announced_end = next_announced_end(&self.notices, check.checked_at);
         sqlx::query!(
             "update affected_numbers
-                set check_due_at = least(now() + $5, $15), check_lease_until = null, check_started_at = null,
+                set check_due_at = least(now() + $5, $15), check_lease_until = null,
+                    check_started_at = null,
                     check_answers = $6, check_failures = $7, clear_since = $8, findings = $12,
                     latest_check_id  = case when $9 then $10 else latest_check_id end,
                     latest_answer_at = case when $9 then $11 else latest_answer_at end,
@@ -437,8 +437,7 @@ impl Step<'_> {
             claim, incident, ..
         } = self;
         let (id, waba_id) = (claim.incident_id, &claim.waba_id);
-        let mut numbers = NumberState::all(db, id, waba_id).await?;
-        self.about.add_codes(db, id, &mut numbers).await?;
+        let numbers = self.about.numbers(db).await?;
         let chosen = self.about.choose(&numbers, &self.notices);
         if let Some(chosen) = &chosen {
             incident_life::set_cause(db, id, waba_id, chosen, incident.cause).await?;
@@ -495,8 +494,8 @@ impl NumberState {
         waba_id: &WabaId,
     ) -> Result<Vec<Self>, StoreError> {
         let numbers = sqlx::query!(
-            r#"select phone_number_id, failure_count, error_codes, latest_answer_at, clear_since, check_answers,
-                      check_failures,
+            r#"select phone_number_id, failure_count, error_codes, latest_answer_at, clear_since,
+                      check_answers, check_failures,
                       findings as "findings: Json<NumberFindings>"
                  from affected_numbers
                 where incident_id = $1 and waba_id = $2

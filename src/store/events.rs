@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 use utoipa::ToSchema;
 
 use super::{StoreError, interval};
-use crate::lockout::cause::{Meaning, NOTICE_WINDOW, Notice};
+use crate::lockout::cause::{Meaning, NOTICE_WINDOW, Notice, meaning};
 use crate::meta::ids::WabaId;
 
 /// The most events that are shown with an incident.
@@ -51,15 +51,8 @@ impl AccountEvent {
 
     /// Returns whether it says something about a lock.
     pub(crate) fn has_meaning(&self) -> bool {
-        let notice = Notice {
-            field: self.field.clone(),
-            event: self.event.clone(),
-            state: self.state.clone(),
-            detail: None,
-            occurred_at: self.occurred_at,
-            expires_at: self.expires_at,
-        };
-        self.event == "error" || notice.meaning() != Meaning::Nothing
+        let meaning = meaning(&self.field, &self.event, self.state.as_deref());
+        self.event == "error" || meaning != Meaning::Nothing
     }
 }
 

@@ -35,8 +35,8 @@ pub(super) struct StoredIncident {
 }
 
 impl Account {
-    /// Returns whether a failure at this time belongs to a stored incident and changes nothing about
-    /// it but its counts and times.
+    /// Returns whether a failure at this time belongs to a stored incident and changes nothing
+    /// about it but its counts and times.
     pub(super) fn holds(&self, failed_at: OffsetDateTime) -> bool {
         let stored = self
             .history
@@ -51,8 +51,8 @@ impl Account {
     }
 }
 
-/// Loads the incidents that end after these times, or so shortly before that an announced end may be
-/// none.
+/// Loads the incidents that end after these times, or so shortly before that an announced end may
+/// be none.
 pub(super) async fn load(
     db: &mut PgConnection,
     earliest: &BTreeMap<(&WabaId, Kind), OffsetDateTime>,
@@ -68,7 +68,8 @@ pub(super) async fn load(
                     as "has_notices!"
              from unnest($1::text[], $2::text[], $3::timestamptz[]) as a(waba_id, kind, earliest)
              left join incidents i on i.waba_id = a.waba_id and i.kind = a.kind
-                                  and (i.ended_at is null or i.ended_at > a.earliest - $4::interval)"#,
+                                  and (i.ended_at is null
+                                       or i.ended_at > a.earliest - $4::interval)"#,
         &earliest
             .keys()
             .map(|(id, _)| id.as_str())

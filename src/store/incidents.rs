@@ -28,7 +28,8 @@ pub struct Incident {
     /// `country` or `limit`. One of a kind is open at a time.
     #[schema(value_type = String, example = "lock")]
     pub kind: Word<Kind>,
-    /// Its first evidence: `failure`, `error` (of the account, without a message), or `event` (a ban).
+    /// Its first evidence: `failure`, `error` (of the account, without a message), or `event` (a
+    /// ban).
     #[schema(example = "failure")]
     pub opened_by: String,
     /// The time of the first evidence.
@@ -112,8 +113,8 @@ pub struct AffectedNumber {
     pub last_failure_at: OffsetDateTime,
     /// The number of its failed messages.
     pub failure_count: i64,
-    /// The time of its next look-up, which waits while Meta throttles or refuses the account's. Null
-    /// once the incident is resolved.
+    /// The time of its next look-up, which waits while Meta throttles or refuses the account's.
+    /// Null once the incident is resolved.
     #[serde(with = "time::serde::rfc3339::option")]
     pub check_due_at: Option<OffsetDateTime>,
     /// The look-ups that failed since the last answer.

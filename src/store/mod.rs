@@ -19,6 +19,7 @@ mod columns;
 pub mod conclusion;
 mod database;
 pub(crate) mod deliveries;
+mod division;
 mod error;
 pub(crate) mod events;
 mod history;

@@ -44,8 +44,8 @@ pub async fn open_accounts(db: &PgPool) -> Result<HashSet<WabaId>, StoreError> {
 }
 
 /// Ends the open incidents of an account that these messages prove to be over. Call it from a task
-/// that nobody cancels. Returns `false` while callbacks wait that came before: a later failure may be
-/// among them.
+/// that nobody cancels. Returns `false` while callbacks wait that came before: a later failure may
+/// be among them.
 ///
 /// # Errors
 /// Nothing is changed.

@@ -1,4 +1,5 @@
-//! Alerts: somebody is told, with the reason in the first message, at least once, by real receivers.
+//! Alerts: somebody is told, with the reason in the first message, at least once, by real
+//! receivers.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex};
@@ -248,8 +249,8 @@ async fn old_lockouts_wake_nobody() {
     assert_eq!(hook.received()[0].body["data"]["incident"]["waba_id"], WABA);
 }
 
-/// Two processes with the same channel, one of them killed, and forty accounts at once: a few messages,
-/// and everybody is in them.
+/// Two processes with the same channel, one of them killed, and forty accounts at once: a few
+/// messages, and everybody is in them.
 #[tokio::test(flavor = "multi_thread")]
 async fn forty_accounts_are_a_few_messages_and_a_killed_process_loses_none() {
     let hook = Receiver::start([]).await;

@@ -15,7 +15,7 @@ use time::{Duration, OffsetDateTime};
 use crate::support::database::TestDatabase;
 use crate::support::proxy::{LinkState, Proxy, Upstream};
 use crate::support::{
-    ACCESS_TOKEN, APP_SECRET, NUMBER, OTHER_NUMBER, TestApp, WABA, client, eventually, settings,
+    ACCESS_TOKEN, APP_SECRET, NUMBER, OTHER_NUMBER, TestApp, WABA, client, settings,
 };
 
 /// A callback: Meta sent a message of a number.
@@ -206,13 +206,7 @@ async fn a_wrong_end_can_be_undone_while_nothing_follows() {
     );
     // Its seven days start anew.
     app.let_time_pass(Duration::days(6)).await;
-    app.fail_number("9", "9", OffsetDateTime::now_utc() - Duration::days(30))
-        .await;
-    let quiet = "select count(*) from incidents where resolution = 'quiet' and waba_id = '9'";
-    eventually("what is over is resolved", async || {
-        app.count(quiet).await == 1
-    })
-    .await;
+    app.wait_until_silence_ends_another().await;
     let is_open = "select count(*) from incidents where resolved_at is null";
     assert_eq!(app.count(is_open).await, 1);
     app.fail("b").await;

@@ -220,8 +220,8 @@ enum Word {
     Restriction(i64),
 }
 
-/// A word with its time, and how much later it arrives: a notice within the seven days in which Meta
-/// repeats it. Words of different kinds never come at the same time.
+/// A word with its time, and how much later it arrives: a notice within the seven days in which
+/// Meta repeats it. Words of different kinds never come at the same time.
 fn told() -> impl Strategy<Value = Vec<(i64, Word, i64)>> {
     let delay = prop_oneof![3 => Just(0_i64), 3 => 0..WEEK, 1 => 0..40 * DAY];
     let word = prop_oneof![

@@ -1,4 +1,5 @@
-//! Meta's notices about accounts: they open, explain and end incidents, in whatever order they come.
+//! Meta's notices about accounts: they open, explain and end incidents, in whatever order they
+//! come.
 
 use lockwatch::meta::compose::StatusCallback;
 use lockwatch::simulator::{Scenario, Simulator};
@@ -331,13 +332,7 @@ async fn a_ban_without_a_failure_stays_until_something_ends_it() {
         (0, "event")
     );
     app.let_time_pass(Duration::days(40)).await;
-    app.fail_number("9", "9", OffsetDateTime::now_utc() - Duration::days(30))
-        .await;
-    let quiet = "select count(*) from incidents where resolution = 'quiet' and waba_id = '9'";
-    eventually("what is over is resolved", async || {
-        app.count(quiet).await == 1
-    })
-    .await;
+    app.wait_until_silence_ends_another().await;
     let open = "select count(*) from incidents where resolved_at is null and failure_count = 0";
     assert_eq!(app.count(open).await, 1, "silence says nothing");
     app.deliver(&account_event(OffsetDateTime::now_utc(), &ban("REINSTATE")))

@@ -45,14 +45,14 @@ pub enum ChannelError {
     Client(reqwest::Error),
 }
 
-/// What a receiver made of a message.
+/// A receiver's answer to a message.
 #[derive(Debug, Clone)]
 pub struct Delivered {
-    /// Whether it took it.
+    /// `true` if it took the message.
     pub is_accepted: bool,
-    /// Whether it may take it later.
+    /// `true` if it may take the message later.
     pub may_be_tried_again: bool,
-    /// How long it asks to wait.
+    /// The pause that it asks for.
     pub retry_after: Option<Duration>,
     /// Its answer, shortened, or why there is none.
     pub answer: String,

@@ -52,8 +52,9 @@ pub(super) struct ReplayArgs {
     /// path of each capture
     #[arg(long, value_name = "URL", value_parser = parse_webhook_url)]
     to: Option<Url>,
-    /// Append to the database's inbox, without HTTP, with the times at which callbacks were received,
-    /// and process it: failures, incidents and captures. A running serve looks up the causes
+    /// Append to the database's inbox, without HTTP, with the times at which callbacks were
+    /// received, and process it: failures, incidents and captures. A running serve looks up the
+    /// causes
     #[arg(long, conflicts_with_all = ["to", "app_secret_file"])]
     into_database: bool,
     /// Send the original signatures; with --into-database: verify them before recording

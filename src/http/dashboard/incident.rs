@@ -563,8 +563,8 @@ fn reopen_section(report: &IncidentReport) -> Markup {
         section #reopen aria-labelledby="reopen-heading" {
             h2 #reopen-heading { "Not over?" }
             p {
-                "If the lockout goes on, open the incident again. Its numbers are looked up at once, "
-                "and its 7 days of silence start anew."
+                "If the lockout goes on, open the incident again. Its numbers are looked up at "
+                "once, and its 7 days of silence start anew."
             }
             form method="post" action={ "/incidents/" (report.incident.id) "/reopen" } {
                 button { "Open again" }

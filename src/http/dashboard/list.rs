@@ -146,7 +146,8 @@ pub(super) async fn show(
         @if shown.alert_channels.is_empty() {
             p .untold {
                 "Nobody is told of a lockout: no channel for alerts is set ("
-                code { "LOCKWATCH_ALERT_SLACK_URL" } ", " code { "LOCKWATCH_ALERT_WEBHOOK_URL" } ")."
+                code { "LOCKWATCH_ALERT_SLACK_URL" } ", "
+                code { "LOCKWATCH_ALERT_WEBHOOK_URL" } ")."
             }
         }
         @if is_empty && !query.is_filtered() {
@@ -247,8 +248,8 @@ fn welcome() -> Markup {
                     " as the verify token."
                 }
                 li {
-                    "Subscribe to the fields " code { "messages" } " (it reports failed deliveries) "
-                    "and " code { "account_update" } " (bans and violations, often hours before)."
+                    "Subscribe to the fields " code { "messages" } " (it reports failed "
+                    "deliveries) and " code { "account_update" } " (bans and violations, often hours before)."
                 }
                 li {
                     "Subscribe each account to the app ("
@@ -362,7 +363,8 @@ fn incident_card(
             }
             div .facts {
                 p {
-                    span .label { (report.opening_label()) } (timestamp_with_age(incident.opened_at, now))
+                    span .label { (report.opening_label()) }
+                    (timestamp_with_age(incident.opened_at, now))
                 }
                 p {
                     span .label { "Failures" }

@@ -254,9 +254,9 @@ pub fn is_clear(
 /// A finding that explains, and the check that showed it; none if no check did.
 type Reason<'f> = (&'f Finding, Option<i64>);
 
-/// Chooses the cause of an incident of this kind, from the findings and the codes of its numbers, and
-/// from Meta's notices about the account. `None` while no answer says enough: the recorded cause
-/// stays.
+/// Chooses the cause of an incident of this kind, from the findings and the codes of its numbers,
+/// and from Meta's notices about the account. `None` while no answer says enough: the recorded
+/// cause stays.
 #[must_use]
 pub fn choose(kind: Kind, numbers: &[NumberEvidence<'_>], notices: &[Finding]) -> Option<Cause> {
     let codes: Vec<Vec<Finding>> = numbers
@@ -323,8 +323,8 @@ pub fn choose(kind: Kind, numbers: &[NumberEvidence<'_>], notices: &[Finding]) -
     })
 }
 
-/// Chooses the cause from the reasons of single numbers: all have to be explained. `Some(None)` while
-/// the others wait for their answers.
+/// Chooses the cause from the reasons of single numbers: all have to be explained. `Some(None)`
+/// while the others wait for their answers.
 fn of_single_numbers(
     numbers: &[NumberEvidence<'_>],
     reasons: &[Option<Reason<'_>>],

@@ -60,39 +60,15 @@ pub enum Lifted {
 }
 
 impl Notice {
-    /// Returns whether the notice says that Meta has disabled the account: no message passes until
-    /// it is reinstated.
-    #[must_use]
-    pub fn is_ban(&self) -> bool {
-        self.event == "DISABLED_UPDATE" && self.meaning() == Meaning::Locks(Severity::Full)
+    /// Returns whether the notice says that Meta has disabled the account.
+    fn is_ban(&self) -> bool {
+        is_ban(&self.event, self.meaning())
     }
 
     /// Returns what the notice means for a lock.
     #[must_use]
     pub fn meaning(&self) -> Meaning {
-        let state = self.state.as_deref().unwrap_or_default();
-        match (self.field.as_str(), self.event.as_str()) {
-            ("account_update", "DISABLED_UPDATE") => match state {
-                "DISABLE" => Meaning::Locks(Severity::Full),
-                "REINSTATE" => Meaning::Lifts(Lifted::Everything),
-                _ => Meaning::Warns,
-            },
-            ("account_update", "REINSTATED") => Meaning::Lifts(Lifted::Everything),
-            ("account_update", "ACCOUNT_VIOLATION") => Meaning::Locks(Severity::Full),
-            ("account_update", "ACCOUNT_RESTRICTION") => restriction(state),
-            ("account_update", "DISABLED" | "SUSPENDED" | "DISCONNECTED" | "ACCOUNT_DELETED") => {
-                Meaning::Warns
-            }
-            ("account_review_update", _) if state == "REJECTED" => Meaning::Warns,
-            ("account_alerts", _) if state == "CRITICAL" => Meaning::Warns,
-            ("security", _) => Meaning::Warns,
-            ("phone_number_quality_update", "FLAGGED" | "DOWNGRADE") => Meaning::Warns,
-            (
-                "message_template_status_update",
-                "REJECTED" | "PAUSED" | "DISABLED" | "FLAGGED" | "LOCKED",
-            ) => Meaning::Warns,
-            _ => Meaning::Nothing,
-        }
+        meaning(&self.field, &self.event, self.state.as_deref())
     }
 
     fn ends_at(&self) -> OffsetDateTime {
@@ -117,6 +93,41 @@ impl Notice {
         text.push('.');
         text
     }
+}
+
+/// Returns what a notice means for a lock, by its field, its event and the state that it led to.
+#[must_use]
+pub fn meaning(field: &str, event: &str, state: Option<&str>) -> Meaning {
+    let state = state.unwrap_or_default();
+    match (field, event) {
+        ("account_update", "DISABLED_UPDATE") => match state {
+            "DISABLE" => Meaning::Locks(Severity::Full),
+            "REINSTATE" => Meaning::Lifts(Lifted::Everything),
+            _ => Meaning::Warns,
+        },
+        ("account_update", "REINSTATED") => Meaning::Lifts(Lifted::Everything),
+        ("account_update", "ACCOUNT_VIOLATION") => Meaning::Locks(Severity::Full),
+        ("account_update", "ACCOUNT_RESTRICTION") => restriction(state),
+        ("account_update", "DISABLED" | "SUSPENDED" | "DISCONNECTED" | "ACCOUNT_DELETED") => {
+            Meaning::Warns
+        }
+        ("account_review_update", _) if state == "REJECTED" => Meaning::Warns,
+        ("account_alerts", _) if state == "CRITICAL" => Meaning::Warns,
+        ("security", _) => Meaning::Warns,
+        ("phone_number_quality_update", "FLAGGED" | "DOWNGRADE") => Meaning::Warns,
+        (
+            "message_template_status_update",
+            "REJECTED" | "PAUSED" | "DISABLED" | "FLAGGED" | "LOCKED",
+        ) => Meaning::Warns,
+        _ => Meaning::Nothing,
+    }
+}
+
+/// Returns whether an event with this meaning says that Meta has disabled the account: no message
+/// passes until it is reinstated.
+#[must_use]
+pub fn is_ban(event: &str, meaning: Meaning) -> bool {
+    event == "DISABLED_UPDATE" && meaning == Meaning::Locks(Severity::Full)
 }
 
 /// Not every restriction restricts: some warn, some lift one, and only those of messages stop them.
@@ -148,8 +159,8 @@ fn lifted_at(notices: &[Notice], notice: &Notice) -> Option<OffsetDateTime> {
     liftings.filter(|at| *at > notice.occurred_at).min()
 }
 
-/// Returns when Meta has locked an account and lifted that, from all of its notices. What was in force
-/// at one of the `proven_ends` was over then, whatever Meta had announced.
+/// Returns when Meta has locked an account and lifted that, from all of its notices. What was in
+/// force at one of the `proven_ends` was over then, whatever Meta had announced.
 #[must_use]
 pub fn notice_times(notices: &[Notice], proven_ends: &[OffsetDateTime]) -> NoticeTimes {
     let mut times = NoticeTimes::default();
@@ -199,8 +210,8 @@ pub fn notice_times(notices: &[Notice], proven_ends: &[OffsetDateTime]) -> Notic
     times
 }
 
-/// Returns the findings of an account's notices for an incident: of those that were in force when it
-/// opened, or came until its end.
+/// Returns the findings of an account's notices for an incident: of those that were in force when
+/// it opened, or came until its end.
 #[must_use]
 pub fn findings_of_notices(
     notices: &[Notice],

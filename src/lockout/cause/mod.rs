@@ -20,7 +20,9 @@ pub use self::choice::{
     findings_of, is_clear,
 };
 pub(crate) use self::events::NOTICE_WINDOW;
-pub use self::events::{Lifted, Meaning, Notice, findings_of_notices, notice_times};
+pub use self::events::{
+    Lifted, Meaning, Notice, findings_of_notices, is_ban, meaning, notice_times,
+};
 pub use self::findings::{Finding, Scope, Severity, Source, is_stopped_by_status, verdict};
 pub(crate) use self::steps::denial_step;
 pub use self::steps::{Advice, next_steps, support_home_url};

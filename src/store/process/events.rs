@@ -6,7 +6,7 @@ use sqlx::PgConnection;
 use time::OffsetDateTime;
 
 use super::{KeptCaptures, ReadCallback};
-use crate::lockout::cause::{Meaning, Notice};
+use crate::lockout::cause::{Meaning, is_ban, meaning};
 use crate::lockout::codes::{Kind, finding_of_code};
 use crate::meta::event::AccountEvent;
 use crate::meta::ids::{PhoneNumberId, Text, WabaId};
@@ -83,9 +83,11 @@ pub(super) async fn insert<'b>(
         for event in &callback.intake.events {
             let received_at = callback.received_at;
             let is_quality = event.field.as_str() == "phone_number_quality_update";
-            let notice = notice(event);
+            let state = event.state.as_ref().map(Text::as_str);
+            let meaning = meaning(event.field.as_str(), event.event.as_str(), state);
             let is_test = event.waba_id.as_str() == TEST_ACCOUNT;
-            let evidence_of = (!is_test && notice.is_ban()).then_some(Kind::Lock);
+            let evidence_of =
+                (!is_test && is_ban(event.event.as_str(), meaning)).then_some(Kind::Lock);
             let Some(id) = insert_event(db, event, evidence_of, received_at, capture_id).await?
             else {
                 continue;
@@ -93,7 +95,7 @@ pub(super) async fn insert<'b>(
             if is_quality {
                 read_quality(db, &event.waba_id).await?;
             }
-            if is_test || notice.meaning() == Meaning::Nothing {
+            if is_test || meaning == Meaning::Nothing {
                 continue;
             }
             let at = fresh
@@ -129,17 +131,6 @@ pub(super) async fn note(
         add_number(db, evidence, *id, !resolved.contains(id)).await?;
     }
     Ok(())
-}
-
-fn notice(event: &AccountEvent) -> Notice {
-    Notice {
-        field: event.field.as_str().to_owned(),
-        event: event.event.as_str().to_owned(),
-        state: event.state.as_ref().map(|state| state.as_str().to_owned()),
-        detail: None,
-        occurred_at: event.occurred_at,
-        expires_at: event.expires_at,
-    }
 }
 
 /// Inserts an error, and returns the id of its row; `None` if it is there already.
@@ -219,8 +210,8 @@ async fn read_quality(db: &mut PgConnection, waba_id: &WabaId) -> Result<(), Sto
     Ok(())
 }
 
-/// Adds the number of an error to its incident, without a failure. Evidence without a number has the
-/// account's own node looked up.
+/// Adds the number of an error to its incident, without a failure. Evidence without a number has
+/// the account's own node looked up.
 async fn add_number(
     db: &mut PgConnection,
     evidence: &Evidence<'_>,

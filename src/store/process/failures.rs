@@ -177,8 +177,8 @@ pub(super) async fn count_by_number(
     Ok(due.contains(&true))
 }
 
-/// Notes the codes of the new failures that name a reason. Returns the accounts that have learned of
-/// one, and since when.
+/// Notes the codes of the new failures that name a reason. Returns the accounts that have learned
+/// of one, and since when.
 pub(super) async fn note_codes(
     db: &mut PgConnection,
     fresh: &[Fresh],

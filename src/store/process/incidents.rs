@@ -1,5 +1,5 @@
-//! The incidents of evidence: finds the right one for each failed message, error and ban; opens, ends,
-//! divides and reopens them.
+//! The incidents of evidence: finds the right one for each failed message, error and ban; opens,
+//! ends, divides and reopens them.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
@@ -12,9 +12,9 @@ use super::sum_by;
 use crate::lockout::codes::Kind;
 use crate::lockout::incident::{EXPIRY_GRACE, Resolution};
 use crate::meta::ids::WabaId;
-use crate::store::StoreError;
 use crate::store::history::{self, Account, Key};
 use crate::store::incident_life::{self, NewIncident, OpenedBy};
+use crate::store::{StoreError, division};
 
 /// Evidence in its incidents.
 pub(super) struct Placed<'b> {
@@ -27,7 +27,8 @@ pub(super) struct Placed<'b> {
     pub(super) reopened: bool,
     /// Whether an incident was opened, ended or reopened.
     pub(super) changed: bool,
-    /// The accounts with a new incident about which Meta has said something before, and its opening.
+    /// The accounts with a new incident about which Meta has said something before, and its
+    /// opening.
     pub(super) explained: Vec<(WabaId, OffsetDateTime)>,
 }
 
@@ -118,8 +119,8 @@ pub(super) async fn place<'b>(
     })
 }
 
-/// Adds evidence to its accounts in the order of the times, and returns the position of the incident
-/// of each: of the messages first.
+/// Adds evidence to its accounts in the order of the times, and returns the position of the
+/// incident of each: of the messages first.
 fn find_positions(
     accounts: &mut BTreeMap<Key, Account>,
     items: &[Item<'_>],
@@ -201,8 +202,8 @@ struct Changes {
 }
 
 impl Changes {
-    /// Divides the incidents of an account that Meta's notices ended before their last evidence. The
-    /// fresh events belong to none yet.
+    /// Divides the incidents of an account that Meta's notices ended before their last evidence.
+    /// The fresh events belong to none yet.
     async fn divide(
         &mut self,
         db: &mut PgConnection,
@@ -218,8 +219,7 @@ impl Changes {
                 after = lifted_at;
                 let since = account.history.spans()[position].opened_at;
                 let span = (since, lifted_at);
-                let around =
-                    incident_life::evidence_around(db, stored.id, waba_id, span, fresh).await?;
+                let around = division::evidence_around(db, stored.id, waba_id, span, fresh).await?;
                 let ends = around.last_before.zip(around.first_after);
                 let is_refuted = |(_, first_after): &(OffsetDateTime, OffsetDateTime)| {
                     let shown_at = around.first_block_after.unwrap_or(*first_after);
@@ -258,7 +258,7 @@ impl Changes {
         let (waba_id, kind) = key;
         let history = &account.history;
         for (position, span) in history.spans().iter().enumerate() {
-            let (end, is_open) = (history.end(position), history.is_open(position, now));
+            let (end, is_open) = (history.ending(position), history.is_open(position, now));
             let Some(stored) = account.stored.get(position) else {
                 let opened_by = opened_by.get(&(key.clone(), position)).copied();
                 let of_part = match span.has_failures {
@@ -270,7 +270,7 @@ impl Changes {
                     kind: *kind,
                     opened_at: span.opened_at,
                     last_evidence_at: span.last_evidence_at,
-                    ended_at: (!is_open).then_some(end),
+                    ended_at: (!is_open).then_some(end.0),
                     opened_by: opened_by.unwrap_or(of_part),
                 });
                 continue;
@@ -278,14 +278,14 @@ impl Changes {
             let rule_end = || RuleEnd {
                 id: stored.id,
                 waba_id: waba_id.clone(),
-                end: (end, history.resolution(position)),
+                end,
             };
             match stored.ended_at {
                 None if !is_open => self.ended.push(rule_end()),
                 Some(_) if stored.is_movable && is_open => {
                     self.reopened.push((stored.id, waba_id.clone()));
                 }
-                Some(before) if stored.is_movable && before != end => self.moved.push(rule_end()),
+                Some(before) if stored.is_movable && before != end.0 => self.moved.push(rule_end()),
                 _ => {}
             }
         }
@@ -324,7 +324,7 @@ impl Changes {
             let earlier = accounts[&division.key].ids[division.earlier];
             let waba_id = &division.key.0;
             let times = (division.before, division.first_after);
-            incident_life::divide(db, waba_id, division.id, earlier, times).await?;
+            division::divide(db, waba_id, division.id, earlier, times).await?;
         }
         Ok(())
     }

@@ -113,9 +113,10 @@ impl ProcessorConnection {
     /// The connection is in doubt.
     pub async fn begin(&mut self) -> Result<Option<Processing<'_>>, StoreError> {
         let mut transaction = self.connection.begin().await?;
-        // Set here, they hold behind a pooler, too. Other accounts wait while we wait for somebody's
-        // row, and a stopped processor must not keep the lock. A commit that a crash undoes is undone
-        // whole, and its callbacks are in the inbox again: it need not wait for the disk.
+        // Set here, they hold behind a pooler, too. Other accounts wait while we wait for
+        // somebody's row, and a stopped processor must not keep the lock. A commit that a crash
+        // undoes is undone whole, and its callbacks are in the inbox again: it need not wait for
+        // the disk.
         let row = sqlx::query!(
             r#"select pg_try_advisory_xact_lock($1) as "is_locked!", clock_timestamp() as "now!",
                       set_config('lock_timeout', '200ms', true) as lock_timeout,
@@ -303,8 +304,8 @@ impl Processing<'_> {
     }
 }
 
-/// Records failed messages, each once, and other evidence in the right incidents, and counts exactly
-/// the new messages. What Meta's notices and the codes say about a cause is heard at once.
+/// Records failed messages, each once, and other evidence in the right incidents, and counts
+/// exactly the new messages. What Meta's notices and the codes say about a cause is heard at once.
 async fn record(
     db: &mut PgConnection,
     items: Vec<Item<'_>>,

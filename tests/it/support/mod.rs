@@ -330,6 +330,18 @@ impl TestApp {
         .await;
     }
 
+    /// Waits until silence has ended the incident of another account: by then it has ended all that
+    /// it can end.
+    pub async fn wait_until_silence_ends_another(&self) {
+        let long_ago = OffsetDateTime::now_utc() - time::Duration::days(30);
+        self.fail_number("9", "9", long_ago).await;
+        let quiet = "select count(*) from incidents where resolution = 'quiet' and waba_id = '9'";
+        self.eventually("what is over is resolved", async || {
+            self.count(quiet).await == 1
+        })
+        .await;
+    }
+
     /// Lets time pass until the next health check is due, and waits for its answer.
     pub async fn run_next_check(&self, after: time::Duration) {
         let before = self.count("select count(*) from health_checks").await;
