@@ -97,7 +97,8 @@ impl History {
             let span = &self.spans[*position];
             let reach = self.last_evidence(span) + QUIET_WINDOW;
             let next = self.next_start(*position);
-            let end = last_moment(self.end_of(span, next)).min(span.ended_at.unwrap_or(reach));
+            let end = self.last_moment(self.end_of(span, next));
+            let end = end.min(span.ended_at.unwrap_or(reach));
             span.opened_at <= at && at < next.map_or(end, |next| next.min(end))
         })
     }
@@ -121,7 +122,7 @@ impl History {
             span.last_evidence_at = span.last_evidence_at.max(at);
             return position;
         }
-        let end = last_moment(self.end_of(&Span::starting_at(at, true), None));
+        let end = self.last_moment(self.end_of(&Span::starting_at(at, true), None));
         let next = (0..self.spans.len())
             .filter(|position| self.spans[*position].opened_at > at)
             .min_by_key(|position| self.spans[*position].opened_at)
@@ -233,6 +234,17 @@ impl History {
             })
     }
 
+    /// Returns until when evidence still belongs to an incident with this end.
+    fn last_moment(&self, (end, resolution): (OffsetDateTime, Resolution)) -> OffsetDateTime {
+        if resolution != Resolution::Expired {
+            return end;
+        }
+        let is_lifting =
+            |(at, how): &&(OffsetDateTime, Resolution)| *at > end && *how != Resolution::Expired;
+        let lifted = self.notices.ends.iter().find(is_lifting);
+        lifted.map_or(end + EXPIRY_GRACE, |(at, _)| (end + EXPIRY_GRACE).min(*at))
+    }
+
     fn next_start(&self, position: usize) -> Option<OffsetDateTime> {
         let start = self.spans[position].opened_at;
         let later = self.spans.iter().map(|span| span.opened_at);
@@ -240,16 +252,9 @@ impl History {
     }
 }
 
-/// Evidence this shortly after an announced end says that there was no end.
+/// Evidence this shortly after an announced end says that there was no end, unless Meta lifted the
+/// lock in between.
 pub const EXPIRY_GRACE: Duration = Duration::from_secs(60 * 60);
-
-/// Returns until when evidence still belongs to an incident with this end.
-fn last_moment((end, resolution): (OffsetDateTime, Resolution)) -> OffsetDateTime {
-    match resolution {
-        Resolution::Expired => end + EXPIRY_GRACE,
-        _ => end,
-    }
-}
 
 /// The reason why an incident ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

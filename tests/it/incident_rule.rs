@@ -317,8 +317,13 @@ fn walk(words: &BTreeSet<(i64, Word)>) -> Incidents {
                 let before = restrictions.len();
                 restrictions.retain(|end| *end > now);
                 let has_ended = restrictions.len() < before;
+                let lifted = words.iter().filter(|(at, word)| {
+                    *at > now && matches!(word, Word::Reinstate | Word::Unban)
+                });
+                let lifted = lifted.map(|(at, _)| *at).min().unwrap_or(i64::MAX);
                 let goes_on = words.iter().any(|(at, word)| {
-                    matches!(word, Word::Failure | Word::Ban) && (now..now + GRACE).contains(at)
+                    matches!(word, Word::Failure | Word::Ban)
+                        && (now..lifted.min(now + GRACE)).contains(at)
                 });
                 is_lifted = has_ended && bans.is_empty() && restrictions.is_empty() && !goes_on;
             }
