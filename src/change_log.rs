@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use crate::error_chain::error_chain;
+use crate::metrics::ChangeMetrics;
 use crate::store::{Pool, bounded, changes};
 use crate::woken::Woken;
 
@@ -17,11 +18,16 @@ use crate::woken::Woken;
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Writes lines until told to stop.
-pub async fn run(db: Pool, woken: Woken, stop: CancellationToken) {
+pub async fn run(db: Pool, woken: Woken, metrics: ChangeMetrics, stop: CancellationToken) {
     while !stop.is_cancelled() {
         match bounded(changes::log_new(&db)).await {
-            Ok(0) => {}
-            Ok(_) => continue,
+            Ok(None) => {}
+            Ok(Some(logged)) => {
+                for (of_kind, change) in logged {
+                    metrics.count(of_kind, change);
+                }
+                continue;
+            }
             Err(error) => debug!("changes are not logged for now: {}", error_chain(&error)),
         }
         tokio::select! {

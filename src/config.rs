@@ -4,6 +4,7 @@
 //! the environment or from a file (`NAME_FILE`), never from a command line that other users can
 //! read.
 
+use std::fmt::Display;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -14,7 +15,8 @@ use clap::{Args, ValueEnum};
 use secrecy::{ExposeSecret, SecretString};
 
 use crate::alerts::Alerting;
-use crate::alerts::channel::{BadWebhookSecret, Channel, ChannelError, WebhookSecret};
+use crate::alerts::channel::{Channel, WebhookSecret};
+use crate::alerts::file::{AlertsFile, AlertsFileError};
 use crate::graph::{Graph, GraphSettings, GraphSettingsError, Tokens, TokensError};
 use crate::inbox::Capturing;
 use crate::meta::codes::WatchedCodes;
@@ -58,10 +60,10 @@ pub(crate) enum ConfigError {
     Tokens(#[from] TokensError),
     #[error(transparent)]
     Graph(#[from] GraphSettingsError),
-    #[error(transparent)]
-    Channel(#[from] ChannelError),
-    #[error(transparent)]
-    WebhookSecret(#[from] BadWebhookSecret),
+    #[error("{name} {problem}")]
+    Channel { name: &'static str, problem: String },
+    #[error("LOCKWATCH_ALERTS_FILE {0}")]
+    AlertsFile(#[from] AlertsFileError),
     #[error("{0} is in quotation marks: remove them")]
     Quoted(&'static str),
     #[error("{0} is a placeholder, not a secret: put the real one there")]
@@ -268,7 +270,7 @@ pub(crate) struct CaptureArgs {
     pub(crate) capture: Capturing,
 }
 
-/// The address of the dashboard, for people.
+/// Whom to tell, and how people reach the dashboard.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Alerts")]
 pub(crate) struct AlertArgs {
@@ -280,15 +282,131 @@ pub(crate) struct AlertArgs {
         value_parser = parse_external_url
     )]
     pub(crate) external_url: Option<String>,
+    #[command(flatten)]
+    pub(crate) channels: ChannelArgs,
+}
+
+/// The channels of alerts that are no secrets.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Alerts")]
+pub(crate) struct ChannelArgs {
+    /// Tell the channels in this TOML file: a table [KIND.NAME] each, of webhook, slack, email,
+    /// alertmanager and json. It is read again when it changes
+    #[arg(long, env = "LOCKWATCH_ALERTS_FILE", value_name = "FILE")]
+    pub(crate) alerts_file: Option<PathBuf>,
+    /// Mail alerts to these addresses, through LOCKWATCH_SMTP_URL
+    #[arg(
+        long,
+        env = "LOCKWATCH_ALERT_EMAIL_TO",
+        value_name = "ADDRESSES",
+        value_delimiter = ','
+    )]
+    pub(crate) alert_email_to: Vec<String>,
+    /// Sender of that mail
+    #[arg(
+        long,
+        env = "LOCKWATCH_ALERT_EMAIL_FROM",
+        value_name = "ADDRESS",
+        requires = "alert_email_to"
+    )]
+    pub(crate) alert_email_from: Option<String>,
 }
 
 impl AlertArgs {
-    /// Reads the channels from the environment.
+    /// Reads the channels from the environment and from the file.
     pub(crate) fn alerting(&self) -> Result<Alerting, ConfigError> {
+        let alerting = self.channels.read()?;
         Ok(Alerting {
-            channels: read_alert_channels()?,
             external_url: self.external_url.clone(),
+            ..alerting
         })
+    }
+}
+
+impl ChannelArgs {
+    /// Reads the channels from the environment and from the file.
+    pub(crate) fn read(&self) -> Result<Alerting, ConfigError> {
+        let mut channels = Vec::new();
+        channels.extend(read_webhook()?);
+        if let Some(url) = read_secret(SLACK_URL)? {
+            channels.push(Channel::slack("slack", &url).map_err(of_variable(SLACK_URL))?);
+        }
+        channels.extend(self.read_email()?);
+        if let Some(url) = read_secret(ALERTMANAGER_URL)? {
+            let channel = Channel::alertmanager("alertmanager", &url);
+            channels.push(channel.map_err(of_variable(ALERTMANAGER_URL))?);
+        }
+        let file = match &self.alerts_file {
+            Some(path) => {
+                let already = channels.iter().map(Channel::name);
+                Some(AlertsFile::read(path.clone(), already)?)
+            }
+            None => None,
+        };
+        Ok(Alerting {
+            channels,
+            file,
+            external_url: None,
+        })
+    }
+
+    fn read_email(&self) -> Result<Option<Channel>, ConfigError> {
+        let missing = |name, purpose| Err(ConfigError::Missing { name, purpose });
+        let smtp_url = read_secret(SMTP_URL)?;
+        match (&self.alert_email_to[..], &self.alert_email_from, smtp_url) {
+            ([], _, None) => Ok(None),
+            ([], _, Some(_)) => missing(
+                "LOCKWATCH_ALERT_EMAIL_TO",
+                "LOCKWATCH_SMTP_URL is set, and mails alerts there",
+            ),
+            (_, None, _) => missing(
+                "LOCKWATCH_ALERT_EMAIL_FROM",
+                "it is the sender of the mail to LOCKWATCH_ALERT_EMAIL_TO",
+            ),
+            (_, _, None) => missing(
+                SMTP_URL,
+                "it leads to the mail server, as smtps://user:password@host or smtp://…",
+            ),
+            (to, Some(from), Some(url)) => {
+                let channel = Channel::email("email", &url, from, to);
+                Ok(Some(channel.map_err(of_variable("LOCKWATCH_ALERT_EMAIL"))?))
+            }
+        }
+    }
+}
+
+const WEBHOOK_URL: &str = "LOCKWATCH_ALERT_WEBHOOK_URL";
+const WEBHOOK_SECRET: &str = "LOCKWATCH_ALERT_WEBHOOK_SECRET";
+const SLACK_URL: &str = "LOCKWATCH_ALERT_SLACK_URL";
+const ALERTMANAGER_URL: &str = "LOCKWATCH_ALERTMANAGER_URL";
+const SMTP_URL: &str = "LOCKWATCH_SMTP_URL";
+
+fn of_variable<E: Display>(name: &'static str) -> impl FnOnce(E) -> ConfigError {
+    move |error| ConfigError::Channel {
+        name,
+        problem: error.to_string(),
+    }
+}
+
+fn read_webhook() -> Result<Option<Channel>, ConfigError> {
+    let missing = |name, purpose| Err(ConfigError::Missing { name, purpose });
+    match (read_secret(WEBHOOK_URL)?, read_secret(WEBHOOK_SECRET)?) {
+        (Some(url), Some(secret)) => {
+            let secret = WebhookSecret::parse(secret.expose_secret());
+            let secret = secret.map_err(of_variable(WEBHOOK_SECRET))?;
+            let channel = Channel::webhook("webhook", &url, secret);
+            Ok(Some(channel.map_err(of_variable(WEBHOOK_URL))?))
+        }
+        (Some(_), None) => missing(
+            WEBHOOK_SECRET,
+            "it signs the alerts that go to LOCKWATCH_ALERT_WEBHOOK_URL; make one: \
+             echo whsec_$(openssl rand -base64 32)",
+        ),
+        (None, Some(_)) => missing(
+            WEBHOOK_URL,
+            "LOCKWATCH_ALERT_WEBHOOK_SECRET is set, and signs what goes there",
+        ),
+        (None, None) => Ok(None),
     }
 }
 
@@ -297,36 +415,6 @@ fn parse_external_url(text: &str) -> Result<String, String> {
         true => Ok(text.to_owned()),
         false => Err("not a URL that starts with http:// or https://".to_owned()),
     }
-}
-
-/// Reads the channels of alerts from the environment.
-pub(crate) fn read_alert_channels() -> Result<Vec<Channel>, ConfigError> {
-    const WEBHOOK_URL: &str = "LOCKWATCH_ALERT_WEBHOOK_URL";
-    const WEBHOOK_SECRET: &str = "LOCKWATCH_ALERT_WEBHOOK_SECRET";
-    const SLACK_URL: &str = "LOCKWATCH_ALERT_SLACK_URL";
-    let mut channels = Vec::new();
-    match (read_secret(WEBHOOK_URL)?, read_secret(WEBHOOK_SECRET)?) {
-        (Some(url), Some(secret)) => {
-            let secret = WebhookSecret::parse(secret.expose_secret())?;
-            channels.push(Channel::webhook(WEBHOOK_URL, url, secret)?);
-        }
-        (Some(_), None) => {
-            let purpose = "it signs the alerts that go to LOCKWATCH_ALERT_WEBHOOK_URL; make one: \
-                           echo whsec_$(openssl rand -base64 32)";
-            let name = WEBHOOK_SECRET;
-            return Err(ConfigError::Missing { name, purpose });
-        }
-        (None, Some(_)) => {
-            let purpose = "LOCKWATCH_ALERT_WEBHOOK_SECRET is set, and signs what goes there";
-            let name = WEBHOOK_URL;
-            return Err(ConfigError::Missing { name, purpose });
-        }
-        (None, None) => {}
-    }
-    if let Some(url) = read_secret(SLACK_URL)? {
-        channels.push(Channel::slack(SLACK_URL, url)?);
-    }
-    Ok(channels)
 }
 
 /// The format of the log.

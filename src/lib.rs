@@ -62,15 +62,15 @@
 //! | layer | modules |
 //! | --- | --- |
 //! | outside | [`cli`] (one file a command), [`config`], [`service`] (wires and stops the parts), [`simulator`] (a small fake Graph) |
-//! | work | [`http`], [`inbox`], [`processor`], [`followup`] (with `lookup`, one question to Graph), [`sending`] (notices that messages are sent again), [`alerts`], [`change_log`], [`retention`], [`graph`], [`metrics`], [`embedded`] (the embedded Postgres) |
+//! | work | [`http`], [`inbox`], [`processor`], [`followup`] (with `lookup`, one question to Graph), [`sending`] (notices that messages are sent again), [`heard`] (notices that callbacks come), [`alerts`], [`change_log`], [`retention`], [`graph`], [`metrics`], [`embedded`] (the embedded Postgres) |
 //! | their signals | [`progress`] (what `/readyz` says), [`woken`] (who wakes whom) |
 //! | view | [`report`]: the same objects and words for page, API and terminal |
 //! | rows | [`store`]: the only place that knows SQL |
 //! | rules | [`lockout`], [`intake`]: pure functions; time and chance are arguments |
 //! | wire formats | [`meta`]: callbacks and answers, as Meta writes them |
 //!
-//! `http`, `processor`, `followup` and `alerts` do not know each other: they meet in rows. The
-//! database is the only coordinator, so any number of replicas may run. `tests/it/architecture.rs`
+//! `http`, `processor`, `followup` and `alerts` do not know each other: they meet in rows, but for
+//! the names of the channels, which a page shows. The database is the only coordinator, so any number of replicas may run. `tests/it/architecture.rs`
 //! asserts the most important of these rules.
 
 pub mod alerts;
@@ -81,6 +81,7 @@ pub mod embedded;
 mod error_chain;
 pub mod followup;
 pub mod graph;
+pub mod heard;
 pub mod http;
 pub mod inbox;
 pub mod intake;

@@ -12,12 +12,17 @@ use std::time::Duration;
 use prometheus_client::encoding::text::{encode_eof, encode_registry};
 use prometheus_client::encoding::{EncodeMetric, MetricEncoder};
 use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::{MetricType, TypedMetric};
 use prometheus_client::registry::{Metric, Registry, Unit};
 
+use crate::lockout::change::ChangeKind;
+use crate::lockout::codes::Kind;
+use crate::lockout::incident::Resolution;
 use crate::meta::health::{LookupResult, Outcome};
+use crate::store::alerts;
 use crate::store::overview::{Overview, PoolUse};
 use crate::store::process::Written;
 
@@ -49,6 +54,10 @@ pub struct Metrics {
     pub processor: ProcessorMetrics,
     /// The counters of the follow-up.
     pub follow_up: FollowUpMetrics,
+    /// The counters of the change log.
+    pub changes: ChangeMetrics,
+    /// The counters of the alerts.
+    pub alerts: AlertMetrics,
 }
 
 /// The gauges of one scrape.
@@ -77,12 +86,21 @@ impl Metrics {
         let inbox = InboxMetrics::register(&mut registry);
         let processor = ProcessorMetrics::register(&mut registry);
         let follow_up = FollowUpMetrics::register(&mut registry);
+        let changes = ChangeMetrics::register(&mut registry);
+        let alerts = AlertMetrics::register(&mut registry);
+        let build = LabelledFamily {
+            label: "version",
+            series: vec![(env!("CARGO_PKG_VERSION"), gauge(1))],
+        };
+        registry.register("build_info", "1; the version as a label", build);
         Self {
             registry: Arc::new(registry),
             webhook,
             inbox,
             processor,
             follow_up,
+            changes,
+            alerts,
         }
     }
 
@@ -350,6 +368,92 @@ impl FollowUpMetrics {
     }
 }
 
+/// The counters of what happened to incidents. The default is not registered: its values are not
+/// exported.
+#[derive(Debug, Clone)]
+pub struct ChangeMetrics {
+    opened: [Counter; Kind::ALL.len()],
+    resolved: [Counter; Resolution::ALL.len()],
+}
+
+impl Default for ChangeMetrics {
+    fn default() -> Self {
+        Self::register(&mut Registry::default())
+    }
+}
+
+impl ChangeMetrics {
+    fn register(registry: &mut Registry) -> Self {
+        let mut kinds = LabelledFamily::new("kind");
+        let opened = Kind::ALL.map(|kind| kinds.add_counter(kind.as_str()));
+        let help = "Incidents that were opened, counted by the process that logged it";
+        registry.register("incidents_opened", help, kinds);
+        let mut resolutions = LabelledFamily::new("resolution");
+        let resolved = Resolution::ALL.map(|one| resolutions.add_counter(one.as_str()));
+        let help = "Incidents that were resolved, counted by the process that logged it";
+        registry.register("incidents_resolved", help, resolutions);
+        Self { opened, resolved }
+    }
+
+    /// Counts a change of an incident of this kind.
+    pub(crate) fn count(&self, of_kind: Kind, change: ChangeKind) {
+        match change {
+            ChangeKind::Opened => {
+                self.opened[of_kind as usize].inc();
+            }
+            ChangeKind::Resolved(resolution) => {
+                self.resolved[resolution as usize].inc();
+            }
+            ChangeKind::CauseFound(_)
+            | ChangeKind::CauseChanged(_)
+            | ChangeKind::Acknowledged
+            | ChangeKind::Reminded
+            | ChangeKind::Reopened => {}
+        }
+    }
+}
+
+/// The counters of the alerts. The default is not registered: its values are not exported.
+#[derive(Debug, Clone, Default)]
+pub struct AlertMetrics {
+    deliveries: Family<[(&'static str, String); 2], Counter>,
+}
+
+impl AlertMetrics {
+    fn register(registry: &mut Registry) -> Self {
+        let metrics = Self::default();
+        let help = "Deliveries of alerts by channel and outcome: accepted, retried later, or dead \
+                    (given up)";
+        registry.register("alerts", help, metrics.deliveries.clone());
+        metrics
+    }
+
+    /// Creates the series of a channel.
+    pub(crate) fn add_channel(&self, channel: &str) {
+        for outcome in ["accepted", "retried", "dead"] {
+            drop(self.counter(channel, outcome));
+        }
+    }
+
+    /// Counts a delivery.
+    pub(crate) fn count(&self, channel: &str, outcome: &alerts::Outcome) {
+        let outcome = match outcome {
+            alerts::Outcome::Accepted => "accepted",
+            alerts::Outcome::Retry(_) => "retried",
+            alerts::Outcome::Dead => "dead",
+        };
+        self.counter(channel, outcome).inc();
+    }
+
+    fn counter(&self, channel: &str, outcome: &'static str) -> Counter {
+        let labels = [
+            ("channel", channel.to_owned()),
+            ("outcome", outcome.to_owned()),
+        ];
+        self.deliveries.get_or_create_owned(&labels)
+    }
+}
+
 impl Snapshot {
     fn to_registry(&self) -> Registry {
         let Self {
@@ -415,6 +519,25 @@ impl Overview {
             series: denials.collect(),
         };
         registry.register("incidents_denied", help, denied);
+        let troubles = self.troubles.iter();
+        let troubles = LabelledFamily {
+            label: "kind",
+            series: troubles
+                .map(|(kind, n)| (kind.as_str(), gauge(*n)))
+                .collect(),
+        };
+        let help = "Troubles of Lockwatch that last, in the database that all replicas share";
+        registry.register("troubles", help, troubles);
+        let alerts = LabelledFamily {
+            label: "state",
+            series: vec![
+                ("waiting", gauge(self.alerts.0)),
+                ("dead", gauge(self.alerts.1)),
+            ],
+        };
+        let help = "Alerts that wait for their channels, and those that were given up, in the \
+                    database that all replicas share";
+        registry.register("alerts_open", help, alerts);
         let backlog = &self.backlog;
         let help = "Callbacks in the inbox, counted up to 100,000, in the database that all \
                     replicas share";

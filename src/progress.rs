@@ -3,7 +3,11 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
+use tracing::debug;
+
+use crate::error_chain::error_chain;
+use crate::store::{self, Pool, Readiness};
 
 /// A processor that has not got on for this long is not ready.
 const PROCESSING_TIMEOUT: Duration = Duration::from_secs(60);
@@ -47,6 +51,29 @@ impl Progress {
     /// Notes that the processor got on, or that another process is at it.
     pub(crate) fn note_processing(&self) {
         self.lock().processed_at = Instant::now();
+    }
+
+    /// Returns the reason why lockouts cannot be recorded now, if there is one.
+    pub(crate) async fn find_obstacle(&self, db: &Pool, limit: Duration) -> Option<&'static str> {
+        match timeout(limit, store::readiness(db)).await {
+            Ok(Ok(Readiness::Ready)) => {}
+            Ok(Ok(Readiness::ReadOnly)) => return Some("the database takes no writes"),
+            Ok(Ok(Readiness::Unmigrated)) => {
+                return Some("the database lacks this version's tables");
+            }
+            Ok(Err(error)) => {
+                debug!("not ready: {}", error_chain(&error));
+                return Some("the database cannot be reached");
+            }
+            Err(_) => return Some("the database does not answer"),
+        }
+        if self.append_failed_at().is_some() {
+            return Some("the last append to the inbox failed");
+        }
+        if !self.is_processing() {
+            return Some("the inbox has not been processed for a minute");
+        }
+        None
     }
 
     /// Returns whether the processor has got on within the last minute.

@@ -10,7 +10,7 @@ use std::time::Duration;
 use secrecy::SecretString;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::runtime;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -21,13 +21,14 @@ use crate::change_log;
 use crate::error_chain::error_chain;
 use crate::followup::FollowUp;
 use crate::graph::Graph;
+use crate::heard::Heard;
 use crate::http::listener::{connection_limit, serve};
 use crate::http::webhook::Webhook;
 use crate::http::{Shown, admin_router, public_router};
 use crate::inbox::{Capturing, inbox};
 use crate::meta::codes::WatchedCodes;
 use crate::meta::interest::Interest;
-use crate::metrics::Metrics;
+use crate::metrics::{ChangeMetrics, Metrics};
 use crate::processor::Processor;
 use crate::progress::Progress;
 use crate::retention;
@@ -120,6 +121,7 @@ impl Service {
         );
         let interest = Interest::new(settings.codes.clone());
         let (sent_watch, sending_again) = sending_again();
+        let heard = Heard::default();
         let processor = Processor::new(
             settings.database.clone(),
             interest.clone(),
@@ -133,19 +135,15 @@ impl Service {
             settings.verify_token,
             interest,
             (inbox, settings.capturing),
-            sent_watch,
+            (sent_watch, heard.clone()),
             metrics.webhook.clone(),
         );
         let graph = Arc::new(settings.graph);
         let follow_up = FollowUp::new(db.clone(), graph, woken.clone(), metrics.follow_up.clone());
-        let alerting = Arc::new(settings.alerting);
-        let channels = alerting
-            .channels
-            .iter()
-            .map(|channel| channel.name().to_owned());
+        let roster = watch::Sender::new(Arc::new(settings.alerting.roster()));
         let shown = Shown {
             codes: settings.codes,
-            alert_channels: channels.collect(),
+            roster: roster.subscribe(),
         };
         let admin_token = settings.admin_token.as_ref();
         let admin_router = admin_router(
@@ -153,22 +151,31 @@ impl Service {
             pages.clone(),
             admin_token,
             shown,
-            metrics,
-            progress,
+            metrics.clone(),
+            progress.clone(),
         );
         let public_router = public_router(webhook.clone());
         let public = serve(public, public_router, connection_limit(), stop.clone());
         let admin = serve(admin, admin_router, ADMIN_CONNECTIONS_LIMIT, stop.clone());
         let primary = settings.database.clone().watch_primary(stop.clone());
+        let alerts = alerts::run(
+            db.clone(),
+            settings.alerting,
+            roster,
+            progress,
+            metrics.alerts.clone(),
+            stop.clone(),
+        );
         let background = Background {
             database: settings.database,
             db: db.clone(),
             processor,
             follow_up,
             sending_again,
+            heard,
             woken,
             retention: settings.retention,
-            alerting,
+            metrics: metrics.changes.clone(),
         };
 
         let mut tasks = JoinSet::new();
@@ -177,6 +184,8 @@ impl Service {
         tasks.spawn(public);
         tasks.spawn(admin);
         tasks.spawn(run_on_own_thread("inbox", inbox_task.run()));
+        // From the start: that the database is away is told as well.
+        tasks.spawn(alerts);
         tasks.spawn(background.run(stop.clone()));
         Ok(Self {
             address,
@@ -260,9 +269,10 @@ struct Background {
     processor: Processor,
     follow_up: FollowUp,
     sending_again: SendingAgain,
+    heard: Heard,
     woken: Woken,
     retention: Duration,
-    alerting: Arc<Alerting>,
+    metrics: ChangeMetrics,
 }
 
 impl Background {
@@ -284,8 +294,8 @@ impl Background {
             run_on_own_thread("processor", self.processor.run(stop.clone())),
             self.follow_up.run(stop.clone()),
             self.sending_again.run(self.db.clone(), stop.clone()),
-            alerts::run(self.db.clone(), self.alerting, stop.clone()),
-            change_log::run(self.db.clone(), self.woken, stop.clone()),
+            self.heard.run(self.db.clone(), stop.clone()),
+            change_log::run(self.db.clone(), self.woken, self.metrics, stop.clone()),
             retention::run(self.db, self.retention, stop)
         );
     }

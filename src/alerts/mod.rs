@@ -1,166 +1,182 @@
-//! Alerts: tells people of what happens to incidents, with the reason in the first message.
+//! Alerts: tells people of what happens to incidents, with the reason in the first message, and of
+//! what keeps Lockwatch from hearing or telling.
 //!
-//! A change of an incident becomes a message for each channel, in the database, and is delivered
-//! from there: any number of processes share the work, and none is lost with one of them. At least
-//! once; a crash between a delivery and its record tells it twice, with the same id.
+//! | part | does |
+//! | --- | --- |
+//! | `dispatch` | decides whom to tell of changes, notices and [troubles](crate::lockout::trouble), and writes an alert for each channel into the database |
+//! | `worker` | delivers the alerts of one channel: one that hangs keeps no other waiting |
+//! | `firing` | tells an Alertmanager what is wrong now, again and again |
+//! | `not_recording` | tells from memory that the database is away, and with it all of the above |
+//! | [`channel`] | the receivers |
+//! | [`file`](mod@file) | the channels of a file, read again when it changes |
+//!
+//! Any number of processes share the work, and no alert is lost with one of them. Each goes out at
+//! least once: a crash between a delivery and its record tells it twice, with the same id.
 
 pub mod channel;
+mod dispatch;
+pub mod file;
+mod firing;
+mod not_recording;
+mod worker;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use time::OffsetDateTime;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{error, info};
 
-use self::channel::{Channel, Delivered};
-use crate::error_chain::error_chain;
-use crate::lockout::alerting;
-use crate::report;
-use crate::report::alert::Message;
-use crate::store::alerts::{self, Due, DueAlert, Outcome};
-use crate::store::incidents::IncidentFilter;
-use crate::store::{Pool, StoreError, bounded};
+use self::channel::Channel;
+use self::file::AlertsFile;
+use crate::lockout::alerting::Subscriber;
+use crate::metrics::AlertMetrics;
+use crate::progress::Progress;
+use crate::store::Pool;
+use crate::store::troubles::Trouble;
 
-/// The pause between two looks for what is to be told.
-const POLL_INTERVAL: Duration = Duration::from_millis(500);
+/// How often the file of channels is looked at.
+const RELOAD_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The channels to tell, and how people reach the dashboard.
 #[derive(Debug, Default)]
 pub struct Alerting {
-    /// The channels.
+    /// The channels that stay.
     pub channels: Vec<Channel>,
+    /// The file with more of them.
+    pub file: Option<AlertsFile>,
     /// The URL of the dashboard, for links.
     pub external_url: Option<String>,
 }
 
-/// Dispatches and delivers until told to stop.
-pub async fn run(db: Pool, alerting: Arc<Alerting>, stop: CancellationToken) {
-    let names: Vec<&str> = alerting.channels.iter().map(Channel::name).collect();
-    for name in &names {
-        info!("alerts go to {name}");
-    }
-    let mut workers = JoinSet::new();
-    for position in 0..alerting.channels.len() {
-        let worker = Worker {
-            db: db.clone(),
-            alerting: Arc::clone(&alerting),
-            position,
-        };
-        workers.spawn(worker.run(stop.clone()));
-    }
-    while !stop.is_cancelled() {
-        match bounded(alerts::dispatch(&db, &names)).await {
-            Ok(0) => {}
-            Ok(messages) => debug!(messages, "alerts are due"),
-            Err(error) => debug!("alerts wait for the database: {}", error_chain(&error)),
-        }
-        stop.run_until_cancelled(sleep(POLL_INTERVAL)).await;
-    }
-    while workers.join_next().await.is_some() {}
+/// The channels that are told at the moment.
+#[derive(Debug, Clone, Default)]
+pub struct Roster {
+    /// The channels.
+    pub channels: Vec<Channel>,
+    /// Why the file of channels, as it is now, is not used.
+    pub problem: Option<String>,
 }
 
-/// Delivers the messages of one channel: one that hangs keeps no other waiting.
-struct Worker {
+impl Roster {
+    fn subscribers(&self) -> Vec<Subscriber> {
+        self.channels
+            .iter()
+            .filter_map(Channel::subscriber)
+            .collect()
+    }
+}
+
+impl Alerting {
+    /// Returns the channels to begin with.
+    #[must_use]
+    pub fn roster(&self) -> Roster {
+        let of_file = self.file.iter().flat_map(|file| file.channels().to_vec());
+        Roster {
+            channels: self.channels.iter().cloned().chain(of_file).collect(),
+            problem: None,
+        }
+    }
+}
+
+/// What every part needs.
+#[derive(Debug, Clone)]
+struct Shared {
     db: Pool,
-    alerting: Arc<Alerting>,
-    position: usize,
+    roster: watch::Receiver<Arc<Roster>>,
+    external_url: Option<Arc<str>>,
+    metrics: AlertMetrics,
+    /// That nothing is recorded, while people are told so.
+    not_recording: watch::Receiver<Option<Trouble>>,
 }
 
-impl Worker {
-    async fn run(self, stop: CancellationToken) {
-        let channel = &self.alerting.channels[self.position];
-        let mut is_failing = false;
-        while !stop.is_cancelled() {
-            match bounded(alerts::claim(&self.db, channel.name())).await {
-                Ok(Due::Each(due)) => {
-                    for alert in due {
-                        self.deliver(channel, &[alert], &mut is_failing).await;
-                    }
-                }
-                Ok(Due::Digest(due)) => self.deliver(channel, &due, &mut is_failing).await,
-                Err(error) => debug!("alerts wait for the database: {}", error_chain(&error)),
-            }
-            stop.run_until_cancelled(sleep(POLL_INTERVAL)).await;
-        }
+impl Shared {
+    fn external_url(&self) -> Option<&str> {
+        self.external_url.as_deref()
     }
+}
 
-    /// Delivers these alerts in one message.
-    async fn deliver(&self, channel: &Channel, alerts: &[DueAlert], is_failing: &mut bool) {
-        let Some(latest) = alerts.last() else { return };
-        let message = match self.compose(alerts).await {
-            Ok(Some(message)) => message,
-            Ok(None) => return,
-            // It is tried again when its lease is over.
-            Err(error) => return debug!("an alert waits: {}", error_chain(&error)),
-        };
-        let delivered = channel.deliver(&message).await;
-        let outcome = outcome_of(&delivered, latest);
-        match (&outcome, is_failing) {
-            (Outcome::Accepted, failing @ true) => {
-                *failing = false;
-                info!("{} takes alerts again", channel.name());
-            }
-            (Outcome::Accepted, _) => {}
-            (Outcome::Dead, _) => warn!(
-                alert.id = latest.id,
-                incident.id = latest.incident_id,
-                "alert {} to {} is given up: {}",
-                latest.id,
-                channel.name(),
-                delivered.answer
-            ),
-            (Outcome::Retry(_), failing @ false) => {
-                *failing = true;
-                warn!(
-                    "{} does not take alerts: {}",
-                    channel.name(),
-                    delivered.answer
-                );
-            }
-            (Outcome::Retry(_), _) => {}
-        }
-        let ids: Vec<i64> = alerts.iter().map(|alert| alert.id).collect();
-        let noted = alerts::note_outcome(&self.db, &ids, &outcome, &delivered.answer);
-        if let Err(error) = bounded(noted).await {
-            debug!("an alert's outcome is not noted: {}", error_chain(&error));
-        }
-    }
+/// Dispatches and delivers until told to stop.
+pub async fn run(
+    db: Pool,
+    alerting: Alerting,
+    roster: watch::Sender<Arc<Roster>>,
+    progress: Progress,
+    metrics: AlertMetrics,
+    stop: CancellationToken,
+) {
+    let (not_recording, is_not_recording) = watch::channel(None);
+    let shared = Shared {
+        not_recording: is_not_recording,
+        db,
+        roster: roster.subscribe(),
+        external_url: alerting.external_url.as_deref().map(Arc::from),
+        metrics,
+    };
+    tokio::join!(
+        dispatch::run(shared.clone(), stop.clone()),
+        not_recording::run(shared.clone(), progress, not_recording, stop.clone()),
+        deliver(shared, stop.clone()),
+        reload(alerting, roster, stop),
+    );
+}
 
-    async fn compose(&self, alerts: &[DueAlert]) -> Result<Option<Message>, StoreError> {
-        let (url, now) = (
-            self.alerting.external_url.as_deref(),
-            OffsetDateTime::now_utc(),
-        );
-        let [alert] = alerts else {
-            let ids = alerts.iter().map(|alert| alert.incident_id).collect();
-            let filter = IncidentFilter {
-                among: Some(ids),
-                ..IncidentFilter::default()
+/// Runs a worker for each channel, and other ones when the channels change.
+async fn deliver(shared: Shared, stop: CancellationToken) {
+    let mut roster = shared.roster.clone();
+    while !stop.is_cancelled() {
+        let channels = roster.borrow_and_update().channels.clone();
+        let until_changed = stop.child_token();
+        let mut workers = JoinSet::new();
+        for channel in channels {
+            info!("alerts go to {}", channel.name());
+            shared.metrics.add_channel(channel.name());
+            let (shared, stop) = (shared.clone(), until_changed.clone());
+            match channel.as_alertmanager() {
+                Some(_) => workers.spawn(firing::run(shared, channel, stop)),
+                None => workers.spawn(worker::run(shared, channel, stop)),
             };
-            let limit = i64::try_from(alerts.len()).unwrap_or(i64::MAX);
-            let reports = report::list_incidents(&self.db, &filter, limit).await?.data;
-            let latest = alerts.iter().map(|alert| alert.change_id).max();
-            return Ok(latest.map(|id| Message::digest(id, reports, url, now)));
-        };
-        let report = report::find_incident(&self.db, alert.incident_id).await?;
-        Ok(report.map(|report| Message::new(&alert.kind, alert.change_id, report, url, now)))
+        }
+        tokio::select! {
+            () = stop.cancelled() => {}
+            changed = roster.changed() => if changed.is_err() { stop.cancelled().await },
+        }
+        until_changed.cancel();
+        while workers.join_next().await.is_some() {}
     }
 }
 
-fn outcome_of(delivered: &Delivered, alert: &DueAlert) -> Outcome {
-    if delivered.is_accepted {
-        return Outcome::Accepted;
-    }
-    let age = OffsetDateTime::now_utc() - alert.created_at;
-    let age = Duration::try_from(age).unwrap_or_default();
-    let attempts = u32::try_from(alert.attempts).unwrap_or(u32::MAX);
-    match alerting::next_try(attempts, age, fastrand::f64()) {
-        Some(pause) if delivered.may_be_tried_again => {
-            Outcome::Retry(delivered.retry_after.map_or(pause, |wish| wish.max(pause)))
+/// Reads the file of channels again whenever it changes.
+async fn reload(
+    mut alerting: Alerting,
+    roster: watch::Sender<Arc<Roster>>,
+    stop: CancellationToken,
+) {
+    while stop
+        .run_until_cancelled(sleep(RELOAD_INTERVAL))
+        .await
+        .is_some()
+    {
+        let Some(file) = &mut alerting.file else {
+            continue;
+        };
+        let names = alerting.channels.iter().map(Channel::name);
+        match file.reload(names) {
+            Ok(false) => {}
+            Ok(true) => {
+                info!("the file of channels was read again");
+                roster.send_replace(Arc::new(alerting.roster()));
+            }
+            Err(problem) => {
+                let problem = Some(problem.to_string());
+                if roster.borrow().problem != problem {
+                    let text = problem.as_deref().unwrap_or_default();
+                    error!("the channels read earlier stay in use: {text}");
+                    roster.send_modify(|roster| Arc::make_mut(roster).problem = problem);
+                }
+            }
         }
-        _ => Outcome::Dead,
     }
 }

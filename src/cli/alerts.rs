@@ -7,7 +7,7 @@ use time::OffsetDateTime;
 
 use super::{Failure, ListingArgs, connect, print_line, render};
 use crate::alerts::channel::Channel;
-use crate::config::{DataArgs, read_alert_channels};
+use crate::config::{ChannelArgs, DataArgs};
 use crate::report::alert::Message;
 use crate::report::text::format_count;
 use crate::store::{alerts, bounded};
@@ -35,6 +35,8 @@ pub(super) struct TestArgs {
     /// Only this channel
     #[arg(value_name = "CHANNEL")]
     channel: Option<String>,
+    #[command(flatten)]
+    channels: ChannelArgs,
 }
 
 #[derive(Debug, Args)]
@@ -70,7 +72,7 @@ async fn list(args: ListArgs) -> Result<(), Failure> {
 }
 
 async fn test(args: TestArgs) -> Result<(), Failure> {
-    let channels = read_alert_channels()?;
+    let channels = args.channels.read()?.roster().channels;
     let is_wanted = |channel: &&Channel| {
         let wanted = args.channel.as_deref();
         wanted.is_none_or(|wanted| wanted == channel.name())
@@ -79,8 +81,8 @@ async fn test(args: TestArgs) -> Result<(), Failure> {
     if wanted.is_empty() {
         let names: Vec<&str> = channels.iter().map(Channel::name).collect();
         return Err(Failure::Usage(match (&args.channel, &names[..]) {
-            (_, []) => "no channel is set: LOCKWATCH_ALERT_WEBHOOK_URL or \
-                        LOCKWATCH_ALERT_SLACK_URL"
+            (_, []) => "no channel is set: for example LOCKWATCH_ALERT_SLACK_URL, or \
+                        LOCKWATCH_ALERTS_FILE"
                 .to_owned(),
             (channel, names) => format!(
                 "there is no channel {}; there is {}",
@@ -89,7 +91,11 @@ async fn test(args: TestArgs) -> Result<(), Failure> {
             ),
         }));
     }
-    let message = Message::test(OffsetDateTime::now_utc());
+    let now = OffsetDateTime::now_utc();
+    let message = Message::test(
+        format!("lockwatch_test_{}", now.unix_timestamp_nanos()),
+        now,
+    );
     let mut refused = 0;
     for channel in wanted {
         let delivered = channel.deliver(&message).await;

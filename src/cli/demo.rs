@@ -10,15 +10,18 @@ use anyhow::{Context, bail, ensure};
 use clap::Args;
 use reqwest::Client;
 use secrecy::SecretString;
+use serde_json::Value;
 use time::OffsetDateTime;
+use tokio::sync::watch;
 use tokio::task::spawn_blocking;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::render::{self, BOLD, DIM, GREEN, RED, YELLOW};
 use super::serve::StopSignals;
 use super::{Failure, print_line, start_log};
 use crate::alerts::Alerting;
+use crate::alerts::channel::{Channel, WebhookSecret};
 use crate::config::LogFormat;
 use crate::embedded::EmbeddedPostgres;
 use crate::graph::{Graph, GraphSettings, Tokens};
@@ -31,15 +34,18 @@ use crate::meta::signature::{self, sign};
 use crate::report::text::{format_count, state_word};
 use crate::report::{self, IncidentReport};
 use crate::service::{Service, Settings};
-use crate::simulator::{Scenario, Simulator, story};
+use crate::simulator::{AlertReceiver, Scenario, Simulator, story};
 use crate::store::incidents::{self, Incident, IncidentFilter};
 use crate::store::{Database, Pool, Word, backlog, changes};
 
 const APP_SECRET: &str = "demo-app-secret-of-no-app";
 const VERIFY_TOKEN: &str = "demo-verify-token";
 const ACCESS_TOKEN: &str = "demo-access-token";
+const WEBHOOK_SECRET: &str = "whsec_ZGVtby1zZWNyZXQtb2YtYW4tYWxlcnQtcmVjZWl2ZXI=";
 /// The time within which every incident must have its cause.
 const CAUSES_TIMEOUT: Duration = Duration::from_secs(20);
+/// The time within which the alerts come.
+const ALERTS_TIMEOUT: Duration = Duration::from_secs(20);
 const POLL_INTERVAL: Duration = Duration::from_millis(40);
 const INCIDENTS_LIMIT: i64 = 100;
 /// The speed of time in the story.
@@ -58,6 +64,9 @@ pub(super) struct DemoArgs {
     /// Tell one night instead, 600 times faster: an account is warned, disabled and reinstated
     #[arg(long)]
     story: bool,
+    /// Start a receiver of alerts as well, and show what it gets
+    #[arg(long)]
+    alerts: bool,
     /// Use the PostgreSQL programs in this folder, if several versions are installed
     #[arg(long, env = "PG_BIN_DIR", value_name = "FOLDER")]
     pg_bin_dir: Option<PathBuf>,
@@ -134,20 +143,74 @@ pub(super) async fn run(args: DemoArgs) -> Result<(), Failure> {
     let Some(embedded) = stop.start_postgres(start).await? else {
         return Ok(());
     };
-    let demo = Demo::start(started, embedded).await?;
-    let told = async {
+    let mut receiver = match args.alerts {
+        true => Some(AlertReceiver::start().await?),
+        false => None,
+    };
+    let url = receiver.as_ref().map(AlertReceiver::url);
+    let demo = Demo::start(started, embedded, url).await?;
+    let (told, printed) = watch::channel(0);
+    let shown = async {
         match args.story {
-            true => demo.tell_story(!args.exit).await,
-            false => demo.run(!args.exit).await,
+            true => demo.tell_story(!args.exit).await?,
+            false => demo.run(!args.exit).await?,
         }
+        let expected = if args.alerts {
+            expected_alerts(args.story)
+        } else {
+            0
+        };
+        wait_for_alerts(expected, printed).await
     };
     let result = tokio::select! {
-        result = told => result,
+        result = shown => result,
+        result = print_alerts(receiver.as_mut(), told) => result,
         _ = stop.wait() => Ok(()),
     };
     demo.service.stop().await;
     let _ = spawn_blocking(move || drop(demo.embedded)).await;
     Ok(result?)
+}
+
+/// The alerts that come at once: of six accounts five, the sixth a minute later; of the story the
+/// warning, the lock and its end.
+const fn expected_alerts(is_story: bool) -> usize {
+    if is_story { 3 } else { 5 }
+}
+
+/// Waits until that many alerts were printed.
+async fn wait_for_alerts(count: usize, mut printed: watch::Receiver<usize>) -> anyhow::Result<()> {
+    let waiting = printed.wait_for(|printed| *printed >= count);
+    let waited = timeout(ALERTS_TIMEOUT, waiting).await;
+    ensure!(waited.is_ok(), "{count} alerts did not come in time");
+    Ok(())
+}
+
+/// Prints the alerts that the receiver gets, for ever.
+async fn print_alerts(
+    receiver: Option<&mut AlertReceiver>,
+    printed: watch::Sender<usize>,
+) -> anyhow::Result<()> {
+    let Some(receiver) = receiver else {
+        return std::future::pending().await;
+    };
+    while let Some(alert) = receiver.next().await {
+        let text = |pointer| {
+            alert
+                .pointer(pointer)
+                .and_then(Value::as_str)
+                .unwrap_or_default()
+        };
+        let (kind, title) = (text("/type"), text("/data/title"));
+        print_line(format_args!(
+            "\n  {GREEN}alert{GREEN:#} {DIM}{kind}{DIM:#}  {BOLD}{title}{BOLD:#}"
+        ))?;
+        for line in text("/data/text").lines() {
+            print_line(render::wrap_paragraph("        ", line))?;
+        }
+        printed.send_modify(|count| *count += 1);
+    }
+    Ok(())
 }
 
 struct Demo {
@@ -159,7 +222,11 @@ struct Demo {
 }
 
 impl Demo {
-    async fn start(started: Instant, embedded: EmbeddedPostgres) -> anyhow::Result<Self> {
+    async fn start(
+        started: Instant,
+        embedded: EmbeddedPostgres,
+        receiver: Option<&str>,
+    ) -> anyhow::Result<Self> {
         let simulator = Simulator::start(ACCESS_TOKEN, APP_SECRET)
             .await
             .context("cannot start the simulated Meta")?;
@@ -179,6 +246,12 @@ impl Demo {
             app_secrets: app_secrets.clone(),
             tokens: Tokens::new(Some(ACCESS_TOKEN.into()), None)?,
         };
+        let mut alerting = Alerting::default();
+        if let Some(url) = receiver {
+            let secret = WebhookSecret::parse(WEBHOOK_SECRET)?;
+            let channel = Channel::webhook("demo", &url.into(), secret)?;
+            alerting.channels.push(channel);
+        }
         let loopback = "127.0.0.1:0".parse().context("a loopback address")?;
         let settings = Settings {
             database: database.clone(),
@@ -191,7 +264,7 @@ impl Demo {
             codes: WatchedCodes::default(),
             capturing: Capturing::Lockouts,
             retention: Duration::from_secs(90 * 24 * 3600),
-            alerting: Alerting::default(),
+            alerting,
         };
         let service = Service::start(settings).await?;
         Ok(Self {

@@ -1,4 +1,4 @@
-//! `lockwatch incidents list|show|resolve|reopen`
+//! `lockwatch incidents list|show|acknowledge|resolve|reopen`
 
 use std::io::Write;
 
@@ -12,11 +12,12 @@ use super::{Failure, chart, check_time_range, connect, print_line, render};
 use crate::config::DataArgs;
 use crate::lockout::cause::LockoutCause;
 use crate::lockout::note::Note;
+use crate::lockout::person::Person;
 use crate::meta::ids::WabaId;
 use crate::report::csv::{self, Row};
 use crate::report::timeline::load_timeline;
 use crate::report::{self, IncidentReport, text};
-use crate::store::incident_life::{self, ManualReopening, ManualResolution};
+use crate::store::by_hand::{self, Done};
 use crate::store::incidents::{IncidentFilter, IncidentState};
 use crate::store::{Pool, bounded};
 
@@ -24,6 +25,8 @@ use crate::store::{Pool, bounded};
 const NUMBERS_LIMIT: usize = 20;
 /// Health checks that are shown of one incident.
 const CHECKS_LIMIT: i64 = 10;
+/// Changes that are shown of one incident.
+const CHANGES_LIMIT: i64 = 20;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum IncidentsCommand {
@@ -31,10 +34,12 @@ pub(super) enum IncidentsCommand {
     List(ListArgs),
     /// Show one incident: cause, next steps, timeline, numbers and health checks
     Show(ShowArgs),
+    /// Acknowledge an incident: reminders stop
+    Acknowledge(ByHandArgs),
     /// Resolve an incident by hand
     Resolve(ResolveArgs),
     /// Open an incident again: its end was wrong
-    Reopen(ReopenArgs),
+    Reopen(ByHandArgs),
 }
 
 #[derive(Debug, Args)]
@@ -81,21 +86,28 @@ pub(super) struct ShowArgs {
 
 #[derive(Debug, Args)]
 pub(super) struct ResolveArgs {
-    /// Id of the incident
-    id: i64,
     /// Keep this text with the incident, such as the reason
     #[arg(long)]
     note: Option<String>,
     #[command(flatten)]
-    data: DataArgs,
+    by_hand: ByHandArgs,
 }
 
 #[derive(Debug, Args)]
-pub(super) struct ReopenArgs {
+pub(super) struct ByHandArgs {
     /// Id of the incident
     id: i64,
+    /// Keep this name with the change
+    #[arg(long, value_name = "NAME")]
+    by: Option<String>,
     #[command(flatten)]
     data: DataArgs,
+}
+
+impl ByHandArgs {
+    fn person(&self) -> Option<Person> {
+        self.by.as_deref().and_then(Person::parse)
+    }
 }
 
 #[derive(Debug, Args)]
@@ -112,6 +124,7 @@ pub(super) async fn run(command: IncidentsCommand) -> Result<(), Failure> {
     match command {
         IncidentsCommand::List(args) => list(args).await,
         IncidentsCommand::Show(args) => show(args).await,
+        IncidentsCommand::Acknowledge(args) => acknowledge(args).await,
         IncidentsCommand::Resolve(args) => resolve(args).await,
         IncidentsCommand::Reopen(args) => reopen(args).await,
     }
@@ -176,6 +189,10 @@ pub(super) async fn print_incident(db: &Pool, report: &IncidentReport) -> anyhow
         .await
         .context("cannot read the health checks")?;
     let checks = checks.map_or_else(Vec::new, |page| page.data);
+    let changes = report::list_changes(db, report.incident.id, None, CHANGES_LIMIT)
+        .await
+        .context("cannot read the changes")?;
+    let changes = changes.map_or_else(Vec::new, |page| page.data);
     let columns = chart::column_count(render::terminal_width());
     let timeline = load_timeline(db, report, OffsetDateTime::now_utc(), columns)
         .await
@@ -185,48 +202,53 @@ pub(super) async fn print_incident(db: &Pool, report: &IncidentReport) -> anyhow
     print_line(chart::draw_timeline(&report.incident, &timeline))?;
     print_line(render::heading("Affected numbers"))?;
     print_line(render::number_table(report, NUMBERS_LIMIT))?;
+    print_line(render::heading("History"))?;
+    print_line(render::change_table(&changes))?;
     print_line(render::heading("Latest health checks"))?;
     print_line(render::check_table(&checks))?;
     Ok(())
 }
 
-async fn resolve(args: ResolveArgs) -> Result<(), Failure> {
-    let note = Note::parse(args.note.as_deref())
-        .map_err(|error| Failure::Usage(format!("--note: {error}")))?;
+async fn acknowledge(args: ByHandArgs) -> Result<(), Failure> {
     let db = connect(&args.data).await?;
-    let resolution = bounded(incident_life::resolve_by_hand(&db, args.id, note.as_str()))
-        .await
-        .context("cannot resolve the incident")?;
-    match resolution {
-        ManualResolution::Resolved(waba_id) => {
-            anstream::eprintln!("Incident {} of account {waba_id} is resolved.", args.id);
-            Ok(())
-        }
-        ManualResolution::AlreadyResolved => {
-            Err(anyhow!("incident {} was resolved before", args.id).into())
-        }
-        ManualResolution::Unknown => Err(anyhow!("there is no incident {}", args.id).into()),
-    }
+    let person = args.person();
+    let done = bounded(by_hand::acknowledge(&db, args.id, person.as_ref()));
+    let done = done.await.context("cannot acknowledge the incident")?;
+    print_done(args.id, done, "acknowledged")
 }
 
-async fn reopen(args: ReopenArgs) -> Result<(), Failure> {
+async fn resolve(
+    ResolveArgs {
+        note,
+        by_hand: args,
+    }: ResolveArgs,
+) -> Result<(), Failure> {
+    let note =
+        Note::parse(note.as_deref()).map_err(|error| Failure::Usage(format!("--note: {error}")))?;
     let db = connect(&args.data).await?;
-    let id = args.id;
-    let reopening = bounded(incident_life::reopen_by_hand(&db, id))
-        .await
-        .context("cannot open the incident again")?;
-    match reopening {
-        ManualReopening::Reopened(waba_id) => {
-            anstream::eprintln!("Incident {id} of account {waba_id} is open again.");
-            Ok(())
-        }
-        ManualReopening::AlreadyOpen => Err(anyhow!("incident {id} is open").into()),
-        ManualReopening::Followed(later) => Err(anyhow!(
-            "incident {id} stays as it is: incident {later} of its account is later"
-        )
-        .into()),
-        ManualReopening::Unknown => Err(anyhow!("there is no incident {id}").into()),
-    }
+    let person = args.person();
+    let done = bounded(by_hand::resolve(
+        &db,
+        args.id,
+        note.as_str(),
+        person.as_ref(),
+    ));
+    let done = done.await.context("cannot resolve the incident")?;
+    print_done(args.id, done, "resolved")
+}
+
+async fn reopen(args: ByHandArgs) -> Result<(), Failure> {
+    let db = connect(&args.data).await?;
+    let person = args.person();
+    let done = bounded(by_hand::reopen(&db, args.id, person.as_ref()));
+    let done = done.await.context("cannot open the incident again")?;
+    print_done(args.id, done, "open again")
+}
+
+fn print_done(id: i64, done: Done, state: &str) -> Result<(), Failure> {
+    let waba_id = done.map_err(anyhow::Error::new)?;
+    anstream::eprintln!("Incident {id} of account {waba_id} is {state}.");
+    Ok(())
 }
 
 /// Builds a parser that accepts the words of the causes, and lists them in `--help`.

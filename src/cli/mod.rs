@@ -2,6 +2,7 @@
 //! exit code is 0 for success, 1 for a failure, and 2 for wrong usage or configuration; `check` has
 //! two more.
 
+mod accounts;
 mod alerts;
 mod captures;
 mod chart;
@@ -67,7 +68,7 @@ enum Command {
     Migrate(migrate::MigrateArgs),
     /// Ask a running serve whether it is alive; exit 0 if it is
     Healthcheck(healthcheck::HealthcheckArgs),
-    /// List, show and resolve incidents
+    /// List, show, acknowledge, resolve and reopen incidents
     #[command(subcommand)]
     Incidents(incidents::IncidentsCommand),
     /// Ask Meta now about the health of a phone number or an account
@@ -75,6 +76,9 @@ enum Command {
     /// List callbacks that are not processed yet, retry them, or give them up
     #[command(subcommand)]
     Inbox(inbox::InboxCommand),
+    /// List accounts, and give them names and labels
+    #[command(subcommand)]
+    Accounts(accounts::AccountsCommand),
     /// List, test and retry alerts
     #[command(subcommand)]
     Alerts(alerts::AlertsCommand),
@@ -157,6 +161,7 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Incidents(command) => incidents::run(command).await,
         Command::Check(args) => check::run(args).await,
         Command::Inbox(command) => inbox::run(command).await,
+        Command::Accounts(command) => accounts::run(command).await,
         Command::Alerts(command) => alerts::run(command).await,
         Command::Captures(command) => captures::run(command).await,
         Command::Replay(args) => replay::run(args).await,

@@ -9,14 +9,16 @@ use time::OffsetDateTime;
 use crate::lockout::codes::Kind;
 use crate::meta::health::Entity;
 use crate::report::text::{
-    describe_activity, format_number, format_short_time, format_time, printable, state_word,
-    was_noticed_later,
+    describe_activity, describe_change, format_number, format_short_time, format_time, printable,
+    state_word, was_noticed_later,
 };
 use crate::report::timeline::NumberHealth;
 use crate::report::{IncidentReport, NumberReport};
+use crate::store::accounts::Account;
 use crate::store::alerts::Alert;
 use crate::store::backlog::WaitingCallback;
 use crate::store::captures::CaptureSummary;
+use crate::store::changes::IncidentChange;
 use crate::store::checks::HealthCheck;
 use crate::store::incidents::Incident;
 
@@ -153,6 +155,11 @@ pub(super) fn incident_details(report: &IncidentReport) -> String {
     if let Some(note) = &incident.resolution_note {
         push_field("Note", note);
     }
+    if let Some(at) = incident.acknowledged_at {
+        let by = incident.acknowledged_by.as_ref();
+        let by = by.map_or_else(String::new, |by| format!(", by {by}"));
+        push_field("Acknowledged", &format!("{}{by}", format_time(at)));
+    }
     push_field("Failures", &format_number(incident.failure_count));
     match report.cause() {
         Some(cause) => push_field("Cause", &format!("{cause}: {}", cause.title())),
@@ -197,10 +204,39 @@ pub(super) fn incident_details(report: &IncidentReport) -> String {
     lines.join("\n")
 }
 
+/// Accounts with their names and labels.
+pub(super) fn account_table(accounts: &[Account]) -> String {
+    let header = [
+        "ACCOUNT",
+        "NAME",
+        "LABELS",
+        "PORTFOLIO",
+        "OPEN",
+        "LAST CALLBACK",
+    ];
+    let rows = accounts.iter().map(|account| {
+        let portfolio = account
+            .portfolio_name
+            .as_ref()
+            .or(account.portfolio_id.as_ref());
+        vec![
+            printable(&account.waba_id),
+            printable(account.name.as_deref().unwrap_or_default()),
+            printable(&account.labels.join(" ")),
+            printable(portfolio.map_or("", String::as_str)),
+            account.open_incidents.to_string(),
+            account
+                .last_callback_at
+                .map_or_else(String::new, format_time),
+        ]
+    });
+    table(&header, &[4], rows)
+}
+
 /// Alerts, with what became of each.
 pub(super) fn alert_table(alerts: &[Alert]) -> String {
     let header = [
-        "ID", "WRITTEN", "INCIDENT", "ACCOUNT", "CHANNEL", "TELLS", "STATE", "ANSWER",
+        "ID", "WRITTEN", "TELLS", "INCIDENT", "ACCOUNT", "CHANNEL", "STATE", "ANSWER",
     ];
     let rows = alerts.iter().map(|alert| {
         let state = match alert.state.as_str() {
@@ -211,15 +247,29 @@ pub(super) fn alert_table(alerts: &[Alert]) -> String {
         vec![
             alert.id.to_string(),
             format_time(alert.created_at),
-            alert.incident_id.to_string(),
+            printable(&alert.kind),
+            alert
+                .incident_id
+                .map_or_else(String::new, |id| id.to_string()),
             printable(&alert.waba_id),
             alert.channel.clone(),
-            alert.kind.clone(),
             state,
             printable(&answer.chars().take(40).collect::<String>()),
         ]
     });
-    table(&header, &[0, 2], rows)
+    table(&header, &[0, 3], rows)
+}
+
+/// The history of an incident, the latest first.
+pub(super) fn change_table(changes: &[IncidentChange]) -> String {
+    let rows = changes.iter().map(|change| {
+        vec![
+            format_time(change.at),
+            describe_change(change),
+            printable(change.by.as_deref().unwrap_or_default()),
+        ]
+    });
+    table(&["TIME", "WHAT", "BY"], &[], rows)
 }
 
 /// The first affected numbers of an incident, each with the result of its latest look-up.

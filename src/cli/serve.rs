@@ -30,7 +30,9 @@ Secrets come from the environment, or from a file that NAME_FILE names:
   LOCKWATCH_GRAPH_PROXY  http or https proxy to reach the Graph API through
   LOCKWATCH_ALERT_SLACK_URL       incoming webhook of Slack, or one that takes the same
   LOCKWATCH_ALERT_WEBHOOK_URL     webhook of yours that takes signed alerts, with
-  LOCKWATCH_ALERT_WEBHOOK_SECRET  its secret: whsec_ and base64";
+  LOCKWATCH_ALERT_WEBHOOK_SECRET  its secret: whsec_ and base64
+  LOCKWATCH_SMTP_URL              mail server: smtps://user:password@host, or smtp://… (STARTTLS)
+  LOCKWATCH_ALERTMANAGER_URL      Prometheus' Alertmanager";
 
 #[derive(Debug, Args)]
 #[command(after_help = SECRETS_HELP)]

@@ -6,9 +6,11 @@
 //! `Host` must be a loopback one. Browsers send credentials by themselves, so a request that
 //! changes something must come from our own pages, or not from a browser at all.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 
-use axum::extract::{Request, State};
+use axum::extract::{FromRequestParts, Request, State};
+use axum::http::request::Parts;
 use axum::http::uri::Authority;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
@@ -21,6 +23,7 @@ use subtle::ConstantTimeEq;
 use tower_http::csrf::ProtectionError;
 
 use super::error::Problem;
+use crate::lockout::person::Person;
 
 /// The check that a request must pass.
 #[derive(Debug, Clone)]
@@ -52,7 +55,7 @@ impl Guard {
                 Err(AccessError::ForeignHost)
             };
         };
-        let sent = sent_token(request.headers()).ok_or(AccessError::MissingToken)?;
+        let (_, sent) = sent_credentials(request.headers()).ok_or(AccessError::MissingToken)?;
         let digest = <[u8; 32]>::from(Sha256::digest(sent));
         if bool::from(digest.ct_eq(token.as_ref())) {
             Ok(())
@@ -106,8 +109,23 @@ impl IntoResponse for AccessError {
     }
 }
 
-/// Returns the token that a request sends, if it has exactly one `Authorization` header.
-fn sent_token(headers: &HeaderMap) -> Option<Vec<u8>> {
+/// The person who is logged in: the user of HTTP Basic, whom anybody may choose freely.
+#[derive(Debug)]
+pub(super) struct Login(pub(super) Option<Person>);
+
+impl<S: Send + Sync> FromRequestParts<S> for Login {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        let credentials = sent_credentials(&parts.headers);
+        let user = credentials.and_then(|(user, _)| Person::parse(&String::from_utf8(user?).ok()?));
+        Ok(Self(user))
+    }
+}
+
+/// Returns the user, if one is named, and the token that a request sends, if it has exactly one
+/// `Authorization` header.
+fn sent_credentials(headers: &HeaderMap) -> Option<(Option<Vec<u8>>, Vec<u8>)> {
     let mut values = headers.get_all(header::AUTHORIZATION).iter();
     let (Some(value), None) = (values.next(), values.next()) else {
         return None;
@@ -116,11 +134,11 @@ fn sent_token(headers: &HeaderMap) -> Option<Vec<u8>> {
     let (scheme, rest) = value.split_at(value.iter().position(|byte| *byte == b' ')?);
     let rest = rest.trim_ascii();
     match scheme.to_ascii_lowercase().as_slice() {
-        b"bearer" => Some(rest.to_vec()),
+        b"bearer" => Some((None, rest.to_vec())),
         b"basic" => {
             let pair = BASE64_STANDARD.decode(rest).ok()?;
             let colon = pair.iter().position(|byte| *byte == b':')?;
-            Some(pair[colon + 1..].to_vec())
+            Some((Some(pair[..colon].to_vec()), pair[colon + 1..].to_vec()))
         }
         _ => None,
     }

@@ -11,24 +11,28 @@
 pub mod api;
 mod auth;
 mod body_memory;
+mod by_hand;
 mod dashboard;
 mod error;
 mod eviction;
 pub(crate) mod listener;
 mod ops;
 mod query;
-mod resolve;
 pub mod webhook;
+
+use std::sync::Arc;
 
 use axum::extract::DefaultBodyLimit;
 use axum::http::StatusCode;
 use axum::{Router, middleware};
 use secrecy::SecretString;
+use tokio::sync::watch;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::csrf::CsrfLayer;
 
 use self::auth::Guard;
 use self::error::Problem;
+use crate::alerts::Roster;
 use crate::meta::codes::WatchedCodes;
 use crate::metrics::Metrics;
 use crate::progress::Progress;
@@ -44,8 +48,8 @@ pub(crate) fn public_router(webhook: webhook::Webhook) -> Router {
 pub(crate) struct Shown {
     /// The watched codes.
     pub(crate) codes: WatchedCodes,
-    /// The names of the channels for alerts.
-    pub(crate) alert_channels: Vec<String>,
+    /// The channels for alerts, as they are at the moment.
+    pub(crate) roster: watch::Receiver<Arc<Roster>>,
 }
 
 /// Returns the routes of the admin listener: readiness is open, everything else is guarded.
@@ -65,7 +69,7 @@ pub(crate) fn admin_router(
         .merge(ops::metrics_router(db.clone(), metrics, progress.clone()))
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
-        .layer(DefaultBodyLimit::max(resolve::ADMIN_BODY_LIMIT_BYTES))
+        .layer(DefaultBodyLimit::max(by_hand::ADMIN_BODY_LIMIT_BYTES))
         .layer(CatchPanicLayer::custom(error::panic_response))
         .layer(CsrfLayer::new().with_rejection_response(auth::cross_site_response))
         .layer(middleware::from_fn_with_state(

@@ -13,7 +13,7 @@ use tracing::debug;
 use crate::error_chain::error_chain;
 use crate::metrics::{Metrics, Snapshot};
 use crate::progress::Progress;
-use crate::store::{self, Pool, Readiness, overview};
+use crate::store::{Pool, overview};
 
 const READINESS_TIMEOUT: Duration = Duration::from_secs(3);
 const METRICS_TIMEOUT: Duration = Duration::from_secs(2);
@@ -35,40 +35,11 @@ pub(super) fn readiness_router(db: Pool, progress: Progress) -> Router {
         .with_state((db, progress))
 }
 
-async fn get_readiness(
-    State((db, progress)): State<(Pool, Progress)>,
-) -> (StatusCode, &'static str) {
-    match find_obstacle(&db, &progress, READINESS_TIMEOUT).await {
-        None => (StatusCode::OK, "ready\n"),
-        Some(obstacle) => (StatusCode::SERVICE_UNAVAILABLE, obstacle),
+async fn get_readiness(State((db, progress)): State<(Pool, Progress)>) -> (StatusCode, String) {
+    match progress.find_obstacle(&db, READINESS_TIMEOUT).await {
+        None => (StatusCode::OK, "ready\n".to_owned()),
+        Some(obstacle) => (StatusCode::SERVICE_UNAVAILABLE, format!("{obstacle}\n")),
     }
-}
-
-/// Returns the reason why lockouts cannot be recorded now, if there is one.
-pub(super) async fn find_obstacle(
-    db: &Pool,
-    progress: &Progress,
-    limit: Duration,
-) -> Option<&'static str> {
-    match timeout(limit, store::readiness(db)).await {
-        Ok(Ok(Readiness::Ready)) => {}
-        Ok(Ok(Readiness::ReadOnly)) => return Some("the database takes no writes\n"),
-        Ok(Ok(Readiness::Unmigrated)) => {
-            return Some("the database lacks this version's tables\n");
-        }
-        Ok(Err(error)) => {
-            debug!("not ready: {}", error_chain(&error));
-            return Some("the database cannot be reached\n");
-        }
-        Err(_) => return Some("the database does not answer\n"),
-    }
-    if progress.append_failed_at().is_some() {
-        return Some("the last append to the inbox failed\n");
-    }
-    if !progress.is_processing() {
-        return Some("the inbox has not been processed for a minute\n");
-    }
-    None
 }
 
 /// `GET /metrics`: the process's counters, and gauges from the database. If the database does not
@@ -85,7 +56,7 @@ async fn get_metrics(
     // Counted first: the scrape itself uses the pool.
     let pool = overview::pool_use(&db);
     let (obstacle, overview) = tokio::join!(
-        find_obstacle(&db, &progress, METRICS_TIMEOUT),
+        progress.find_obstacle(&db, METRICS_TIMEOUT),
         timeout(METRICS_TIMEOUT, overview::fetch(&db))
     );
     let overview = overview.ok().and_then(|overview| {

@@ -140,6 +140,7 @@ pub(super) enum List {
     Incidents,
     Deliveries,
     Checks,
+    Changes,
 }
 
 impl List {
@@ -150,6 +151,7 @@ impl List {
             Self::Incidents => 'i',
             Self::Deliveries => 'd',
             Self::Checks => 'c',
+            Self::Changes => 'h',
         };
         format!("{letter}{before:016x}")
     }

@@ -18,6 +18,7 @@ use tracing::{debug, info, warn};
 
 use super::body_memory::{BODY_LIMIT_BYTES, BodyError, BodyMemory};
 use super::eviction::Evictable;
+use crate::heard::Heard;
 use crate::inbox::{Capturing, Inbox, NewCallback, NotStored};
 use crate::meta::interest::Interest;
 use crate::meta::signature::{self, Signature, Verifier};
@@ -36,6 +37,7 @@ struct Shared {
     inbox: Inbox,
     capturing: Capturing,
     sent: SentWatch,
+    heard: Heard,
     bodies: BodyMemory,
     refusals: RefusalLog,
     metrics: WebhookMetrics,
@@ -50,7 +52,7 @@ impl Webhook {
         verify_token: SecretString,
         interest: Interest,
         (inbox, capturing): (Inbox, Capturing),
-        sent: SentWatch,
+        (sent, heard): (SentWatch, Heard),
         metrics: WebhookMetrics,
     ) -> Self {
         Self(Arc::new(Shared {
@@ -60,6 +62,7 @@ impl Webhook {
             inbox,
             capturing,
             sent,
+            heard,
             bodies: BodyMemory::default(),
             refusals: RefusalLog::default(),
             metrics,
@@ -155,6 +158,7 @@ async fn acknowledge(shared: &Shared, request: Request) -> Result<Acknowledgemen
         arrived,
         held,
     } = SignedCallback::receive(request, shared).await?;
+    shared.heard.note(&callback.body);
     if !callback.is_of_interest && shared.capturing != Capturing::All {
         shared.sent.look(&callback.body);
         return Ok(Acknowledgement::NoInterest);

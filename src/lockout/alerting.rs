@@ -1,11 +1,13 @@
 //! Alerting: which changes of an incident a person is told of, and when a message is tried again.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use time::OffsetDateTime;
 
-use super::cause::LockoutCause;
+use super::cause::{LockoutCause, Meaning, Notice};
 use super::change::ChangeKind;
+use super::trouble::{ALL_ACCOUNTS, TroubleKind};
 
 /// The opening waits for the first answer for this long, so that one message says what and why.
 pub const OPENING_HOLD: Duration = Duration::from_secs(10);
@@ -15,6 +17,8 @@ pub const CAUSE_INTERVAL: Duration = Duration::from_secs(5 * 60);
 const AT_ONCE_LIMIT: i64 = 5;
 /// What comes after the first few of this time goes together, at its end.
 pub const DIGEST_INTERVAL: Duration = Duration::from_secs(60);
+/// The time after which people are reminded of an incident that is still open.
+pub const REMINDER_INTERVAL: Duration = Duration::from_secs(24 * 60 * 60);
 /// The pauses before a second try and those after it; then hourly.
 const RETRY_INTERVALS: [Duration; 6] = [
     Duration::from_secs(5),
@@ -39,19 +43,150 @@ pub enum AlertKind {
     Resolved,
     /// It goes on.
     Reopened,
+    /// It is still open a day later.
+    Reminder,
+    /// Meta warns of something that may lock an account.
+    Notice,
+    /// Something keeps Lockwatch from hearing or telling.
+    Began(TroubleKind),
+    /// That is over.
+    Over(TroubleKind),
 }
 
 impl AlertKind {
-    /// The word for it in the database.
+    const OF_INCIDENTS: [Self; 5] = [
+        Self::Opened,
+        Self::CauseChanged,
+        Self::Resolved,
+        Self::Reopened,
+        Self::Reminder,
+    ];
+
+    /// Every kind.
+    pub fn all() -> impl Iterator<Item = Self> {
+        let troubles = TroubleKind::ALL.into_iter();
+        let troubles = troubles.flat_map(|kind| [Self::Began(kind), Self::Over(kind)]);
+        let fixed = Self::OF_INCIDENTS.into_iter().chain([Self::Notice]);
+        fixed.chain(troubles)
+    }
+
+    /// The `type` of a webhook, and the word in the database: `incident.opened`, `account.notice`,
+    /// `lockwatch.inbox_stuck`, `lockwatch.inbox_stuck_over`.
     #[must_use]
-    pub fn as_str(self) -> &'static str {
+    pub fn name(self) -> Cow<'static, str> {
         match self {
-            Self::Opened => "opened",
-            Self::CauseChanged => "cause_changed",
-            Self::Resolved => "resolved",
-            Self::Reopened => "reopened",
+            Self::Opened => "incident.opened".into(),
+            Self::CauseChanged => "incident.cause_changed".into(),
+            Self::Resolved => "incident.resolved".into(),
+            Self::Reopened => "incident.reopened".into(),
+            Self::Reminder => "incident.reminder".into(),
+            Self::Notice => "account.notice".into(),
+            Self::Began(kind) => format!("lockwatch.{}", kind.as_str()).into(),
+            Self::Over(kind) => format!("lockwatch.{}_over", kind.as_str()).into(),
         }
     }
+
+    /// Parses a name. `None`: a later version wrote it.
+    #[must_use]
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::all().find(|kind| kind.name() == name)
+    }
+}
+
+/// What a channel is told of. An empty list chooses everything.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Filter {
+    /// Kinds, or their first parts: `incident`, `account`, `lockwatch`.
+    pub kinds: Vec<String>,
+    /// Accounts; with `labels`, an account that either chooses.
+    pub accounts: Vec<String>,
+    /// Labels of accounts.
+    pub labels: Vec<String>,
+    /// Whether reminders are left out.
+    pub is_without_reminders: bool,
+}
+
+impl Filter {
+    /// Returns whether a word can stand in [`kinds`](Self::kinds).
+    #[must_use]
+    pub fn knows_kind(word: &str) -> bool {
+        AlertKind::all().any(|kind| is_of_kind(&kind.name(), word))
+    }
+
+    /// Returns whether the channel is told of this kind.
+    #[must_use]
+    pub fn wants_kind(&self, kind: AlertKind) -> bool {
+        if kind == AlertKind::Reminder && self.is_without_reminders {
+            return false;
+        }
+        let name = kind.name();
+        self.kinds.is_empty() || self.kinds.iter().any(|word| is_of_kind(&name, word))
+    }
+
+    /// Returns whether the channel is told of this account. What concerns all accounts concerns
+    /// every channel.
+    #[must_use]
+    pub fn wants_account(&self, waba_id: &str, labels: &[String]) -> bool {
+        waba_id == ALL_ACCOUNTS
+            || self.accounts.is_empty() && self.labels.is_empty()
+            || self.accounts.iter().any(|account| account == waba_id)
+            || self.labels.iter().any(|label| labels.contains(label))
+    }
+}
+
+/// The end of a trouble goes where its beginning went.
+fn is_of_kind(name: &str, word: &str) -> bool {
+    let rest = name.strip_prefix(word);
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.') || rest == "_over")
+}
+
+/// A channel, as far as it is told of something.
+#[derive(Debug, Clone)]
+pub struct Subscriber {
+    /// The name of the channel.
+    pub name: String,
+    /// What it is told of.
+    pub filter: Filter,
+}
+
+impl Subscriber {
+    /// Returns the channels that are told of this.
+    #[must_use]
+    pub fn wanting(
+        subscribers: &[Self],
+        kind: AlertKind,
+        waba_id: &str,
+        labels: &[String],
+    ) -> Vec<String> {
+        subscribers
+            .iter()
+            .filter(|one| one.filter.wants_kind(kind) && one.filter.wants_account(waba_id, labels))
+            .map(|one| one.name.clone())
+            .collect()
+    }
+}
+
+/// A notice that came later than this after its event, such as a replayed one, wakes nobody.
+const NOTICE_AGE_LIMIT: time::Duration = time::Duration::DAY;
+
+/// Decides whether people are told of a notice by itself. One that opens an incident is told by
+/// that, and one that explains an open incident as its cause.
+#[must_use]
+pub fn is_notice_told(
+    notice: &Notice,
+    received_at: OffsetDateTime,
+    is_evidence: bool,
+    has_open_incident: bool,
+) -> bool {
+    let is_warning = match notice.meaning() {
+        Meaning::Locks(_) => !has_open_incident,
+        // A changed PIN and a template are no threat to the account.
+        Meaning::Warns => {
+            notice.field != "security" && !notice.field.starts_with("message_template")
+        }
+        Meaning::Lifts(_) | Meaning::Nothing => false,
+    };
+    is_warning && !is_evidence && received_at - notice.occurred_at <= NOTICE_AGE_LIMIT
 }
 
 /// An incident's change, and what is known when somebody is to be told.
@@ -117,6 +252,9 @@ pub fn decide(news: &News) -> Decision {
             None => Decision::Skip,
         },
         ChangeKind::Reopened => Decision::Tell(AlertKind::Reopened),
+        ChangeKind::Acknowledged => Decision::Skip,
+        ChangeKind::Reminded if news.ended_at.is_some() => Decision::Skip,
+        ChangeKind::Reminded => Decision::Tell(AlertKind::Reminder),
     }
 }
 
@@ -229,6 +367,47 @@ mod tests {
             ..news(ChangeKind::Resolved(Resolution::Reinstated))
         };
         assert_eq!(decide(&over), Decision::Tell(AlertKind::Resolved));
+    }
+
+    #[test]
+    fn names_are_parsed_back_and_families_choose() {
+        for kind in AlertKind::all() {
+            assert_eq!(AlertKind::parse(&kind.name()), Some(kind));
+        }
+        let wants = |words: &[&str], kind| {
+            let kinds = words.iter().map(|word| (*word).to_owned()).collect();
+            let filter = Filter {
+                kinds,
+                ..Filter::default()
+            };
+            filter.wants_kind(kind)
+        };
+        let silent = TroubleKind::CallbacksSilent;
+        assert!(wants(&[], AlertKind::Reminder));
+        assert!(wants(&["incident"], AlertKind::Reopened));
+        assert!(!wants(&["incident.opened"], AlertKind::Resolved));
+        assert!(!wants(&["incident"], AlertKind::Began(silent)));
+        assert!(wants(
+            &["lockwatch.callbacks_silent"],
+            AlertKind::Over(silent)
+        ));
+        assert!(Filter::knows_kind("account") && Filter::knows_kind("account.notice"));
+        assert!(!Filter::knows_kind("accounts") && !Filter::knows_kind("incident.open"));
+        assert!(!Filter::knows_kind(""));
+    }
+
+    #[test]
+    fn accounts_and_labels_choose_accounts() {
+        let filter = Filter {
+            accounts: vec!["1".to_owned()],
+            labels: vec!["eu".to_owned()],
+            ..Filter::default()
+        };
+        let eu = ["eu".to_owned()];
+        assert!(filter.wants_account("1", &[]));
+        assert!(filter.wants_account("2", &eu));
+        assert!(!filter.wants_account("2", &[]));
+        assert!(filter.wants_account(ALL_ACCOUNTS, &[]));
     }
 
     #[test]

@@ -1,7 +1,9 @@
-//! Changes of an incident: it is opened, gets a cause, is resolved, and is open again.
+//! Changes of an incident: it is opened, gets a cause, is acknowledged, is resolved, and is open
+//! again.
 
 use super::cause::LockoutCause;
 use super::incident::Resolution;
+use super::person::Person;
 use crate::meta::ids::WabaId;
 
 /// One change of an incident.
@@ -13,6 +15,8 @@ pub struct Change {
     pub waba_id: WabaId,
     /// The kind of the change.
     pub kind: ChangeKind,
+    /// The person who made it, if one did.
+    pub by: Option<Person>,
 }
 
 /// The kinds of changes.
@@ -26,6 +30,10 @@ pub enum ChangeKind {
     CauseChanged(LockoutCause),
     /// The incident was resolved.
     Resolved(Resolution),
+    /// A person has seen it.
+    Acknowledged,
+    /// It is still open a day after people were last told.
+    Reminded,
     /// The incident goes on: a late failure or notice shows it, or a person said so.
     Reopened,
 }
@@ -39,6 +47,8 @@ impl ChangeKind {
             Self::CauseFound(_) => "cause_found",
             Self::CauseChanged(_) => "cause_changed",
             Self::Resolved(_) => "resolved",
+            Self::Acknowledged => "acknowledged",
+            Self::Reminded => "reminded",
             Self::Reopened => "reopened",
         }
     }
@@ -47,7 +57,7 @@ impl ChangeKind {
     #[must_use]
     pub fn detail(self) -> Option<&'static str> {
         match self {
-            Self::Opened | Self::Reopened => None,
+            Self::Opened | Self::Acknowledged | Self::Reminded | Self::Reopened => None,
             Self::CauseFound(cause) | Self::CauseChanged(cause) => Some(cause.as_str()),
             Self::Resolved(resolution) => Some(resolution.as_str()),
         }
@@ -62,6 +72,8 @@ impl ChangeKind {
             "cause_found" => cause().map(Self::CauseFound),
             "cause_changed" => cause().map(Self::CauseChanged),
             "resolved" => detail.and_then(Resolution::parse).map(Self::Resolved),
+            "acknowledged" => Some(Self::Acknowledged),
+            "reminded" => Some(Self::Reminded),
             "reopened" => Some(Self::Reopened),
             _ => None,
         }

@@ -7,6 +7,7 @@
 //! | [`interest`] | whether the bytes of a callback may concern Lockwatch |
 //! | [`status`] | one failed message |
 //! | [`sent`] | the sent messages of a callback |
+//! | [`entry`] | the account that a callback begins with |
 //! | [`event`] | one event of an account |
 //! | [`health`] | parse an answer to a `health_status` look-up |
 //! | [`graph_error`] | errors of the Graph API, and what they mean |
@@ -22,6 +23,7 @@
 pub mod capture;
 pub mod codes;
 pub mod compose;
+pub mod entry;
 pub mod event;
 pub mod graph_error;
 pub mod health;

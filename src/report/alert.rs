@@ -2,191 +2,374 @@
 
 use std::cmp::Reverse;
 
+use serde::Serialize;
 use time::OffsetDateTime;
 
 use super::IncidentReport;
-use super::text::{describe_state, format_count, format_duration, format_time, printable};
+use super::text::{
+    describe_state, format_count, format_duration, format_number, format_time, printable,
+};
+use crate::lockout::cause::{Notice, support_home_url};
 use crate::lockout::codes::Kind;
+use crate::store::events::AccountNotice;
+use crate::store::troubles::Trouble;
 
 /// The numbers that a message names. Others are counted.
 const NUMBERS_LIMIT: usize = 3;
-/// The incidents that a digest names. Others are counted.
+/// What a digest names. The rest is counted.
 const DIGEST_NAMES: usize = 5;
 /// The characters of a cause in a message.
 const SUMMARY_LIMIT_CHARACTERS: usize = 600;
+/// The characters of a title, and those of a text: receivers take about 2000 together.
+const TITLE_LIMIT_CHARACTERS: usize = 200;
+const TEXT_LIMIT_CHARACTERS: usize = 1500;
 
-/// A message about an incident.
+/// What a message tells of.
+#[derive(Debug, Clone)]
+pub enum Topic {
+    /// An incident.
+    Incident(Box<IncidentReport>),
+    /// A notice of Meta's about an account.
+    Notice(AccountNotice),
+    /// A trouble of Lockwatch itself.
+    Trouble(Trouble),
+}
+
+/// How soon a person should look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// Nothing is to be done: it is over, or a test.
+    Info,
+    /// Soon.
+    Warning,
+    /// Now.
+    Critical,
+}
+
+impl Severity {
+    /// The word for it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Info => "info",
+            Self::Warning => "warning",
+            Self::Critical => "critical",
+        }
+    }
+}
+
+/// The messages about one thing, which belong together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Thread {
+    /// Its id: the same for all messages, on all channels.
+    pub id: String,
+    /// Its subject, which stays.
+    pub subject: String,
+    /// Whether this message opens it.
+    pub is_first: bool,
+}
+
+/// A message.
 #[derive(Debug, Clone)]
 pub struct Message {
     /// Its id, the same in each try and on each channel.
     pub id: String,
-    /// What it tells, as a word: `opened`, `cause_changed`, `resolved`, `reopened`, `digest` or
-    /// `test`.
+    /// What it tells, such as `incident.opened`; `digest`, or `test`.
     pub kind: String,
     /// What happened, in a line.
     pub title: String,
     /// The rest, in lines.
     pub lines: Vec<String>,
-    /// The incident's page, if it is known how people reach it.
+    /// The page about it, if it is known how people reach the dashboard.
     pub url: Option<String>,
-    /// Whether the incident is over.
+    /// How soon a person should look.
+    pub severity: Severity,
+    /// Whether what it tells of is over.
     pub is_over: bool,
-    /// The incident; in a digest all of them, in a test none.
-    pub reports: Vec<IncidentReport>,
+    /// What it belongs to.
+    pub thread: Thread,
+    /// One, in a digest several, in a test none.
+    pub topics: Vec<Topic>,
     /// When it was written.
     pub written_at: OffsetDateTime,
 }
 
 impl Message {
-    /// Writes the message about a change of an incident.
+    /// Writes the message of a kind about something.
     #[must_use]
     pub fn new(
+        id: String,
         kind: &str,
-        change_id: i64,
-        report: IncidentReport,
+        topic: Topic,
         external_url: Option<&str>,
         now: OffsetDateTime,
     ) -> Self {
-        let incident = &report.incident;
-        let is_over = incident.ended_at.is_some();
-        let id = incident.id;
-        let url = external_url.map(|url| format!("{}/incidents/{id}", url.trim_end_matches('/')));
-        let mut lines = vec![format!("Why: {}", why(&report))];
-        let since = format_time(incident.opened_at);
-        match incident.ended_at {
-            Some(ended_at) => {
-                let lasted = format_duration(ended_at - incident.opened_at);
-                let end = describe_state(incident);
-                let at = format_time(ended_at);
-                lines.push(format!(
-                    "Locked from {since}, for {lasted}. It ended at {at}: {end}."
-                ));
+        let site = external_url.map(|url| url.trim_end_matches('/'));
+        let (title, lines, severity, is_over, thread) = match &topic {
+            Topic::Incident(report) => {
+                let is_over = report.incident.ended_at.is_some();
+                let severity = match is_over {
+                    true => Severity::Info,
+                    false => Severity::Critical,
+                };
+                (
+                    incident_title(kind, report),
+                    incident_lines(report, now),
+                    severity,
+                    is_over,
+                    incident_thread(kind, report),
+                )
             }
-            None => {
-                let age = format_duration(now - incident.opened_at);
-                lines.push(format!("Since {since} ({age} ago)."));
+            Topic::Notice(notice) => (
+                notice_title(notice),
+                notice_lines(notice),
+                Severity::Warning,
+                false,
+                Thread {
+                    id: format!("notice.{}", notice.event.id),
+                    subject: notice_title(notice),
+                    is_first: true,
+                },
+            ),
+            Topic::Trouble(trouble) => {
+                let is_over = trouble.ended_at.is_some();
+                let severity = match (is_over, trouble.kind.as_str()) {
+                    (true, _) => Severity::Info,
+                    (false, "not_recording") => Severity::Critical,
+                    (false, _) => Severity::Warning,
+                };
+                let began = trouble.began_at.unix_timestamp();
+                let thread = Thread {
+                    id: format!("{}.{}.{began}", trouble.kind, trouble.waba_id),
+                    subject: trouble.title(),
+                    is_first: !kind.ends_with("_over"),
+                };
+                let title = match is_over {
+                    true => format!("Over: {}", trouble.title()),
+                    false => trouble.title(),
+                };
+                (title, trouble_lines(trouble), severity, is_over, thread)
             }
-        }
-        lines.push(describe_failures(&report));
-        if let Some(step) = report.next_steps.first().filter(|_| !is_over) {
-            lines.push(format!("First: {step}"));
-        }
+        };
+        let path = match &topic {
+            Topic::Incident(report) => format!("/incidents/{}", report.incident.id),
+            Topic::Notice(_) | Topic::Trouble(_) => "/".to_owned(),
+        };
         Self {
-            id: format!("lockwatch_{change_id}"),
+            id,
             kind: kind.to_owned(),
-            title: title(kind, &report),
+            title: shorten(&printable(&title), TITLE_LIMIT_CHARACTERS),
             lines: lines.iter().map(|line| printable(line)).collect(),
-            url,
+            url: site.map(|site| format!("{site}{path}")),
+            severity,
             is_over,
-            written_at: now,
-            reports: vec![report],
-        }
-    }
-
-    /// Writes one message about several incidents. It names the worst.
-    #[must_use]
-    pub fn digest(
-        latest_change_id: i64,
-        mut reports: Vec<IncidentReport>,
-        external_url: Option<&str>,
-        now: OffsetDateTime,
-    ) -> Self {
-        // What is open comes first, then what hits most messages.
-        reports.sort_by_key(|report| {
-            let incident = &report.incident;
-            (incident.ended_at.is_some(), Reverse(incident.failure_count))
-        });
-        let count = i64::try_from(reports.len()).unwrap_or(i64::MAX);
-        let open = reports
-            .iter()
-            .filter(|report| report.incident.ended_at.is_none());
-        let open = i64::try_from(open.count()).unwrap_or(i64::MAX);
-        let mut lines: Vec<String> = reports
-            .iter()
-            .take(DIGEST_NAMES)
-            .map(|report| {
-                let failures = report.incident.failure_count;
-                let failures = format_count(failures, "failed message", "failed messages");
-                format!("{} ({failures})", title("", report))
-            })
-            .collect();
-        if reports.len() > DIGEST_NAMES {
-            lines.push(format!("And {} more.", reports.len() - DIGEST_NAMES));
-        }
-        let incidents = format_count(count, "incident", "incidents");
-        Self {
-            id: format!("lockwatch_digest_{latest_change_id}"),
-            kind: "digest".to_owned(),
-            title: format!("{incidents} more, {open} of them open"),
-            lines,
-            url: external_url.map(ToOwned::to_owned),
-            is_over: open == 0,
-            reports,
+            thread,
+            topics: vec![topic],
             written_at: now,
         }
     }
 
     /// Writes a message that only tests a channel.
     #[must_use]
-    pub fn test(now: OffsetDateTime) -> Self {
+    pub fn test(id: String, now: OffsetDateTime) -> Self {
+        let title = "Lockwatch: a test alert. Nothing is locked.";
         Self {
-            id: format!("lockwatch_test_{}", now.unix_timestamp_nanos()),
+            thread: Thread {
+                id: id.clone(),
+                subject: title.to_owned(),
+                is_first: true,
+            },
+            id,
             kind: "test".to_owned(),
-            title: "Lockwatch: a test alert. Nothing is locked.".to_owned(),
+            title: title.to_owned(),
             lines: vec!["If you read this, alerts arrive here.".to_owned()],
             url: None,
+            severity: Severity::Info,
             is_over: true,
-            reports: vec![],
+            topics: vec![],
             written_at: now,
         }
     }
 
-    /// The `type` of a webhook.
+    /// The text below the title.
     #[must_use]
-    pub fn webhook_type(&self) -> String {
-        match self.kind.as_str() {
-            "test" | "digest" => self.kind.clone(),
-            kind => format!("incident.{kind}"),
+    pub fn text(&self) -> String {
+        shorten(&self.lines.join("\n"), TEXT_LIMIT_CHARACTERS)
+    }
+}
+
+/// Several things that are told together.
+#[derive(Debug, Clone, Default)]
+pub struct Digest {
+    /// The worst of them.
+    pub topics: Vec<Topic>,
+    /// All incidents, open or not.
+    pub incidents: i64,
+    /// Those of them that are open.
+    pub open: i64,
+    /// All notices of Meta's.
+    pub notices: i64,
+    /// All troubles.
+    pub troubles: i64,
+}
+
+impl Digest {
+    /// Writes one message. It names the worst.
+    #[must_use]
+    pub fn write(mut self, id: String, external_url: Option<&str>, now: OffsetDateTime) -> Message {
+        self.topics.sort_by_key(digest_rank);
+        let title = self.title();
+        let names = self.topics.iter().take(DIGEST_NAMES);
+        let mut lines: Vec<String> = names.map(|topic| printable(&digest_line(topic))).collect();
+        let named = i64::try_from(lines.len()).unwrap_or(i64::MAX);
+        let more = self.incidents + self.notices + self.troubles - named;
+        if more > 0 {
+            lines.push(format!("And {} more.", format_number(more)));
+        }
+        let worst = self.topics.iter().map(topic_severity).max();
+        let severity = worst.unwrap_or(Severity::Info);
+        Message {
+            thread: Thread {
+                id: id.clone(),
+                subject: title.clone(),
+                is_first: true,
+            },
+            id,
+            kind: "digest".to_owned(),
+            title,
+            lines,
+            url: external_url.map(ToOwned::to_owned),
+            severity,
+            is_over: severity == Severity::Info,
+            topics: self.topics,
+            written_at: now,
+        }
+    }
+
+    fn title(&self) -> String {
+        let open = format_number(self.open);
+        let parts = [
+            (
+                self.incidents,
+                "incident more",
+                "incidents more",
+                format!(", {open} of them open"),
+            ),
+            (
+                self.notices,
+                "warning of Meta's",
+                "warnings of Meta's",
+                String::new(),
+            ),
+            (
+                self.troubles,
+                "trouble of Lockwatch",
+                "troubles of Lockwatch",
+                String::new(),
+            ),
+        ];
+        let parts = parts.into_iter().filter(|(count, ..)| *count > 0);
+        let parts: Vec<String> = parts
+            .map(|(count, one, many, rest)| format_count(count, one, many) + &rest)
+            .collect();
+        match parts.is_empty() {
+            true => "Several test alerts. Nothing is locked.".to_owned(),
+            false => parts.join("; "),
         }
     }
 }
 
-fn title(kind: &str, report: &IncidentReport) -> String {
+/// The account of an incident, for a person.
+fn account_name(report: &IncidentReport) -> String {
     let incident = &report.incident;
-    let account = match &incident.account_name {
+    match &incident.account_name {
         Some(name) => format!("{name} ({})", incident.waba_id),
         None => incident.waba_id.to_string(),
-    };
-    let state = report.state();
+    }
+}
+
+/// The title of an incident's message.
+#[must_use]
+pub(crate) fn incident_title(kind: &str, report: &IncidentReport) -> String {
+    let incident = &report.incident;
+    let (account, state) = (account_name(report), report.state());
     // What is stopped names the cause, but for a lock.
     let cause = match incident.kind == Kind::Lock {
         true => report.cause_title(),
         false => "",
     };
-    printable(&match (kind, incident.ended_at) {
-        ("opened" | "cause_changed" | "reopened", Some(_)) => {
-            format!("Account {account} {state}, and that is over: {cause}")
-        }
-        ("cause_changed", None) => format!("Account {account}: the cause is known: {cause}"),
-        ("reopened", None) => format!("Account {account} {state} still: {cause}"),
-        ("resolved", _) => {
+    match (kind, incident.ended_at) {
+        ("incident.resolved", _) => {
             let end = describe_state(incident);
             format!("Over: account {account} {state}: {end}")
         }
         (_, Some(_)) => format!("Account {account} {state}, and that is over: {cause}"),
+        ("incident.cause_changed", None) => {
+            format!("Account {account}: the cause is known: {cause}")
+        }
+        ("incident.reopened" | "incident.reminder", None) => {
+            format!("Account {account} {} still: {cause}", state)
+        }
         _ => format!("Account {account} {state}: {cause}"),
-    })
+    }
     .trim_end_matches(": ")
     .to_owned()
+}
+
+fn incident_lines(report: &IncidentReport, now: OffsetDateTime) -> Vec<String> {
+    let incident = &report.incident;
+    let mut lines = vec![format!("Why: {}", why(report))];
+    let since = format_time(incident.opened_at);
+    match incident.ended_at {
+        Some(ended_at) => {
+            let lasted = format_duration(ended_at - incident.opened_at);
+            let end = describe_state(incident);
+            let at = format_time(ended_at);
+            lines.push(format!(
+                "Locked from {since}, for {lasted}. It ended at {at}: {end}."
+            ));
+        }
+        None => {
+            let age = format_duration(now - incident.opened_at);
+            lines.push(format!("Since {since} ({age} ago)."));
+        }
+    }
+    lines.push(describe_failures(report));
+    if let Some(step) = report.next_steps.first()
+        && incident.ended_at.is_none()
+    {
+        lines.push(format!("First: {step}"));
+    }
+    lines
+}
+
+/// The subject names no cause: that may change, and the messages stay together.
+fn incident_thread(kind: &str, report: &IncidentReport) -> Thread {
+    let incident = &report.incident;
+    let opened = incident.opened_at.unix_timestamp();
+    let stopped = match incident.kind.known().unwrap_or(Kind::Lock) {
+        Kind::Lock => "locked",
+        Kind::Payment => "stopped for want of a payment",
+        Kind::Registration => "stopped: a number is not registered",
+        Kind::Country => "stopped for some countries",
+        Kind::Limit => "stopped by its limit",
+    };
+    Thread {
+        id: format!("incident.{}.{opened}", incident.id),
+        subject: printable(&format!(
+            "Account {} {stopped} (incident {})",
+            account_name(report),
+            incident.id
+        )),
+        is_first: kind == "incident.opened",
+    }
 }
 
 fn why(report: &IncidentReport) -> String {
     let title = report.cause_title();
     match &report.incident.cause_summary {
-        Some(summary) => {
-            let summary: String = summary.chars().take(SUMMARY_LIMIT_CHARACTERS).collect();
-            format!("{title}. {summary}")
-        }
+        Some(summary) => format!("{title}. {}", shorten(summary, SUMMARY_LIMIT_CHARACTERS)),
         None => format!("{title}."),
     }
 }
@@ -211,4 +394,88 @@ fn describe_failures(report: &IncidentReport) -> String {
         more => format!(" and {more} more"),
     };
     format!("{failed}, of {}{more}.", named.join(", "))
+}
+
+fn notice_title(notice: &AccountNotice) -> String {
+    let account = match &notice.account_name {
+        Some(name) => format!("{name} ({})", notice.waba_id),
+        None => notice.waba_id.clone(),
+    };
+    let what = notice.event.state.as_deref().unwrap_or(&notice.event.event);
+    format!("Meta warns account {account}: {}", what.replace(',', ", "))
+}
+
+fn notice_lines(notice: &AccountNotice) -> Vec<String> {
+    let event = &notice.event;
+    let summary = Notice {
+        field: event.field.clone(),
+        event: event.event.clone(),
+        state: event.state.clone(),
+        detail: event.detail.clone(),
+        occurred_at: event.occurred_at,
+        expires_at: event.expires_at,
+    }
+    .summary();
+    let support_home = support_home_url(notice.portfolio_id.as_deref());
+    vec![
+        shorten(&summary, SUMMARY_LIMIT_CHARACTERS),
+        format!("At {}.", format_time(event.occurred_at)),
+        format!("First: See in Business Support Home ({support_home}) what Meta expects."),
+    ]
+}
+
+fn trouble_lines(trouble: &Trouble) -> Vec<String> {
+    let began = format_time(trouble.began_at);
+    match trouble.ended_at {
+        Some(ended_at) => {
+            let lasted = format_duration(ended_at - trouble.began_at);
+            let at = format_time(ended_at);
+            vec![format!("It lasted from {began} to {at}, for {lasted}.")]
+        }
+        None => vec![
+            trouble.detail.clone(),
+            format!("Seen since {began}."),
+            format!("First: {}", trouble.advice()),
+        ],
+    }
+}
+
+fn topic_severity(topic: &Topic) -> Severity {
+    match topic {
+        Topic::Incident(report) if report.incident.ended_at.is_none() => Severity::Critical,
+        Topic::Notice(_) => Severity::Warning,
+        Topic::Trouble(trouble) if trouble.ended_at.is_none() => Severity::Warning,
+        Topic::Incident(_) | Topic::Trouble(_) => Severity::Info,
+    }
+}
+
+/// What is open comes first, then what hits most messages.
+fn digest_rank(topic: &Topic) -> (Reverse<Severity>, Reverse<i64>) {
+    let failures = match topic {
+        Topic::Incident(report) => report.incident.failure_count,
+        Topic::Notice(_) | Topic::Trouble(_) => 0,
+    };
+    (Reverse(topic_severity(topic)), Reverse(failures))
+}
+
+fn digest_line(topic: &Topic) -> String {
+    match topic {
+        Topic::Incident(report) => {
+            let failures = report.incident.failure_count;
+            let failures = format_count(failures, "failed message", "failed messages");
+            format!("{} ({failures})", incident_title("", report))
+        }
+        Topic::Notice(notice) => notice_title(notice),
+        Topic::Trouble(trouble) if trouble.ended_at.is_some() => {
+            format!("Over: {}", trouble.title())
+        }
+        Topic::Trouble(trouble) => trouble.title(),
+    }
+}
+
+fn shorten(text: &str, limit: usize) -> String {
+    match text.char_indices().nth(limit) {
+        None => text.to_owned(),
+        Some((end, _)) => format!("{}…", &text[..end]),
+    }
 }

@@ -9,6 +9,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::IncidentReport;
+use crate::store::changes::IncidentChange;
 use crate::store::checks::HealthCheck;
 use crate::store::deliveries::Delivery;
 
@@ -68,6 +69,10 @@ impl Row for Delivery {
         "callback_data",
         "capture_id",
     ];
+}
+
+impl Row for IncidentChange {
+    const COLUMNS: &[&str] = &["id", "incident_id", "kind", "at", "by", "detail"];
 }
 
 impl Row for HealthCheck {

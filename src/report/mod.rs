@@ -11,6 +11,7 @@ pub(crate) mod explanation;
 mod mask;
 pub(crate) mod text;
 pub mod timeline;
+pub(crate) mod trouble;
 
 use std::collections::BTreeMap;
 
@@ -22,6 +23,7 @@ pub use self::explanation::AlsoFound;
 use crate::lockout::cause::LockoutCause;
 use crate::lockout::codes::Kind;
 use crate::meta::ids::PhoneNumberId;
+use crate::store::changes::{self, IncidentChange};
 use crate::store::checks::{self, HealthCheck};
 use crate::store::deliveries::{self, Delivery};
 use crate::store::events::{self, AccountEvent};
@@ -231,6 +233,23 @@ pub(crate) async fn list_checks(
         }
         let rows = checks::list(db, incident_id, before, limit + 1).await?;
         Ok(Some(Page::from_rows(rows, limit, |check| check.id)))
+    })
+    .await
+}
+
+/// Lists the changes of an incident, the latest first; `None` if there is no such incident.
+pub(crate) async fn list_changes(
+    db: &Pool,
+    incident_id: i64,
+    before: Option<i64>,
+    limit: i64,
+) -> Result<Option<Page<IncidentChange>>, StoreError> {
+    bounded(async {
+        if incidents::find(db, incident_id).await?.is_none() {
+            return Ok(None);
+        }
+        let rows = changes::list(db, incident_id, before, limit + 1).await?;
+        Ok(Some(Page::from_rows(rows, limit, |change| change.id)))
     })
     .await
 }

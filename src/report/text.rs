@@ -6,7 +6,9 @@ use time::format_description::well_known::Rfc3339;
 use time::macros::format_description;
 use time::{Date, Duration, OffsetDateTime, PrimitiveDateTime, UtcOffset};
 
+use crate::lockout::change::ChangeKind;
 use crate::store::Word;
+use crate::store::changes::IncidentChange;
 use crate::store::incidents::Incident;
 
 /// Replaces characters of received text that move the cursor, change colours or change the
@@ -148,6 +150,21 @@ pub(crate) fn describe_state(incident: &Incident) -> Cow<'_, str> {
         Some(Word::Known(resolution)) => resolution.describe().into(),
         None => state_word(incident).into(),
         Some(Word::Later(word)) => printable(word).into(),
+    }
+}
+
+/// Describes a change of an incident in a few words.
+#[must_use]
+pub(crate) fn describe_change(change: &IncidentChange) -> String {
+    match ChangeKind::parse(&change.kind, change.detail.as_deref()) {
+        Some(ChangeKind::Opened) => "opened".to_owned(),
+        Some(ChangeKind::CauseFound(cause)) => format!("cause: {}", cause.title()),
+        Some(ChangeKind::CauseChanged(cause)) => format!("cause changed: {}", cause.title()),
+        Some(ChangeKind::Acknowledged) => "acknowledged".to_owned(),
+        Some(ChangeKind::Reminded) => "still open: reminder".to_owned(),
+        Some(ChangeKind::Resolved(resolution)) => resolution.describe().to_owned(),
+        Some(ChangeKind::Reopened) => "open again".to_owned(),
+        None => printable(&change.kind),
     }
 }
 

@@ -25,6 +25,7 @@
 //! # }
 //! ```
 
+mod receiver;
 mod scenario;
 pub mod story;
 
@@ -48,6 +49,7 @@ use tokio::net::TcpListener;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
+pub use self::receiver::AlertReceiver;
 pub use self::scenario::Scenario;
 use self::scenario::{Entity, Health};
 use crate::meta::signature::appsecret_proof;

@@ -1,11 +1,79 @@
-//! Accounts: their names, and the business portfolios that own them.
+//! Accounts: their names and labels, and the business portfolios that own them.
 
-use sqlx::PgConnection;
+use serde::Serialize;
+use sqlx::{PgConnection, PgPool};
+use time::OffsetDateTime;
 
 use super::StoreError;
 use crate::meta::health::LookupResult;
 use crate::meta::ids::WabaId;
 use crate::meta::node_fields::is_id;
+
+/// An account. The fields are columns.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Account {
+    pub(crate) waba_id: String,
+    pub(crate) name: Option<String>,
+    pub(crate) labels: Vec<String>,
+    pub(crate) portfolio_id: Option<String>,
+    pub(crate) portfolio_name: Option<String>,
+    /// Its incidents that are not resolved.
+    pub(crate) open_incidents: i64,
+    /// The latest callback of any kind.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub(crate) last_callback_at: Option<OffsetDateTime>,
+}
+
+/// Lists accounts: those with open incidents first, then by name.
+pub(crate) async fn list(db: &PgPool, limit: i64) -> Result<Vec<Account>, StoreError> {
+    let accounts = sqlx::query_as!(
+        Account,
+        r#"select waba_id, name, labels, portfolio_id, portfolio_name, last_callback_at,
+                  (select count(*) from incidents i
+                    where i.waba_id = a.waba_id and i.resolved_at is null) as "open_incidents!"
+             from accounts a
+            order by 7 desc, name nulls last, waba_id
+            limit $1"#,
+        limit,
+    );
+    Ok(accounts.fetch_all(db).await?)
+}
+
+/// What a person says about an account. What is `None` stays as it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Description {
+    pub(crate) waba_id: WabaId,
+    /// An empty name leaves it to Meta.
+    pub(crate) name: Option<String>,
+    pub(crate) labels: Option<Vec<String>>,
+}
+
+/// Notes what a person says about accounts, also of one that was never heard of.
+///
+/// # Errors
+/// Nothing is changed.
+pub(crate) async fn describe(db: &PgPool, descriptions: &[Description]) -> Result<(), StoreError> {
+    let mut transaction = db.begin().await?;
+    for one in descriptions {
+        sqlx::query!(
+            "insert into accounts as a (waba_id, name, named_by, labels)
+             values ($1, nullif($2, ''), case when $2 <> '' then 'person' end,
+                     coalesce($3::text[], '{}'))
+                 on conflict (waba_id) do update
+                set name     = case when $2 is null then a.name else nullif($2, '') end,
+                    named_by = case when $2 is null then a.named_by
+                                    when $2 <> '' then 'person' end,
+                    labels   = coalesce($3::text[], a.labels)",
+            one.waba_id.as_str(),
+            one.name,
+            one.labels.as_deref(),
+        )
+        .execute(&mut *transaction)
+        .await?;
+    }
+    transaction.commit().await?;
+    Ok(())
+}
 
 /// Notes the names that a look-up brought, and the portfolio. A name that a person gave stays.
 pub(super) async fn note_fields(

@@ -1,13 +1,17 @@
-//! The changes of incidents: records them, and writes the log from the records.
+//! The changes of incidents: records and lists them, and writes the log from the records.
 
+use serde::Serialize;
 use sqlx::{PgConnection, PgPool};
+use time::OffsetDateTime;
 use tracing::{info, warn};
+use utoipa::ToSchema;
 
 use super::{StoreError, Word};
 use crate::lockout::cause::LockoutCause;
 use crate::lockout::change::{Change, ChangeKind};
 use crate::lockout::codes::Kind;
 use crate::lockout::incident::Resolution;
+use crate::lockout::person::Person;
 use crate::meta::ids::WabaId;
 
 /// Changes that are logged in one transaction.
@@ -16,8 +20,8 @@ const LOG_LIMIT: i64 = 500;
 /// Records changes in the transaction that makes them true.
 pub(super) async fn record(db: &mut PgConnection, changes: &[Change]) -> Result<(), StoreError> {
     sqlx::query!(
-        "insert into incident_changes (incident_id, waba_id, kind, detail)
-         select * from unnest($1::bigint[], $2::text[], $3::text[], $4::text[])",
+        "insert into incident_changes (incident_id, waba_id, kind, detail, by)
+         select * from unnest($1::bigint[], $2::text[], $3::text[], $4::text[], $5::text[])",
         &changes
             .iter()
             .map(|change| change.incident_id)
@@ -34,37 +38,84 @@ pub(super) async fn record(db: &mut PgConnection, changes: &[Change]) -> Result<
             .iter()
             .map(|change| change.kind.detail())
             .collect::<Vec<_>>() as &[Option<&str>],
+        &changes
+            .iter()
+            .map(|change| change.by.as_ref().map(Person::as_str))
+            .collect::<Vec<_>>() as &[Option<&str>],
     )
     .execute(db)
     .await?;
     Ok(())
 }
 
-/// A change of an incident. The fields are columns.
-#[derive(Debug, Clone)]
-pub(crate) struct ChangeRow {
-    pub(crate) id: i64,
-    pub(crate) incident_id: i64,
-    pub(crate) kind: String,
-    pub(crate) detail: Option<String>,
+/// One step in the life of an incident. The fields are columns.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct IncidentChange {
+    /// The id of the change. Later changes have larger ids.
+    pub id: i64,
+    /// The incident.
+    pub incident_id: i64,
+    /// `opened`, `cause_found`, `cause_changed`, `acknowledged`, `reminded`, `reopened` or
+    /// `resolved`.
+    #[schema(example = "cause_found")]
+    pub kind: String,
+    /// The time of the change.
+    #[serde(with = "time::serde::rfc3339")]
+    pub at: OffsetDateTime,
+    /// Who did it by hand. Null: nobody, or somebody without a name.
+    pub by: Option<String>,
+    /// The cause or the resolution, in a word.
+    #[schema(example = "payment")]
+    pub detail: Option<String>,
 }
 
-/// Lists the changes with larger ids than this one.
-pub(crate) async fn list_after(db: &PgPool, id: i64) -> Result<Vec<ChangeRow>, StoreError> {
+/// Returns the id of the latest change of all.
+pub(crate) async fn latest_id(db: &PgPool) -> Result<Option<i64>, StoreError> {
+    let latest = sqlx::query_scalar!("select max(id) from incident_changes");
+    Ok(latest.fetch_one(db).await?)
+}
+
+/// Lists the changes of an incident, the latest first; with `before`, those with smaller ids.
+pub(crate) async fn list(
+    db: &PgPool,
+    incident_id: i64,
+    before: Option<i64>,
+    limit: i64,
+) -> Result<Vec<IncidentChange>, StoreError> {
     let changes = sqlx::query_as!(
-        ChangeRow,
-        "select id, incident_id, kind, detail from incident_changes where id > $1 order by id",
+        IncidentChange,
+        "select id, incident_id, kind, at, by, detail
+           from incident_changes
+          where incident_id = $1 and ($2::bigint is null or id < $2)
+          order by id desc
+          limit $3",
+        incident_id,
+        before,
+        limit,
+    );
+    Ok(changes.fetch_all(db).await?)
+}
+
+/// Lists the changes of all incidents with larger ids than this one, the earliest first.
+pub(crate) async fn list_after(db: &PgPool, id: i64) -> Result<Vec<IncidentChange>, StoreError> {
+    let changes = sqlx::query_as!(
+        IncidentChange,
+        "select id, incident_id, kind, at, by, detail
+           from incident_changes
+          where id > $1
+          order by id",
         id,
     );
     Ok(changes.fetch_all(db).await?)
 }
 
-/// Logs the changes that no process has logged yet, and returns their number. A process that dies
+/// Logs the changes that no process has logged yet, and returns them, each with the kind of its
+/// incident; `None` if there are none. A process that dies
 /// here may leave some to be logged twice; none is lost. Call it from a task that nobody cancels.
 ///
 /// # Errors
 /// Some lines may have been written that will be written again.
-pub(crate) async fn log_new(db: &PgPool) -> Result<usize, StoreError> {
+pub(crate) async fn log_new(db: &PgPool) -> Result<Option<Vec<(Kind, ChangeKind)>>, StoreError> {
     let mut transaction = db.begin().await?;
     let rows = sqlx::query!(
         r#"select c.id, c.incident_id, c.waba_id as "waba_id: WabaId", c.kind, c.detail,
@@ -81,14 +132,16 @@ pub(crate) async fn log_new(db: &PgPool) -> Result<usize, StoreError> {
     .await?;
     if rows.is_empty() {
         transaction.rollback().await?;
-        return Ok(0);
+        return Ok(None);
     }
     let ids: Vec<i64> = rows.iter().map(|row| row.id).collect();
+    let mut logged = Vec::new();
     for row in rows {
         match ChangeKind::parse(&row.kind, row.detail.as_deref()) {
             Some(kind) => {
                 let of_kind = row.of_kind.known().unwrap_or(Kind::Lock);
                 log(row.incident_id, &row.waba_id, of_kind, kind);
+                logged.push((of_kind, kind));
             }
             None => info!(
                 incident.id = row.incident_id,
@@ -104,7 +157,7 @@ pub(crate) async fn log_new(db: &PgPool) -> Result<usize, StoreError> {
     .execute(&mut *transaction)
     .await?;
     transaction.commit().await?;
-    Ok(ids.len())
+    Ok(Some(logged))
 }
 
 fn log(id: i64, waba_id: &WabaId, of_kind: Kind, kind: ChangeKind) {
@@ -151,6 +204,17 @@ fn log(id: i64, waba_id: &WabaId, of_kind: Kind, kind: ChangeKind) {
                 "incident {id} of {waba_id} {reason}"
             );
         }
+        ChangeKind::Acknowledged => info!(
+            incident.id = id,
+            waba.id = %waba_id,
+            "incident {id} of {waba_id} is acknowledged"
+        ),
+        ChangeKind::Reminded => warn!(
+            incident.id = id,
+            waba.id = %waba_id,
+            "{goes_on}: incident {id} of {waba_id} has been open for another day, and nobody has \
+             acknowledged it"
+        ),
         ChangeKind::Reopened => warn!(
             incident.id = id,
             waba.id = %waba_id,

@@ -6,7 +6,7 @@ use time::OffsetDateTime;
 
 use super::checks::{self, InsertedCheck};
 use super::claims::{Claim, release};
-use super::incident_life::End;
+use super::incident_life::{End, Hand};
 use super::sending::ProvableIncident;
 use super::{
     StoreError, Word, accounts, events, history, incident_life, interval, limits, lock_account,
@@ -466,7 +466,7 @@ impl Step<'_> {
             let end = End {
                 resolution: Resolution::Recovered,
                 at: runs.iter().flatten().map(|run| run.since).max(),
-                note: None,
+                hand: Hand::default(),
             };
             incident_life::resolve(db, id, waba_id, end).await?;
         }

@@ -56,6 +56,50 @@ impl AccountEvent {
     }
 }
 
+/// An account event with what is known of its account.
+#[derive(Debug, Clone, Serialize)]
+pub struct AccountNotice {
+    /// The account.
+    pub waba_id: String,
+    /// Its name.
+    pub account_name: Option<String>,
+    /// The business portfolio that owns it.
+    pub portfolio_id: Option<String>,
+    #[serde(flatten)]
+    #[allow(missing_docs, reason = "the type has its own documentation")]
+    pub event: AccountEvent,
+}
+
+/// Finds account events by their ids.
+pub(crate) async fn find(db: &PgPool, ids: &[i64]) -> Result<Vec<AccountNotice>, StoreError> {
+    let rows = sqlx::query!(
+        r#"select e.id, e.waba_id, e.field, e.event, e.state, e.detail, e.occurred_at, e.expires_at,
+                  a.name as "name?", a.portfolio_id as "portfolio_id?"
+             from account_events e
+             left join accounts a using (waba_id)
+            where e.id = any($1)
+            order by e.id"#,
+        ids,
+    )
+    .fetch_all(db)
+    .await?;
+    let notices = rows.into_iter().map(|row| AccountNotice {
+        waba_id: row.waba_id,
+        account_name: row.name,
+        portfolio_id: row.portfolio_id,
+        event: AccountEvent {
+            id: row.id,
+            field: row.field,
+            event: row.event,
+            state: row.state,
+            detail: row.detail,
+            occurred_at: row.occurred_at,
+            expires_at: row.expires_at,
+        },
+    });
+    Ok(notices.collect())
+}
+
 /// Lists the events of these incidents, by the id of the incident, the earliest first: those of the
 /// account from thirty days before the opening until the end.
 pub(crate) async fn of_incidents(

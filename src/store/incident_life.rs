@@ -9,12 +9,12 @@ use sqlx::{PgConnection, PgPool};
 use time::{Duration, OffsetDateTime};
 
 use super::claims::Claim;
-use super::incidents::{self, Incident};
-use super::{StoreError, Word, changes, history, interval, lock_account};
+use super::{StoreError, Word, changes, history, interval};
 use crate::lockout::cause::{Cause, Confidence, LockoutCause, Scope};
 use crate::lockout::change::{Change, ChangeKind};
 use crate::lockout::codes::Kind;
 use crate::lockout::incident::{QUIET_WINDOW, Resolution};
+use crate::lockout::person::Person;
 use crate::meta::graph_error::Denial;
 use crate::meta::ids::WabaId;
 
@@ -100,6 +100,7 @@ pub(super) async fn open(
             incident_id: row.id,
             waba_id: row.waba_id.clone(),
             kind: ChangeKind::Opened,
+            by: None,
         })
         .collect();
     changes::record(db, &opened).await?;
@@ -149,10 +150,21 @@ async fn record(
     waba_id: &WabaId,
     kind: ChangeKind,
 ) -> Result<(), StoreError> {
+    record_by(db, incident_id, waba_id, kind, None).await
+}
+
+async fn record_by(
+    db: &mut PgConnection,
+    incident_id: i64,
+    waba_id: &WabaId,
+    kind: ChangeKind,
+    by: Option<&Person>,
+) -> Result<(), StoreError> {
     let change = Change {
         incident_id,
         waba_id: waba_id.clone(),
         kind,
+        by: by.cloned(),
     };
     changes::record(db, &[change]).await
 }
@@ -250,7 +262,14 @@ pub(super) struct End<'e> {
     pub(super) resolution: Resolution,
     /// When it was over. `None` is now.
     pub(super) at: Option<OffsetDateTime>,
-    pub(super) note: Option<&'e str>,
+    pub(super) hand: Hand<'e>,
+}
+
+/// The person who ends it, if one does, and the reason.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Hand<'h> {
+    pub(super) by: Option<&'h Person>,
+    pub(super) note: Option<&'h str>,
 }
 
 /// Resolves an incident. One that was over before, by silence or by Meta's word, ends by that,
@@ -270,7 +289,7 @@ pub(super) async fn resolve(
         let after_evidence = incident.last_evidence_at + Duration::MICROSECOND;
         (at.max(after_evidence), end.resolution)
     });
-    finish(db, id, waba_id, (at, resolution), end.note).await?;
+    finish(db, id, waba_id, (at, resolution), end.hand).await?;
     Ok(Some(resolution))
 }
 
@@ -286,7 +305,7 @@ pub(super) async fn resolve_if_over(
     };
     let over = incident.over_by_rule(db, waba_id, now).await?;
     if let Some(end) = over {
-        finish(db, id, waba_id, end, None).await?;
+        finish(db, id, waba_id, end, Hand::default()).await?;
     }
     Ok(over.is_some())
 }
@@ -341,7 +360,7 @@ async fn finish(
     id: i64,
     waba_id: &WabaId,
     (at, resolution): (OffsetDateTime, Resolution),
-    note: Option<&str>,
+    Hand { by, note }: Hand<'_>,
 ) -> Result<(), StoreError> {
     sqlx::query!(
         "update incidents
@@ -356,15 +375,6 @@ async fn finish(
     )
     .execute(&mut *db)
     .await?;
-    after_resolving(db, id, waba_id, resolution).await
-}
-
-async fn after_resolving(
-    db: &mut PgConnection,
-    id: i64,
-    waba_id: &WabaId,
-    resolution: Resolution,
-) -> Result<(), StoreError> {
     sqlx::query!(
         "update affected_numbers
             set check_due_at = null
@@ -374,7 +384,7 @@ async fn after_resolving(
     )
     .execute(&mut *db)
     .await?;
-    record(db, id, waba_id, ChangeKind::Resolved(resolution)).await
+    record_by(db, id, waba_id, ChangeKind::Resolved(resolution), by).await
 }
 
 /// Ends an incident at this time, as the rule has it. It is resolved at once, unless it is new and
@@ -401,7 +411,7 @@ pub(super) async fn end(
     .await?;
     match waits {
         Some(_) => Ok(()),
-        None => finish(db, id, waba_id, end, None).await,
+        None => finish(db, id, waba_id, end, Hand::default()).await,
     }
 }
 
@@ -410,11 +420,13 @@ pub(super) async fn reopen(
     db: &mut PgConnection,
     id: i64,
     waba_id: &WabaId,
+    by: Option<&Person>,
 ) -> Result<(), StoreError> {
     let before = sqlx::query!(
         r#"with old as (select id, resolved_at from incidents where id = $1 and waba_id = $2)
            update incidents i
-              set ended_at = null, resolved_at = null, resolution = null, resolution_note = null
+              set ended_at = null, resolved_at = null, resolution = null,
+                  resolution_note = null, acknowledged_at = null, acknowledged_by = null
              from old
             where i.id = old.id and i.waba_id = $2
            returning old.resolved_at is not null as "was_resolved!""#,
@@ -435,7 +447,7 @@ pub(super) async fn reopen(
     )
     .execute(&mut *db)
     .await?;
-    record(db, id, waba_id, ChangeKind::Reopened).await
+    record_by(db, id, waba_id, ChangeKind::Reopened, by).await
 }
 
 /// Moves the end of an incident, as the rule has it.
@@ -459,87 +471,12 @@ pub(super) async fn move_end(
     Ok(())
 }
 
-/// The result of resolving an incident by hand.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ManualResolution {
-    /// The incident of this account is resolved now.
-    Resolved(WabaId),
-    /// The incident was resolved before. Nothing changed.
-    AlreadyResolved,
-    /// There is no such incident.
-    Unknown,
-}
-
-/// Resolves an incident for a person. Call it from a task that nobody cancels.
-///
-/// # Errors
-/// Nothing is changed.
-pub async fn resolve_by_hand(
-    db: &PgPool,
+/// Lets the seven days of silence of an incident start anew.
+pub(super) async fn start_silence_anew(
+    db: &mut PgConnection,
     id: i64,
-    note: Option<&str>,
-) -> Result<ManualResolution, StoreError> {
-    let Some(Incident { waba_id, .. }) = incidents::find(db, id).await? else {
-        return Ok(ManualResolution::Unknown);
-    };
-    let mut transaction = db.begin().await?;
-    lock_account(&mut transaction, &waba_id).await?;
-    let end = End {
-        resolution: Resolution::Manual,
-        at: None,
-        note,
-    };
-    let resolved = resolve(&mut transaction, id, &waba_id, end).await?;
-    transaction.commit().await?;
-    Ok(match resolved {
-        Some(_) => ManualResolution::Resolved(waba_id),
-        None => ManualResolution::AlreadyResolved,
-    })
-}
-
-/// The result of opening an incident again by hand.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ManualReopening {
-    /// The incident of this account is open again.
-    Reopened(WabaId),
-    /// It is open already. Nothing changed.
-    AlreadyOpen,
-    /// The account has a later incident of the kind, with this id. Nothing changed.
-    Followed(i64),
-    /// There is no such incident.
-    Unknown,
-}
-
-/// Opens an incident again for a person: its end was wrong. Its seven days of silence start anew,
-/// and earlier clear checks no longer count. Call it from a task that nobody cancels.
-///
-/// # Errors
-/// Nothing is changed.
-pub async fn reopen_by_hand(db: &PgPool, id: i64) -> Result<ManualReopening, StoreError> {
-    let Some(Incident { waba_id, .. }) = incidents::find(db, id).await? else {
-        return Ok(ManualReopening::Unknown);
-    };
-    let mut transaction = db.begin().await?;
-    lock_account(&mut transaction, &waba_id).await?;
-    let state = sqlx::query!(
-        r#"select i.ended_at is null as "is_open!",
-                  (select l.id from incidents l
-                    where l.waba_id = i.waba_id and l.kind = i.kind and l.opened_at > i.opened_at
-                    order by l.opened_at desc
-                    limit 1) as later
-             from incidents i
-            where i.id = $1 and i.waba_id = $2"#,
-        id,
-        waba_id.as_str(),
-    )
-    .fetch_one(&mut *transaction)
-    .await?;
-    if state.is_open {
-        return Ok(ManualReopening::AlreadyOpen);
-    }
-    if let Some(later) = state.later {
-        return Ok(ManualReopening::Followed(later));
-    }
+    waba_id: &WabaId,
+) -> Result<(), StoreError> {
     sqlx::query!(
         "update incidents
             set reopened_at = now(), last_evidence_at = greatest(last_evidence_at, now())
@@ -547,11 +484,57 @@ pub async fn reopen_by_hand(db: &PgPool, id: i64) -> Result<ManualReopening, Sto
         id,
         waba_id.as_str(),
     )
-    .execute(&mut *transaction)
+    .execute(db)
     .await?;
-    reopen(&mut transaction, id, &waba_id).await?;
-    transaction.commit().await?;
-    Ok(ManualReopening::Reopened(waba_id))
+    Ok(())
+}
+
+/// Whether something could be done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Deed {
+    /// It is done.
+    Done,
+    /// It was done before.
+    DoneBefore,
+    /// The incident is over.
+    TooLate,
+}
+
+/// Notes that a person has seen an open incident.
+pub(super) async fn acknowledge(
+    db: &mut PgConnection,
+    id: i64,
+    waba_id: &WabaId,
+    by: Option<&Person>,
+) -> Result<Deed, StoreError> {
+    let before = sqlx::query!(
+        r#"select resolved_at is not null as "is_over!",
+                  acknowledged_at is not null as "is_acknowledged!"
+             from incidents
+            where id = $1 and waba_id = $2"#,
+        id,
+        waba_id.as_str(),
+    )
+    .fetch_one(&mut *db)
+    .await?;
+    if before.is_over {
+        return Ok(Deed::TooLate);
+    }
+    if before.is_acknowledged {
+        return Ok(Deed::DoneBefore);
+    }
+    sqlx::query!(
+        "update incidents
+            set acknowledged_at = clock_timestamp(), acknowledged_by = $3
+          where id = $1 and waba_id = $2",
+        id,
+        waba_id.as_str(),
+        by.map(Person::as_str),
+    )
+    .execute(&mut *db)
+    .await?;
+    record_by(db, id, waba_id, ChangeKind::Acknowledged, by).await?;
+    Ok(Deed::Done)
 }
 
 /// Resolves some incidents that are over by seven days of silence. An account that another

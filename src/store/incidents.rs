@@ -50,6 +50,11 @@ pub struct Incident {
     pub resolution: Option<Word<Resolution>>,
     /// The note of the person who resolved it.
     pub resolution_note: Option<String>,
+    /// The time at which a person acknowledged it.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub acknowledged_at: Option<OffsetDateTime>,
+    /// That person.
+    pub acknowledged_by: Option<String>,
     /// The number of failed messages.
     pub failure_count: i64,
     /// The reason why the account is locked; `pending` until Meta's first answer.
@@ -89,6 +94,8 @@ pub struct Incident {
     pub previous_incident_id: Option<i64>,
     /// The name of the account.
     pub account_name: Option<String>,
+    /// The labels that a person gave the account.
+    pub account_labels: Vec<String>,
     /// The business portfolio that owns the account: only its admins can appeal.
     #[schema(example = "506914307656634")]
     pub portfolio_id: Option<String>,
@@ -203,11 +210,12 @@ async fn select(
         Incident,
         r#"select id, waba_id as "waba_id: _", kind as "kind: _", opened_by, opened_at,
                   last_failure_at, ended_at, resolved_at, resolution as "resolution: _",
-                  resolution_note, failure_count,
+                  resolution_note, acknowledged_at, acknowledged_by, failure_count,
                   cause as "cause: _", cause_confidence, cause_scope, i.denial as "denial: _",
                   cause_severity, cause_summary, cause_entity_type, cause_entity_id,
                   cause_error_code, possible_solution, cause_recorded_at, cause_check_id,
-                  previous_incident_id, a.name as account_name, portfolio_id, portfolio_name
+                  previous_incident_id, a.name as account_name, a.labels as account_labels,
+                  portfolio_id, portfolio_name
              from incidents i
              join accounts a using (waba_id)
             where ($1::bigint is null or id = $1)
@@ -260,6 +268,38 @@ pub(crate) async fn search(db: &PgPool, text: &str) -> Result<Vec<i64>, StoreErr
     .fetch_all(db)
     .await?;
     Ok(ids)
+}
+
+/// The worst of some incidents.
+#[derive(Debug, Clone, Default)]
+pub struct Worst {
+    /// Their ids: what is open comes first, then what hits most messages.
+    pub ids: Vec<i64>,
+    /// All of the incidents.
+    pub count: i64,
+    /// Those of them that are open.
+    pub open: i64,
+}
+
+/// Returns the worst of these incidents, up to `limit`.
+pub(crate) async fn worst(db: &PgPool, ids: &[i64], limit: i64) -> Result<Worst, StoreError> {
+    let rows = sqlx::query!(
+        r#"select id, count(*) over () as "count!",
+                  count(*) filter (where ended_at is null) over () as "open!"
+             from incidents
+            where id = any($1)
+            order by ended_at is not null, failure_count desc, id
+            limit $2"#,
+        ids,
+        limit,
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(Worst {
+        count: rows.first().map_or(0, |row| row.count),
+        open: rows.first().map_or(0, |row| row.open),
+        ids: rows.into_iter().map(|row| row.id).collect(),
+    })
 }
 
 /// Counts the open incidents.

@@ -8,11 +8,12 @@
 //! transaction that nobody commits. A change to an account's incidents first locks the account
 //! (`lock_account`).
 
-mod accounts;
+pub(crate) mod accounts;
 pub mod alerts;
 pub(crate) mod backlog;
+pub mod by_hand;
 pub(crate) mod captures;
-pub(crate) mod changes;
+pub mod changes;
 pub mod checks;
 pub mod claims;
 mod columns;
@@ -35,6 +36,7 @@ mod readiness;
 pub(crate) mod retention;
 pub mod sending;
 pub mod timeline;
+pub mod troubles;
 mod url;
 
 use std::time::Duration;

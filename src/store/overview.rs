@@ -8,6 +8,7 @@ use super::backlog::{self, Backlog};
 use super::{StoreError, interval};
 use crate::lockout::cause::LockoutCause;
 use crate::lockout::schedule::LASTING_FAILURES;
+use crate::lockout::trouble::TroubleKind;
 use crate::meta::graph_error::Denial;
 
 /// A check that is later than this is overdue. Claiming, asking and saving take some of this time.
@@ -25,6 +26,11 @@ pub(crate) struct Overview {
     pub(crate) lookups_failing: i64,
     /// The open incidents whose look-up is refused, by the reason. Every reason is there.
     pub(crate) denied: [(Denial, i64); Denial::ALL.len()],
+    /// The troubles that people were told of and that are not over. Every kind is there that the
+    /// database can tell.
+    pub(crate) troubles: [(TroubleKind, i64); TroubleKind::IN_DATABASE.len()],
+    /// The alerts that wait for their channels, and those that were given up.
+    pub(crate) alerts: (i64, i64),
     /// What waits in the inbox, and what is in quarantine.
     pub(crate) backlog: Backlog,
 }
@@ -75,12 +81,39 @@ pub(crate) async fn fetch(db: &PgPool) -> Result<Overview, StoreError> {
     )
     .fetch_one(&mut *connection)
     .await?;
+    let mut troubles = TroubleKind::IN_DATABASE.map(|kind| (kind, 0));
+    let rows = sqlx::query!(
+        r#"select kind, count(*) as "count!"
+             from troubles
+            where ended_at is null and told_at is not null
+            group by kind"#
+    )
+    .fetch_all(&mut *connection)
+    .await?;
+    for row in rows {
+        let known = troubles
+            .iter_mut()
+            .find(|(kind, _)| kind.as_str() == row.kind);
+        if let Some((_, count)) = known {
+            *count = row.count;
+        }
+    }
+    let alerts = sqlx::query!(
+        r#"select count(*) filter (where state = 'waiting') as "waiting!",
+                  count(*) filter (where state = 'dead') as "dead!"
+             from alerts
+            where state in ('waiting', 'dead')"#
+    )
+    .fetch_one(&mut *connection)
+    .await?;
     drop(connection);
     Ok(Overview {
         open,
         checks_overdue: numbers.overdue,
         lookups_failing: numbers.failing,
         denied,
+        troubles,
+        alerts: (alerts.waiting, alerts.dead),
         backlog: backlog::fetch(db).await?,
     })
 }

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
 
-use super::incident_life::{self, End};
+use super::incident_life::{self, End, Hand};
 use super::{StoreError, conclusion, lock_account};
 use crate::lockout::incident::Resolution;
 use crate::lockout::sending::{Proof, Senders};
@@ -71,7 +71,7 @@ pub async fn end_if_sending(db: &PgPool, sent: &SentAgain<'_>) -> Result<bool, S
         let end = End {
             resolution: Resolution::SendingAgain,
             at: Some(at),
-            note: None,
+            hand: Hand::default(),
         };
         incident_life::resolve(&mut transaction, incident.id, sent.waba_id, end).await?;
     }

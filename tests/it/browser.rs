@@ -4,7 +4,7 @@ use axum::Router;
 use axum::response::Html;
 use lockwatch::meta::compose::{StatusCallback, message_id};
 use lockwatch::simulator::Scenario;
-use lockwatch::store::incident_life::resolve_by_hand;
+use lockwatch::store::by_hand;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use time::{Duration, OffsetDateTime};
@@ -35,8 +35,9 @@ async fn seed_resolved_incident(app: &TestApp) {
     app.wait_for_cause("policy_violation").await;
     app.let_time_pass(Duration::days(3)).await;
     let id = app.incident().await.id;
-    resolve_by_hand(&app.db, id, Some("Meta granted the review"))
+    by_hand::resolve(&app.db, id, Some("Meta granted the review"), None)
         .await
+        .unwrap()
         .unwrap();
     app.execute("update incidents set (ended_at, resolved_at) = (opened_at + interval '20 hours', opened_at + interval '20 hours')")
         .await;
@@ -683,8 +684,9 @@ async fn an_open_page_loses_its_steps_when_the_incident_is_resolved() {
     app.wait_for_cause("unreported").await;
     browser.open(&incident_url(&app, WABA).await).await;
     browser.type_into("#note", "half a sen").await;
-    resolve_by_hand(&app.db, app.incident().await.id, None)
+    by_hand::resolve(&app.db, app.incident().await.id, None, None)
         .await
+        .unwrap()
         .unwrap();
     refresh(&browser).await;
     browser.wait_until(IS_RESOLVED).await;
@@ -1014,8 +1016,9 @@ async fn seed_hostile_pages(app: &TestApp) -> Vec<String> {
     .await;
     store_hostile_answers(app, &text).await;
     let incidents = app.incidents().await;
-    resolve_by_hand(&app.db, incidents[0].id, Some(&text))
+    by_hand::resolve(&app.db, incidents[0].id, Some(&text), None)
         .await
+        .unwrap()
         .unwrap();
 
     let mut paths = vec![

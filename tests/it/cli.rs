@@ -305,7 +305,10 @@ async fn an_incident_is_resolved_once_with_a_note() {
     let (code, _, stderr) = run_on_database(&app, &["incidents", "resolve", &id]);
     assert_eq!(
         (code, stderr),
-        (1, format!("lockwatch: incident {id} was resolved before\n"))
+        (
+            1,
+            format!("lockwatch: incident {id} was resolved before; nothing changed\n")
+        )
     );
 }
 

@@ -8,12 +8,10 @@ use lockwatch::store::Database;
 use lockwatch::store::incidents::Incident;
 use reqwest::StatusCode;
 use serde_json::json;
-use sqlx::ConnectOptions;
-use sqlx::postgres::PgConnectOptions;
 use time::{Duration, OffsetDateTime};
 
 use crate::support::database::TestDatabase;
-use crate::support::proxy::{LinkState, Proxy, Upstream};
+use crate::support::proxy::LinkState;
 use crate::support::{
     ACCESS_TOKEN, APP_SECRET, NUMBER, OTHER_NUMBER, TestApp, WABA, client, settings,
 };
@@ -121,27 +119,6 @@ async fn a_number_proves_only_its_own_end() {
     wait_until_sending(&app, now).await;
 }
 
-/// Starts a link to a database, and returns it with the URL through it.
-async fn link_to(database: &TestDatabase) -> (Proxy, String) {
-    let options: PgConnectOptions = database.url.parse().unwrap();
-    let port = options.get_port();
-    let upstream = match options.get_socket() {
-        Some(folder) => Upstream::Unix(folder.join(format!(".s.PGSQL.{port}"))),
-        None => {
-            let host = (options.get_host().to_owned(), port);
-            Upstream::Tcp(tokio::net::lookup_host(host).await.unwrap().next().unwrap())
-        }
-    };
-    let link = Proxy::start(upstream).await;
-    let through = PgConnectOptions::new_without_pgpass()
-        .host("127.0.0.1")
-        .port(link.address.port())
-        .username(options.get_username())
-        .database(options.get_database().unwrap());
-    let url = through.to_url_lossy().to_string();
-    (link, url)
-}
-
 async fn post(address: impl std::fmt::Display, body: &[u8]) {
     let request = client()
         .post(format!("http://{address}/webhook"))
@@ -154,7 +131,7 @@ async fn post(address: impl std::fmt::Display, body: &[u8]) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replica_ends_an_incident_although_the_database_was_away() {
     let database = TestDatabase::create().await;
-    let (link, url) = link_to(&database).await;
+    let (link, url) = database.link().await;
     let simulator = Simulator::start(ACCESS_TOKEN, APP_SECRET).await.unwrap();
     simulator.set_scenarios(NUMBER, [Scenario::Available]);
     let replica = Database::parse(&url).unwrap();

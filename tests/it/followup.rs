@@ -10,9 +10,9 @@ use lockwatch::meta::health::{Answer, LookupResult};
 use lockwatch::meta::node_fields::NodeFields;
 use lockwatch::meta::signature::{SIGNATURE_HEADER, sign};
 use lockwatch::simulator::{Scenario, Simulator};
+use lockwatch::store::by_hand;
 use lockwatch::store::claims;
 use lockwatch::store::conclusion::{self, SavedCheck};
-use lockwatch::store::incident_life::resolve_by_hand;
 use lockwatch::store::incidents::{self, IncidentFilter};
 use secrecy::SecretString;
 use serde_json::{Value, json};
@@ -393,8 +393,9 @@ async fn resolve_during_look_up(slow: Scenario) -> TestApp {
         app.simulator.requests().len() == 1
     })
     .await;
-    resolve_by_hand(&app.db, app.incident().await.id, None)
+    by_hand::resolve(&app.db, app.incident().await.id, None, None)
         .await
+        .unwrap()
         .unwrap();
     app
 }

@@ -3,7 +3,8 @@
 use futures_util::future::join_all;
 use lockwatch::meta::compose::StatusCallback;
 use lockwatch::simulator::Scenario;
-use lockwatch::store::incident_life::{ManualResolution, resolve_by_hand, resolve_quiet};
+use lockwatch::store::by_hand::{self, Refusal};
+use lockwatch::store::incident_life::resolve_quiet;
 use lockwatch::store::incidents::list_numbers;
 use time::{Duration, OffsetDateTime};
 
@@ -69,10 +70,10 @@ async fn a_failure_after_the_resolution_opens_a_new_incident() {
     app.fail_at("a", minutes_ago(60)).await;
     let first = app.incident().await;
     assert_eq!(
-        resolve_by_hand(&app.db, first.id, Some("appeal granted"))
+        by_hand::resolve(&app.db, first.id, Some("appeal granted"), None)
             .await
             .unwrap(),
-        ManualResolution::Resolved(waba())
+        Ok(waba())
     );
     app.fail_at("b", OffsetDateTime::now_utc() + Duration::seconds(5))
         .await;
@@ -104,8 +105,9 @@ async fn a_repeated_failure_opens_no_new_incident() {
     let app = TestApp::start().await;
     let soon = OffsetDateTime::now_utc() + Duration::seconds(40);
     app.fail_at("a", soon).await;
-    resolve_by_hand(&app.db, app.incident().await.id, None)
+    by_hand::resolve(&app.db, app.incident().await.id, None, None)
         .await
+        .unwrap()
         .unwrap();
     // The second time also with a time after the resolution: it is the same failure.
     for seconds in [0, 10] {
@@ -120,7 +122,10 @@ async fn a_late_failure_joins_its_resolved_incident() {
     app.fail_at("a", minutes_ago(60)).await;
     app.wait_for_cause("unreported").await;
     let id = app.incident().await.id;
-    resolve_by_hand(&app.db, id, None).await.unwrap();
+    by_hand::resolve(&app.db, id, None, None)
+        .await
+        .unwrap()
+        .unwrap();
     let requests = app.simulator.requests().len();
 
     let earlier = minutes_ago(70);
@@ -191,7 +196,10 @@ async fn resolve_forever(app: &TestApp) {
     loop {
         for incident in app.incidents().await {
             if incident.resolved_at.is_none() {
-                resolve_by_hand(&app.db, incident.id, None).await.unwrap();
+                by_hand::resolve(&app.db, incident.id, None, None)
+                    .await
+                    .unwrap()
+                    .unwrap();
             }
         }
     }
@@ -426,8 +434,9 @@ async fn a_late_failure_opens_an_incident_again_that_only_silence_had_ended() {
 async fn a_late_failure_never_opens_an_incident_again_that_a_person_resolved() {
     let app = TestApp::start().await;
     app.fail_at("a", minutes_ago(60)).await;
-    resolve_by_hand(&app.db, app.incident().await.id, Some("paid"))
+    by_hand::resolve(&app.db, app.incident().await.id, Some("paid"), None)
         .await
+        .unwrap()
         .unwrap();
     let ended_at = app.incident().await.ended_at;
     app.fail_at("b", minutes_ago(1)).await;
@@ -443,16 +452,18 @@ async fn resolving_twice_or_an_unknown_incident_is_reported() {
     app.fail("a").await;
     let id = app.incident().await.id;
     assert_eq!(
-        resolve_by_hand(&app.db, id, None).await.unwrap(),
-        ManualResolution::Resolved(waba())
+        by_hand::resolve(&app.db, id, None, None).await.unwrap(),
+        Ok(waba())
     );
     assert_eq!(
-        resolve_by_hand(&app.db, id, Some("again")).await.unwrap(),
-        ManualResolution::AlreadyResolved
+        by_hand::resolve(&app.db, id, Some("again"), None)
+            .await
+            .unwrap(),
+        Err(Refusal::AlreadyResolved(id))
     );
     assert_eq!(app.incident().await.resolution_note, None);
     assert_eq!(
-        resolve_by_hand(&app.db, id + 1, None).await.unwrap(),
-        ManualResolution::Unknown
+        by_hand::resolve(&app.db, id + 1, None, None).await.unwrap(),
+        Err(Refusal::Unknown(id + 1))
     );
 }

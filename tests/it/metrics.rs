@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use lockwatch::lockout::cause::LockoutCause;
+use lockwatch::lockout::codes::Kind;
+use lockwatch::lockout::incident::Resolution;
 use lockwatch::meta::compose::StatusCallback;
 use lockwatch::meta::graph_error::Denial;
 use lockwatch::meta::signature::{SIGNATURE_HEADER, sign};
@@ -115,7 +117,8 @@ fn parse_series(series: &str) -> (&str, &str) {
         .unwrap();
     let is_word = value.chars().all(|c| c.is_ascii_lowercase() || c == '_');
     let is_limit = label.starts_with("le=") && (value == "+Inf" || value.parse::<f64>().is_ok());
-    assert!(is_word || is_limit, "{series}");
+    let is_version = label == concat!("version=\"", env!("CARGO_PKG_VERSION"), "\"}");
+    assert!(is_word || is_limit || is_version, "{series}");
     (name, value)
 }
 
@@ -144,6 +147,19 @@ async fn every_series_exists_from_the_start() {
             "incidents_denied",
             &Denial::ALL.map(Denial::as_str).join(" "),
         ),
+        (
+            "incidents_opened_total",
+            &Kind::ALL.map(Kind::as_str).join(" "),
+        ),
+        (
+            "incidents_resolved_total",
+            &Resolution::ALL.map(Resolution::as_str).join(" "),
+        ),
+        (
+            "troubles",
+            "callbacks_silent inbox_stuck quarantined lookups_failing",
+        ),
+        ("alerts_open", "waiting dead"),
     ] {
         let labels: BTreeSet<_> = scrape.labels(series).map(|(label, _)| label).collect();
         assert_eq!(labels, expected.split(' ').collect(), "{series}");

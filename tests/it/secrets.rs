@@ -24,6 +24,23 @@ const SECOND_SECRET: &str = "canary-other-secret-4712";
 const VERIFY_TOKEN: &str = "canary-verify-token-4713";
 const ACCESS_TOKEN: &str = "EAAcanaryAccessToken4714";
 const ADMIN_TOKEN: &str = "canary-admin-token-4715";
+/// Nobody listens there: every delivery fails, and its error must not repeat the URL.
+const ALERT_URLS: [&str; 3] = [
+    "http://localhost:1/services/canary-slack-4716",
+    "http://localhost:1/hook?token=canary-hook-4717",
+    "http://canary-user:canary-password-4718@localhost:1",
+];
+const SMTP_URL: &str = "smtp://canary-mail:canary-password-4719@localhost:1";
+const WEBHOOK_KEY: &str = "Y2FuYXJ5LXdlYmhvb2sta2V5LTQ3MjAtNDcyMA==";
+/// What stands in these settings and must stand nowhere else.
+const ALERT_CANARIES: [&str; 6] = [
+    "canary-slack-4716",
+    "canary-hook-4717",
+    "canary-password-4718",
+    "canary-password-4719",
+    WEBHOOK_KEY,
+    "canary-webhook-key",
+];
 /// A phone number, a participant of a group, and a business-scoped user id.
 const RECIPIENTS: [&str; 3] = ["4915112345678", "447700900123", "13491208655302741918"];
 
@@ -84,13 +101,24 @@ struct Lab {
 }
 
 /// The environment of each process, with every canary.
-fn settings(simulator: &Simulator) -> [(&'static str, String); 5] {
+fn settings(simulator: &Simulator) -> [(&'static str, String); 12] {
+    let [slack, hook, prometheus] = ALERT_URLS.map(ToOwned::to_owned);
     [
         ("META_APP_SECRET", format!("{APP_SECRET},{SECOND_SECRET}")),
         ("META_VERIFY_TOKEN", VERIFY_TOKEN.to_owned()),
         ("META_ACCESS_TOKEN", ACCESS_TOKEN.to_owned()),
         ("META_GRAPH_URL", simulator.url()),
         ("LOCKWATCH_ADMIN_TOKEN", ADMIN_TOKEN.to_owned()),
+        ("LOCKWATCH_ALERT_SLACK_URL", slack),
+        ("LOCKWATCH_ALERT_WEBHOOK_URL", hook),
+        (
+            "LOCKWATCH_ALERT_WEBHOOK_SECRET",
+            format!("whsec_{WEBHOOK_KEY}"),
+        ),
+        ("LOCKWATCH_ALERTMANAGER_URL", prometheus),
+        ("LOCKWATCH_SMTP_URL", SMTP_URL.to_owned()),
+        ("LOCKWATCH_ALERT_EMAIL_TO", "a@example.com".to_owned()),
+        ("LOCKWATCH_ALERT_EMAIL_FROM", "b@example.com".to_owned()),
     ]
 }
 
@@ -221,6 +249,7 @@ impl Lab {
             format!("{api}/checks?format=csv"),
             format!("{api}?access_token=x"),
             format!("{api}/deliveries?limit=x"),
+            "/alerts".to_owned(),
             "/metrics".to_owned(),
             "/readyz".to_owned(),
             "/openapi.json".to_owned(),
@@ -282,6 +311,11 @@ impl Lab {
             &["incidents", "list", "--csv"],
             &["incidents", "show", &id],
             &["incidents", "show", &id, "--json"],
+            &["incidents", "acknowledge", &id, "--by", "somebody"],
+            &["alerts", "list"],
+            &["alerts", "list", "--json"],
+            &["alerts", "test"],
+            &["accounts", "list"],
             &["captures", "list"],
             &["captures", "list", "--json"],
             &["captures", "export", "--redact"],
@@ -326,6 +360,34 @@ impl Lab {
         ));
     }
 
+    /// Lets every channel fail, and collects what is kept of it.
+    async fn collect_alerts(&mut self) {
+        for channel in ["slack", "webhook", "email", "alertmanager"] {
+            let press = self
+                .client
+                .post(format!("{}/alerts/{channel}/test", self.serve.admin))
+                .header(AUTHORIZATION, format!("Bearer {ADMIN_TOKEN}"));
+            assert!(
+                press.send().await.unwrap().status().is_success(),
+                "{channel}"
+            );
+        }
+        let db = self.database.database().pool();
+        let failed = "select count(*) from alert_channels where failed_at is not null";
+        eventually("every channel fails", async || {
+            let failed: i64 = sqlx::query_scalar(failed).fetch_one(&db).await.unwrap();
+            failed == 4
+        })
+        .await;
+        for rows in [
+            "select string_agg(a::text, ' ') from alerts a",
+            "select string_agg(a::text, ' ') from alert_channels a",
+        ] {
+            let text: String = sqlx::query_scalar(rows).fetch_one(&db).await.unwrap();
+            self.outputs.add(rows, text);
+        }
+    }
+
     /// Stops `serve` and collects its log.
     fn collect_log(&mut self) {
         self.serve.signal(Signal::TERM);
@@ -344,6 +406,7 @@ async fn no_output_holds_a_secret_a_token_or_a_full_recipient() {
     let mut lab = Lab::start().await;
     lab.collect_webhook_answers().await;
     let id = lab.wait_for_lookups().await;
+    lab.collect_alerts().await;
     lab.collect_admin_pages(id).await;
     lab.remove_own_search();
     lab.collect_refused_resolution(id).await;
@@ -357,5 +420,6 @@ async fn no_output_holds_a_secret_a_token_or_a_full_recipient() {
         ACCESS_TOKEN,
         ADMIN_TOKEN,
     ]);
+    lab.outputs.assert_free_of(&ALERT_CANARIES);
     lab.outputs.assert_free_of(&RECIPIENTS);
 }

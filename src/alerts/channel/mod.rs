@@ -1,48 +1,42 @@
-//! Channels: the ways to people. Each posts a message to its receiver and tells what it answered.
+//! Channels: the ways to people. Each hands a message to its receiver and tells what it answered.
 
+pub(super) mod alertmanager;
+mod email;
+mod http;
+mod json;
 mod slack;
 mod webhook;
 
 use std::time::Duration;
 
-use reqwest::{Client, RequestBuilder, Response, Url, redirect};
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::SecretString;
 
-use crate::error_chain::error_chain;
+use self::alertmanager::Alertmanager;
+pub use self::email::BadEmail;
+use self::email::Email;
+pub use self::http::BadUrl;
+use self::http::HttpReceiver;
+pub(super) use self::json::Preset;
+pub use self::json::{BadTemplate, PRESETS, Template};
+pub use self::webhook::{BadWebhookSecret, WebhookSecret};
+use crate::lockout::alerting::{Filter, Subscriber};
 use crate::report::alert::Message;
 
-pub use self::webhook::{BadWebhookSecret, WebhookSecret};
-
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// The timeout of a delivery.
-const DELIVERY_TIMEOUT: Duration = Duration::from_secs(10);
-/// The part of an answer that is kept.
-const ANSWER_LIMIT_BYTES: usize = 300;
-
-/// A way to people.
-#[derive(Debug)]
+/// A way to people. Clones share its connections.
+#[derive(Debug, Clone)]
 pub struct Channel {
     name: String,
-    client: Client,
-    url: SecretString,
-    format: Format,
+    filter: Filter,
+    receiver: Receiver,
 }
 
-#[derive(Debug)]
-enum Format {
-    Webhook(WebhookSecret),
-    Slack,
-}
-
-/// The reason why a channel cannot be set up.
-#[derive(Debug, thiserror::Error)]
-pub enum ChannelError {
-    /// The URL cannot be used. It may hold a secret, so it is not repeated.
-    #[error("{0} must be a URL that starts with https:// (http:// only to a loopback address)")]
-    Url(&'static str),
-    /// The HTTP client could not be built.
-    #[error("the HTTP client does not start: {0}")]
-    Client(reqwest::Error),
+#[derive(Debug, Clone)]
+enum Receiver {
+    Webhook(HttpReceiver, WebhookSecret),
+    Slack(HttpReceiver),
+    Json(HttpReceiver, Template),
+    Email(Box<Email>),
+    Alertmanager(Alertmanager),
 }
 
 /// A receiver's answer to a message.
@@ -59,52 +53,68 @@ pub struct Delivered {
 }
 
 impl Channel {
-    /// A webhook that takes Standard Webhooks. `variable` is where its URL stands.
+    /// A webhook that takes Standard Webhooks.
     ///
     /// # Errors
     /// The URL cannot be used.
-    pub fn webhook(
-        variable: &'static str,
-        url: SecretString,
-        secret: WebhookSecret,
-    ) -> Result<Self, ChannelError> {
-        Self::new("webhook", variable, url, Format::Webhook(secret))
+    pub fn webhook(name: &str, url: &SecretString, secret: WebhookSecret) -> Result<Self, BadUrl> {
+        let receiver = HttpReceiver::new(url)?;
+        Ok(Self::new(name, Receiver::Webhook(receiver, secret)))
     }
 
     /// An incoming webhook of Slack, or of one that takes the same.
     ///
     /// # Errors
     /// The URL cannot be used.
-    pub fn slack(variable: &'static str, url: SecretString) -> Result<Self, ChannelError> {
-        Self::new("slack", variable, url, Format::Slack)
+    pub fn slack(name: &str, url: &SecretString) -> Result<Self, BadUrl> {
+        let receiver = HttpReceiver::new(url)?;
+        Ok(Self::new(name, Receiver::Slack(receiver)))
     }
 
-    fn new(
+    /// A service that takes JSON.
+    ///
+    /// # Errors
+    /// The URL cannot be used.
+    pub fn json(name: &str, url: &SecretString, template: Template) -> Result<Self, BadUrl> {
+        let receiver = HttpReceiver::new(url)?;
+        Ok(Self::new(name, Receiver::Json(receiver, template)))
+    }
+
+    /// Mail through an SMTP server.
+    ///
+    /// # Errors
+    /// An address or the URL cannot be used.
+    pub fn email(
         name: &str,
-        variable: &'static str,
-        url: SecretString,
-        format: Format,
-    ) -> Result<Self, ChannelError> {
-        let parsed = Url::parse(url.expose_secret()).map_err(|_| ChannelError::Url(variable))?;
-        let is_loopback = matches!(parsed.host_str(), Some("localhost" | "127.0.0.1" | "[::1]"));
-        if parsed.scheme() != "https" && !(parsed.scheme() == "http" && is_loopback) {
-            return Err(ChannelError::Url(variable));
-        }
-        let client = Client::builder()
-            .no_proxy()
-            .redirect(redirect::Policy::none())
-            .pool_max_idle_per_host(0)
-            .connect_timeout(CONNECT_TIMEOUT)
-            .timeout(DELIVERY_TIMEOUT)
-            .user_agent(concat!("lockwatch/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .map_err(ChannelError::Client)?;
-        Ok(Self {
+        smtp_url: &SecretString,
+        from: &str,
+        to: &[String],
+    ) -> Result<Self, BadEmail> {
+        let email = Email::new(smtp_url, from, to)?;
+        Ok(Self::new(name, Receiver::Email(Box::new(email))))
+    }
+
+    /// Prometheus' Alertmanager, which is told what is wrong at the moment, again and again.
+    ///
+    /// # Errors
+    /// The URL cannot be used.
+    pub fn alertmanager(name: &str, url: &SecretString) -> Result<Self, BadUrl> {
+        let receiver = Alertmanager::new(url)?;
+        Ok(Self::new(name, Receiver::Alertmanager(receiver)))
+    }
+
+    fn new(name: &str, receiver: Receiver) -> Self {
+        Self {
             name: name.to_owned(),
-            client,
-            url,
-            format,
-        })
+            filter: Filter::default(),
+            receiver,
+        }
+    }
+
+    /// The same, told only of what the filter chooses.
+    #[must_use]
+    pub fn with_filter(self, filter: Filter) -> Self {
+        Self { filter, ..self }
     }
 
     /// Its name in the tables.
@@ -113,51 +123,50 @@ impl Channel {
         &self.name
     }
 
+    /// What it is told of.
+    #[must_use]
+    pub fn filter(&self) -> &Filter {
+        &self.filter
+    }
+
+    /// What kind of receiver it has, in a word.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self.receiver {
+            Receiver::Webhook(..) => "webhook",
+            Receiver::Slack(_) => "slack",
+            Receiver::Json(..) => "json",
+            Receiver::Email(_) => "email",
+            Receiver::Alertmanager(_) => "alertmanager",
+        }
+    }
+
+    /// Returns it as a reader of the queue. One that is told of states has no queue.
+    #[must_use]
+    pub fn subscriber(&self) -> Option<Subscriber> {
+        self.as_alertmanager().is_none().then(|| Subscriber {
+            name: self.name.clone(),
+            filter: self.filter.clone(),
+        })
+    }
+
+    pub(super) fn as_alertmanager(&self) -> Option<&Alertmanager> {
+        match &self.receiver {
+            Receiver::Alertmanager(receiver) => Some(receiver),
+            _ => None,
+        }
+    }
+
     /// Delivers a message. Never fails: the answer says what happened.
     pub async fn deliver(&self, message: &Message) -> Delivered {
-        let request = self.client.post(self.url.expose_secret());
-        let request = match &self.format {
-            Format::Webhook(secret) => webhook::request(request, message, secret),
-            Format::Slack => slack::request(request, message),
-        };
-        send(request).await
-    }
-}
-
-async fn send(request: RequestBuilder) -> Delivered {
-    match request.send().await {
-        Ok(response) => judge(response).await,
-        Err(error) => Delivered {
-            is_accepted: false,
-            may_be_tried_again: true,
-            retry_after: None,
-            // The URL may hold a secret.
-            answer: error_chain(&error.without_url()),
-        },
-    }
-}
-
-/// Any 2xx is accepted. Too many requests and faults of the server may pass; anything else would be
-/// answered in the same way again.
-async fn judge(mut response: Response) -> Delivered {
-    let status = response.status();
-    let retry_after = response.headers().get("retry-after");
-    let retry_after = retry_after
-        .and_then(|value| value.to_str().ok()?.parse().ok())
-        .map(|seconds: u64| Duration::from_secs(seconds.min(3600)));
-    let mut text = Vec::new();
-    while text.len() < ANSWER_LIMIT_BYTES
-        && let Ok(Some(chunk)) = response.chunk().await
-    {
-        text.extend_from_slice(&chunk);
-    }
-    text.truncate(ANSWER_LIMIT_BYTES);
-    let text = String::from_utf8_lossy(&text).replace(['\0', '\n', '\r'], " ");
-    let code = status.as_u16();
-    Delivered {
-        is_accepted: (200..300).contains(&code),
-        may_be_tried_again: code >= 500 || matches!(code, 408 | 425 | 429),
-        retry_after,
-        answer: format!("{code} {}", text.trim()).trim_end().to_owned(),
+        match &self.receiver {
+            Receiver::Webhook(receiver, secret) => {
+                receiver.send(webhook::content(message, secret)).await
+            }
+            Receiver::Slack(receiver) => receiver.send(slack::content(message)).await,
+            Receiver::Json(receiver, template) => receiver.send(template.content(message)).await,
+            Receiver::Email(email) => email.send(message).await,
+            Receiver::Alertmanager(receiver) => receiver.send_message(message).await,
+        }
     }
 }

@@ -2,31 +2,29 @@
 //! Discord's `/slack` take as well
 //! ([Slack: incoming webhooks](https://docs.slack.dev/messaging/sending-messages-using-incoming-webhooks)).
 
-use reqwest::RequestBuilder;
 use serde_json::json;
 
-use crate::report::alert::Message;
+use super::http::Content;
+use crate::report::alert::{Message, Severity};
 
-pub(super) fn request(request: RequestBuilder, message: &Message) -> RequestBuilder {
-    let color = match message.is_over {
-        true => "#1b7f5a",
-        false => "#b3261e",
+pub(super) fn content(message: &Message) -> Content {
+    let color = match message.severity {
+        Severity::Critical => "#b3261e",
+        Severity::Warning => "#b26a00",
+        Severity::Info => "#1b7f5a",
     };
-    let mut text = escape(&message.lines.join("\n"));
+    let mut text = escape(&message.text());
     if let Some(url) = &message.url {
-        text.push_str(&format!("\n<{url}|Open the incident>"));
+        text.push_str(&format!("\n<{url}|Open in Lockwatch>"));
     }
-    let body = json!({
+    Content::json(&json!({
         "text": escape(&message.title),
         "attachments": [{
             "color": color,
             "fallback": message.title,
             "text": text,
         }],
-    });
-    request
-        .header("content-type", "application/json")
-        .body(body.to_string())
+    }))
 }
 
 /// Slack reads these three characters as markup.

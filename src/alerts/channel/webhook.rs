@@ -4,25 +4,27 @@
 //! Headers `webhook-id`, `webhook-timestamp` and `webhook-signature`; the body is an object with
 //! `type`, `timestamp` and `data`.
 
+use std::sync::Arc;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use hmac::{Hmac, KeyInit, Mac};
-use reqwest::RequestBuilder;
 use secrecy::{ExposeSecret, SecretBox};
-use serde_json::json;
+use serde_json::{Value, json};
 use sha2::Sha256;
 use time::format_description::well_known::Rfc3339;
 
-use crate::report::alert::Message;
+use super::http::Content;
+use crate::report::alert::{Message, Topic};
 
 /// The keys that sign a webhook: one, or several while one is replaced.
-#[derive(Debug)]
-pub struct WebhookSecret(SecretBox<Vec<Vec<u8>>>);
+#[derive(Debug, Clone)]
+pub struct WebhookSecret(Arc<SecretBox<Vec<Vec<u8>>>>);
 
 /// The text is no secret of a Standard Webhook.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "LOCKWATCH_ALERT_WEBHOOK_SECRET must be whsec_ and 24 to 64 bytes in base64, or several with \
+    "must be whsec_ and 24 to 64 bytes in base64, or several with \
      commas between them; make one: echo whsec_$(openssl rand -base64 32)"
 )]
 pub struct BadWebhookSecret;
@@ -45,7 +47,7 @@ impl WebhookSecret {
                 .ok_or(BadWebhookSecret)
         });
         let keys = keys.collect::<Result<Vec<_>, _>>()?;
-        Ok(Self(SecretBox::new(Box::new(keys))))
+        Ok(Self(Arc::new(SecretBox::new(Box::new(keys)))))
     }
 
     /// Returns the signatures of a message, one of each key.
@@ -60,35 +62,50 @@ impl WebhookSecret {
     }
 }
 
-pub(super) fn request(
-    request: RequestBuilder,
-    message: &Message,
-    secret: &WebhookSecret,
-) -> RequestBuilder {
+pub(super) fn content(message: &Message, secret: &WebhookSecret) -> Content {
     let now = message.written_at;
+    let body = json!({
+        "type": message.kind,
+        "timestamp": now.format(&Rfc3339).unwrap_or_default(),
+        "data": data(message),
+    });
+    let content = Content::json(&body);
+    let timestamp = now.unix_timestamp();
+    let signature = secret.sign(&message.id, timestamp, content.body.as_bytes());
+    content
+        .with_header("webhook-id", &message.id)
+        .with_header("webhook-timestamp", timestamp.to_string())
+        .with_header("webhook-signature", signature)
+}
+
+/// What is told, for programs: one object, or in a digest a list of each kind.
+fn data(message: &Message) -> Value {
     let mut data = json!({
         "title": message.title,
-        "text": message.lines.join("\n"),
+        "text": message.text(),
         "url": message.url,
+        "severity": message.severity,
     });
-    match &message.reports[..] {
-        [report] => data["incident"] = json!(report),
-        reports => data["incidents"] = json!(reports),
+    match &message.topics[..] {
+        [] => {}
+        [Topic::Incident(report)] => data["incident"] = json!(report),
+        [Topic::Notice(notice)] => data["notice"] = json!(notice),
+        [Topic::Trouble(trouble)] => data["trouble"] = json!(trouble),
+        topics => {
+            let (mut incidents, mut notices, mut troubles) = (vec![], vec![], vec![]);
+            for topic in topics {
+                match topic {
+                    Topic::Incident(report) => incidents.push(report),
+                    Topic::Notice(notice) => notices.push(notice),
+                    Topic::Trouble(trouble) => troubles.push(trouble),
+                }
+            }
+            data["incidents"] = json!(incidents);
+            data["notices"] = json!(notices);
+            data["troubles"] = json!(troubles);
+        }
     }
-    let body = json!({
-        "type": message.webhook_type(),
-        "timestamp": now.format(&Rfc3339).unwrap_or_default(),
-        "data": data,
-    });
-    let body = body.to_string();
-    let timestamp = now.unix_timestamp();
-    let signature = secret.sign(&message.id, timestamp, body.as_bytes());
-    request
-        .header("content-type", "application/json")
-        .header("webhook-id", &message.id)
-        .header("webhook-timestamp", timestamp.to_string())
-        .header("webhook-signature", signature)
-        .body(body)
+    data
 }
 
 #[cfg(test)]

@@ -20,14 +20,15 @@ use utoipa::ToSchema;
 pub use self::openapi::openapi;
 use self::openapi::{BadParameter, Moment, NoIncident, OtherProblem, PageParameters, Reveal};
 use self::paging::ListRequest;
+use super::auth::Login;
+use super::by_hand::{self, complete_body};
 use super::error::Problem;
-use super::ops::find_obstacle;
 use super::query::{IncidentId, List, Query, parse_filter, parse_reveal};
-use super::resolve::{complete_body, reopen_by_hand, resolve_by_hand};
 use crate::lockout::cause::LockoutCause;
 use crate::progress::Progress;
 use crate::report::{self, IncidentReport};
 use crate::store::backlog::{self, Backlog};
+use crate::store::changes::IncidentChange;
 use crate::store::checks::HealthCheck;
 use crate::store::deliveries::Delivery;
 use crate::store::incidents::{self, IncidentFilter, IncidentState};
@@ -43,6 +44,11 @@ pub(super) fn router(db: Pool, progress: Progress) -> Router {
         .route("/api/v1/incidents/{id}", get(get_incident))
         .route("/api/v1/incidents/{id}/deliveries", get(list_deliveries))
         .route("/api/v1/incidents/{id}/checks", get(list_checks))
+        .route("/api/v1/incidents/{id}/changes", get(list_changes))
+        .route(
+            "/api/v1/incidents/{id}/acknowledge",
+            post(acknowledge_incident),
+        )
         .route("/api/v1/incidents/{id}/resolve", post(resolve_incident))
         .route("/api/v1/incidents/{id}/reopen", post(reopen_incident))
         .with_state(db)
@@ -75,6 +81,15 @@ struct DeliveryList {
 struct HealthCheckList {
     /// The latest first.
     data: Vec<HealthCheck>,
+    /// The start of the next page: give it as `cursor`. Null on the last page.
+    next_cursor: Option<String>,
+}
+
+/// A page of changes of an incident.
+#[derive(Debug, Serialize, ToSchema)]
+struct IncidentChangeList {
+    /// The latest first.
+    data: Vec<IncidentChange>,
     /// The start of the next page: give it as `cursor`. Null on the last page.
     next_cursor: Option<String>,
 }
@@ -118,10 +133,10 @@ struct Status {
 )]
 async fn get_status(State((db, progress)): State<(Pool, Progress)>) -> Result<Response, Problem> {
     let status = bounded(async {
-        let obstacle = find_obstacle(&db, &progress, STATUS_TIMEOUT).await;
+        let obstacle = progress.find_obstacle(&db, STATUS_TIMEOUT).await;
         Ok::<_, StoreError>(Status {
             ready: obstacle.is_none(),
-            obstacle: obstacle.map(|reason| reason.trim_end().to_owned()),
+            obstacle: obstacle.map(ToOwned::to_owned),
             open_incidents: incidents::count_open(&db).await?,
             backlog: backlog::fetch(&db).await?,
         })
@@ -283,6 +298,44 @@ async fn list_checks(
     response.ok_or_else(|| Problem::no_incident(id))
 }
 
+/// List an incident's changes
+///
+/// Its history, the latest first: opened, causes, who acknowledged, resolved or reopened it.
+#[utoipa::path(
+    get,
+    path = "/api/v1/incidents/{id}/changes",
+    tag = "incidents",
+    params(
+        ("id" = i64, Path, description = "The incident's id", minimum = 1),
+        PageParameters,
+        ("cursor" = Option<String>, Query, description = "`next_cursor` of the previous page",
+         pattern = "^h[0-7][0-9a-f]{15}$"),
+    ),
+    responses(
+        (status = 200, description = "A page", content(
+            (IncidentChangeList = "application/json"),
+            (String = "text/csv")
+        ), headers(("Link" = Option<String>, description = "The next page, if there is one"))),
+        (status = 400, response = BadParameter),
+        (status = 404, response = NoIncident),
+        (status = "default", response = OtherProblem),
+    )
+)]
+async fn list_changes(
+    State(db): State<Pool>,
+    IncidentId(id): IncidentId,
+    request: ListRequest,
+) -> Result<Response, Problem> {
+    let page = request.parse(List::Changes)?;
+    let fetch = move |before, limit| {
+        let db = db.clone();
+        async move { report::list_changes(&db, id, before, limit).await }
+    };
+    let body = |data, next_cursor| IncidentChangeList { data, next_cursor };
+    let response = page.respond(fetch, body).await?;
+    response.ok_or_else(|| Problem::no_incident(id))
+}
+
 /// Resolve an incident
 ///
 /// Marks it as over. Failures that come later open a new one.
@@ -310,6 +363,7 @@ async fn resolve_incident(
     State(db): State<Pool>,
     IncidentId(id): IncidentId,
     RawQuery(query): RawQuery,
+    by: Login,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Problem> {
@@ -320,7 +374,7 @@ async fn resolve_incident(
     } else {
         parse_resolution(&headers, &body)?
     };
-    resolve_by_hand(&db, id, resolution.note).await?;
+    by_hand::resolve(&db, id, resolution.note, by).await?;
     respond_with_incident(&db, id).await
 }
 
@@ -349,9 +403,41 @@ async fn reopen_incident(
     State(db): State<Pool>,
     IncidentId(id): IncidentId,
     RawQuery(query): RawQuery,
+    by: Login,
 ) -> Result<Response, Problem> {
     Query::parse(query.as_deref()).reject_unknown()?;
-    reopen_by_hand(&db, id).await?;
+    by_hand::reopen(&db, id, by).await?;
+    respond_with_incident(&db, id).await
+}
+
+/// Acknowledge an incident
+///
+/// Somebody has seen it: reminders stop. The user of HTTP Basic is kept as who did it.
+#[utoipa::path(
+    post,
+    path = "/api/v1/incidents/{id}/acknowledge",
+    tag = "incidents",
+    params(("id" = i64, Path, description = "The incident's id", minimum = 1)),
+    responses(
+        (status = 200, description = "It is acknowledged", body = IncidentReport),
+        (status = 400, description = "The query cannot be used",
+         body = Problem, content_type = "application/problem+json"),
+        (status = 403, description = "Another site's page sent the request",
+         body = Problem, content_type = "application/problem+json"),
+        (status = 404, response = NoIncident),
+        (status = 409, description = "It was acknowledged or resolved before",
+         body = Problem, content_type = "application/problem+json"),
+        (status = "default", response = OtherProblem),
+    )
+)]
+async fn acknowledge_incident(
+    State(db): State<Pool>,
+    IncidentId(id): IncidentId,
+    RawQuery(query): RawQuery,
+    by: Login,
+) -> Result<Response, Problem> {
+    Query::parse(query.as_deref()).reject_unknown()?;
+    by_hand::acknowledge(&db, id, by).await?;
     respond_with_incident(&db, id).await
 }
 

@@ -36,6 +36,8 @@ pub fn openapi() -> String {
         super::get_incident,
         super::list_deliveries,
         super::list_checks,
+        super::list_changes,
+        super::acknowledge_incident,
         super::resolve_incident,
         super::reopen_incident,
         super::get_status

@@ -17,26 +17,30 @@ use super::{
     Refresh, badge, external_link, page_response, sentence_with_link, timestamp,
     timestamp_with_age, truncate, untrusted,
 };
+use crate::http::auth::Login;
+use crate::http::by_hand::{self, complete_body};
 use crate::http::error::Problem;
 use crate::http::query::IncidentId;
-use crate::http::resolve::{complete_body, reopen_by_hand, resolve_by_hand};
 use crate::lockout::cause::{LockoutCause, Scope, support_home_url};
 use crate::lockout::codes::Kind;
 use crate::lockout::note::Note;
 use crate::report::appeal::{EXAMPLE_LIMIT, write_appeal};
 use crate::report::text::{
-    describe_activity, describe_state, format_count, format_duration, format_number,
-    was_noticed_later,
+    describe_activity, describe_change, describe_state, format_count, format_duration,
+    format_number, was_noticed_later,
 };
 use crate::report::timeline::{CHART_BINS, Timeline, load_timeline};
 use crate::report::{self, AlsoFound, IncidentReport, NumberReport, Page, Recipients};
 use crate::store::Pool;
+use crate::store::changes::IncidentChange;
 use crate::store::checks::HealthCheck;
 use crate::store::deliveries::Delivery;
 use crate::store::incidents::Incident;
 
 const DELIVERY_ROWS: i64 = 20;
 const CHECK_ROWS: i64 = 8;
+/// The most steps of its history. The API returns all.
+const CHANGE_ROWS: i64 = 12;
 /// The most numbers in the table. The API returns up to 100.
 const NUMBER_ROWS: usize = 20;
 /// The most numbers in the text for the appeal.
@@ -59,6 +63,7 @@ struct PageData {
     timeline: Timeline,
     deliveries: Page<Delivery>,
     checks: Page<HealthCheck>,
+    changes: Page<IncidentChange>,
 }
 
 impl PageData {
@@ -71,11 +76,13 @@ impl PageData {
         let before = query.deliveries_before;
         let deliveries = report::list_deliveries(db, id, before, DELIVERY_ROWS, recipients).await?;
         let checks = report::list_checks(db, id, query.checks_before, CHECK_ROWS).await?;
+        let changes = report::list_changes(db, id, None, CHANGE_ROWS).await?;
         Ok(Self {
             report,
             timeline,
             deliveries: deliveries.ok_or_else(unknown)?,
             checks: checks.ok_or_else(unknown)?,
+            changes: changes.ok_or_else(unknown)?,
         })
     }
 }
@@ -113,6 +120,7 @@ fn page_content(query: &PageQuery, data: &PageData, now: OffsetDateTime) -> Mark
         }
         (cause_section(report))
         (numbers_section(report, now))
+        (history_section(&data.changes))
         (appeal_section(query, report, &data.deliveries.data, now))
         @if is_open { (resolve_section(report)) } @else { (reopen_section(report)) }
     };
@@ -190,6 +198,12 @@ fn facts_list(report: &IncidentReport, now: OffsetDateTime) -> Markup {
             @if let Some(note) = &incident.resolution_note {
                 (wide_fact("Note", untrusted(note, Note::LIMIT_CHARACTERS)))
             }
+            @if let Some(at) = incident.acknowledged_at {
+                (fact("Acknowledged", html! {
+                    (timestamp(at))
+                    @if let Some(by) = &incident.acknowledged_by { " by " (untrusted(by, 60)) }
+                }))
+            }
             @if let Some(previous) = incident.previous_incident_id {
                 (fact("Previous incident", incident_link(previous)))
             }
@@ -246,6 +260,13 @@ fn next_steps_section(report: &IncidentReport) -> Markup {
                 (external_link(&support_home, "Open Business Support Home")) " · "
                 a href="#appeal" { "Text for the appeal" } " · "
                 a href="#resolve" { "Mark as resolved" }
+            }
+            @if report.incident.acknowledged_at.is_none() {
+                form method="post"
+                    action={ "/incidents/" (report.incident.id) "/acknowledge" } {
+                    button .quiet { "Acknowledge" } " "
+                    small { "Tells others that somebody is at it, and stops reminders." }
+                }
             }
         }
     }
@@ -538,6 +559,26 @@ fn appeal_section(
     }
 }
 
+/// Renders what happened to the incident, and who did it.
+fn history_section(changes: &Page<IncidentChange>) -> Markup {
+    html! {
+        section #history data-live aria-labelledby="history-heading" {
+            h2 #history-heading { "History" }
+            ol .history {
+                @for change in &changes.data {
+                    li {
+                        (timestamp(change.at)) " " (describe_change(change))
+                        @if let Some(by) = &change.by { ", by " (untrusted(by, 60)) }
+                    }
+                }
+            }
+            @if changes.next.is_some() {
+                p { "Earlier steps are in the API." }
+            }
+        }
+    }
+}
+
 fn resolve_section(report: &IncidentReport) -> Markup {
     html! {
         section #resolve aria-labelledby="resolve-heading" {
@@ -598,6 +639,7 @@ fn automatic_resolution(report: &IncidentReport) -> String {
 pub(super) async fn resolve(
     State(db): State<Pool>,
     IncidentId(id): IncidentId,
+    by: Login,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Problem> {
@@ -615,7 +657,7 @@ pub(super) async fn resolve(
     let note = form_urlencoded::parse(&body)
         .find(|(name, _)| name == "note")
         .map(|(_, note)| note.into_owned());
-    resolve_by_hand(&db, id, note).await?;
+    by_hand::resolve(&db, id, note, by).await?;
     Ok(back_to_incident(id))
 }
 
@@ -623,8 +665,19 @@ pub(super) async fn resolve(
 pub(super) async fn reopen(
     State(db): State<Pool>,
     IncidentId(id): IncidentId,
+    by: Login,
 ) -> Result<Response, Problem> {
-    reopen_by_hand(&db, id).await?;
+    by_hand::reopen(&db, id, by).await?;
+    Ok(back_to_incident(id))
+}
+
+/// Handles the form: notes who has seen the incident and sends the browser back to its page.
+pub(super) async fn acknowledge(
+    State(db): State<Pool>,
+    IncidentId(id): IncidentId,
+    by: Login,
+) -> Result<Response, Problem> {
+    by_hand::acknowledge(&db, id, by).await?;
     Ok(back_to_incident(id))
 }
 

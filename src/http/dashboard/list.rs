@@ -13,9 +13,11 @@ use super::{
     Pages, Refresh, badge, page_response, sentence_with_link, timestamp, timestamp_with_age,
     untrusted,
 };
+use crate::alerts::Roster;
 use crate::http::error::Problem;
 use crate::http::query::{List, Query, parse_filter};
 use crate::lockout::cause::LockoutCause;
+use crate::lockout::trouble::TroubleKind;
 use crate::meta::codes::{ACCOUNT_LOCKED, WatchedCodes};
 use crate::report::text::{
     describe_activity, describe_state, format_count, format_duration, format_number, printable,
@@ -24,12 +26,15 @@ use crate::report::timeline::load_sparklines;
 use crate::report::{self, IncidentReport, NumberReport, Page};
 use crate::store::alerts::{self, ChannelState};
 use crate::store::incidents::{self, IncidentFilter, IncidentState};
+use crate::store::troubles::{self, Trouble};
 use crate::store::{Pool, backlog, bounded};
 
 const OPEN_ROWS: i64 = 20;
 const RESOLVED_ROWS: i64 = 25;
 const SEARCH_LIMIT_CHARACTERS: usize = 64;
 const BACKLOG_LIMIT_CHARACTERS: usize = 2000;
+/// The most troubles that are named.
+const TROUBLES_LIMIT: i64 = 10;
 
 /// The query of the page: its filters and the text to search for.
 struct ListQuery {
@@ -124,8 +129,12 @@ pub(super) async fn show(
     let resolved = load_page(&db, &query, IncidentState::Resolved, RESOLVED_ROWS).await?;
     let open_reports = open.as_ref().map_or(&[][..], |page| &page.data);
     let sparklines = load_sparklines(&db, open_reports, now).await?;
-    let mut backlog = report::backlog::describe(&bounded(backlog::fetch(&db)).await?);
-    backlog.extend(describe_alerts(&bounded(alerts::troubles(&db)).await?));
+    let mut notices = report::backlog::describe(&bounded(backlog::fetch(&db)).await?);
+    let roster = shown.roster.borrow().clone();
+    let channels = bounded(alerts::channel_states(&db)).await?;
+    let troubles = bounded(troubles::list_open(&db, TROUBLES_LIMIT)).await?;
+    notices.extend(describe_channels(&channels, &roster));
+    notices.extend(describe_troubles(&troubles));
     let title = headline(open_count, &shown.codes);
     let is_empty = [&open, &resolved]
         .into_iter()
@@ -136,18 +145,17 @@ pub(super) async fn show(
             h1 { (title) }
             @if open_count == 0 { p { (calm(&shown.codes)) } }
         }
-        @if !backlog.is_empty() {
+        @if !notices.is_empty() {
             div #backlog data-live .notice {
-                @for sentence in &backlog {
+                @for sentence in &notices {
                     p { (sentence_with_commands(sentence)) }
                 }
             }
         }
-        @if shown.alert_channels.is_empty() {
+        @if roster.channels.is_empty() {
             p .untold {
-                "Nobody is told of a lockout: no channel for alerts is set ("
-                code { "LOCKWATCH_ALERT_SLACK_URL" } ", "
-                code { "LOCKWATCH_ALERT_WEBHOOK_URL" } ")."
+                "Nobody is told of a lockout: no channel for alerts is set, such as "
+                code { "LOCKWATCH_ALERT_SLACK_URL" } ". " a href="/alerts" { "Alerts" }
             }
         }
         @if is_empty && !query.is_filtered() {
@@ -200,22 +208,50 @@ fn headline(open_count: i64, codes: &WatchedCodes) -> String {
     }
 }
 
-/// Describes the alerts that nobody took, in sentences with commands between backticks.
-fn describe_alerts(troubles: &[ChannelState]) -> Vec<String> {
-    let sentence = |state: &ChannelState| {
-        let waiting = format_count(state.failing, "alert waits", "alerts wait");
+/// Describes the channels that do not take alerts, in sentences with commands between backticks.
+fn describe_channels(states: &[ChannelState], roster: &Roster) -> Vec<String> {
+    let problem = roster.problem.iter().map(|problem| {
+        format!("The channels read earlier stay in use. LOCKWATCH_ALERTS_FILE {problem}")
+    });
+    let failing = states.iter().filter(|state| state.is_failing()).map(|state| {
+        let waiting = match state.waiting {
+            0 => String::new(),
+            n => format!(" {}.", format_count(n, "alert waits", "alerts wait")),
+        };
         let dead = match state.dead {
             0 => String::new(),
-            dead => format!(", {}", format_count(dead, "was given up", "were given up")),
+            n => format!(" {}.", format_count(n, "alert was given up", "alerts were given up")),
         };
-        let answer = state.last_answer.as_deref().unwrap_or("no answer yet");
-        let channel = &state.channel;
+        let answer = state.last_answer.as_deref().unwrap_or("none yet");
         format!(
-            "{channel} does not take alerts: {waiting}{dead}. Its answer: {answer}. See \
-                 `lockwatch alerts list`; `lockwatch alerts retry` sends them again."
+            "{} does not take alerts.{waiting}{dead} Its last answer: {answer}. `lockwatch alerts \
+             retry` sends them again.",
+            state.channel
+        )
+    });
+    problem.chain(failing).collect()
+}
+
+/// Describes what keeps Lockwatch from hearing or telling, each in a sentence.
+fn describe_troubles(troubles: &[Trouble]) -> Vec<String> {
+    // The inbox and the quarantine are described anyway.
+    let is_described = |trouble: &&Trouble| {
+        let kind = TroubleKind::parse(&trouble.kind);
+        !matches!(
+            kind,
+            Some(TroubleKind::InboxStuck | TroubleKind::Quarantined)
         )
     };
-    troubles.iter().map(sentence).collect()
+    let shown = troubles.iter().filter(is_described);
+    let sentences = shown.map(|trouble| {
+        format!(
+            "{}. {} {}",
+            trouble.title(),
+            trouble.detail,
+            trouble.advice()
+        )
+    });
+    sentences.collect()
 }
 
 /// Says what is watched while nothing is wrong.

@@ -4,6 +4,7 @@
 //! copies the text for the appeal. Received text is hostile: [`untrusted`] escapes it, limits its
 //! length, and removes characters that would change the direction of a line.
 
+mod alerts;
 mod chart;
 mod checks;
 mod deliveries;
@@ -56,8 +57,11 @@ pub(super) fn router(db: Pool, shown: Shown) -> Router {
     Router::new()
         .route("/", get(list::show))
         .route("/incidents/{id}", get(incident::show))
+        .route("/incidents/{id}/acknowledge", post(incident::acknowledge))
         .route("/incidents/{id}/resolve", post(incident::resolve))
         .route("/incidents/{id}/reopen", post(incident::reopen))
+        .route("/alerts", get(alerts::show))
+        .route("/alerts/{channel}/test", post(alerts::test))
         .route("/assets/style.css", get(style))
         .route("/assets/page.js", get(script))
         .route("/assets/icon.svg", get(icon))
@@ -132,6 +136,7 @@ fn layout(title: &str, refresh: Refresh, now: OffsetDateTime, main: &Markup) -> 
                 footer {
                     p {
                         "Times are UTC. "
+                        a href="/alerts" { "Alerts" } " · "
                         a href="/api/v1/incidents" { "API" } " · "
                         a href="/openapi.json" { "OpenAPI" } " · "
                         a href="/metrics" { "Metrics" } " · "

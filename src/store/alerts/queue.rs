@@ -1,187 +1,25 @@
-//! Alerts: dispatches the changes of incidents to channels, and keeps what became of each message.
+//! The queue of a channel: takes the alerts that are due, and notes what became of them.
 
-use std::collections::BTreeSet;
-
-use serde::Serialize;
 use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
 
-use super::{StoreError, Word, interval};
-use crate::lockout::alerting::{self, AlertKind, Decision, News, Pace, decide};
-use crate::lockout::cause::LockoutCause;
-use crate::lockout::change::ChangeKind;
-use crate::meta::ids::WabaId;
+use super::Topic;
+use crate::lockout::alerting::{self, Pace};
+use crate::store::{StoreError, interval};
 
-/// Changes that are looked at in one transaction.
-const DISPATCH_LIMIT: i64 = 500;
-/// The most messages that are told together.
-const DIGEST_LIMIT: i64 = 500;
-/// The lease of a message that is being delivered. It is longer than a delivery can take.
+/// The most alerts that are told together.
+const DIGEST_LIMIT: i64 = 50_000;
+/// The lease of an alert that is being delivered. It is longer than a delivery can take.
 const LEASE: std::time::Duration = std::time::Duration::from_secs(30);
 
-/// Decides whom to tell of the changes that wait for that, and writes a message for each channel.
-/// Returns the number of messages. Call it from a task that nobody cancels.
-///
-/// # Errors
-/// Nothing is changed.
-pub async fn dispatch(db: &PgPool, channels: &[&str]) -> Result<usize, StoreError> {
-    let mut transaction = db.begin().await?;
-    let mut round = Round::default();
-    while round.is_more_there {
-        decide_some(&mut transaction, channels, &mut round).await?;
-    }
-    transaction.commit().await?;
-    Ok(round.messages)
-}
-
-/// What is known in a round over all undecided changes.
-#[derive(Debug)]
-struct Round {
-    after: i64,
-    is_more_there: bool,
-    /// The incidents with a change that waits: later ones wait behind it.
-    waiting: BTreeSet<i64>,
-    /// The incidents of which people are told in this round.
-    told: BTreeSet<i64>,
-    messages: usize,
-}
-
-impl Default for Round {
-    fn default() -> Self {
-        Self {
-            after: 0,
-            is_more_there: true,
-            waiting: BTreeSet::new(),
-            told: BTreeSet::new(),
-            messages: 0,
-        }
-    }
-}
-
-async fn decide_some(
-    db: &mut PgConnection,
-    channels: &[&str],
-    round: &mut Round,
-) -> Result<(), StoreError> {
-    let rows = sqlx::query!(
-        r#"select c.id, c.incident_id, c.waba_id as "waba_id: WabaId", c.kind, c.detail, c.at,
-                  i.cause as "cause: Word<LockoutCause>", i.ended_at, i.created_at, now() as "now!",
-                  (select max(a.created_at) from alerts a
-                    where a.incident_id = i.id and a.waba_id = i.waba_id
-                      and a.kind in ('opened', 'cause_changed')) as cause_told_at
-             from incident_changes c
-             join incidents i on i.id = c.incident_id and i.waba_id = c.waba_id
-            where c.dispatched_at is null and c.id > $2
-            order by c.id
-            limit $1
-              for update of c skip locked"#,
-        DISPATCH_LIMIT,
-        round.after,
-    )
-    .fetch_all(&mut *db)
-    .await?;
-    round.after = rows.last().map_or(round.after, |row| row.id);
-    round.is_more_there = i64::try_from(rows.len()) == Ok(DISPATCH_LIMIT);
-    let mut decided = Vec::new();
-    for row in rows {
-        if round.waiting.contains(&row.incident_id) {
-            continue;
-        }
-        let decision = match ChangeKind::parse(&row.kind, row.detail.as_deref()) {
-            Some(kind) => decide(&News {
-                kind,
-                at: row.at,
-                cause: row.cause.known().unwrap_or(LockoutCause::OtherRestriction),
-                ended_at: row.ended_at,
-                first_seen_at: row.created_at,
-                cause_told_at: match round.told.contains(&row.incident_id) {
-                    true => Some(row.now),
-                    false => row.cause_told_at,
-                },
-                now: row.now,
-            }),
-            // A later version wrote it, and tells it.
-            None => Decision::Wait,
-        };
-        match decision {
-            Decision::Wait => {
-                round.waiting.insert(row.incident_id);
-            }
-            Decision::Skip => decided.push(row.id),
-            Decision::Tell(kind) => {
-                let id = Identity {
-                    change_id: row.id,
-                    incident_id: row.incident_id,
-                    waba_id: &row.waba_id,
-                };
-                round.messages += insert(db, &id, kind, channels).await?;
-                decided.push(row.id);
-                round.told.insert(row.incident_id);
-            }
-        }
-    }
-    sqlx::query!(
-        "update incident_changes set dispatched_at = now() where id = any($1)",
-        &decided
-    )
-    .execute(db)
-    .await?;
-    Ok(())
-}
-
-/// The change that a message tells.
-struct Identity<'i> {
-    change_id: i64,
-    incident_id: i64,
-    waba_id: &'i WabaId,
-}
-
-/// Inserts a message for each channel. An end whose opening has not been told yet is told by the
-/// message of the opening.
-async fn insert(
-    db: &mut PgConnection,
-    id: &Identity<'_>,
-    kind: AlertKind,
-    channels: &[&str],
-) -> Result<usize, StoreError> {
-    let channels: Vec<String> = channels.iter().map(|name| (*name).to_owned()).collect();
-    let inserted = sqlx::query!(
-        "insert into alerts (change_id, incident_id, waba_id, channel, kind, state, ended_at)
-         select $1, $2, $3, channel, $4,
-                case when is_untold then 'folded' else 'waiting' end,
-                case when is_untold then now() end
-           from unnest($5::text[]) as channels(channel)
-          cross join lateral (
-                  select $4 in ('resolved', 'cause_changed')
-                         and exists (select from alerts
-                                      where incident_id = $2 and waba_id = $3
-                                        and channel = channels.channel and kind = 'opened'
-                                        and state = 'waiting' and lease_until is null)
-                         as is_untold) told
-             on conflict (change_id, channel, waba_id) do nothing",
-        id.change_id,
-        id.incident_id,
-        id.waba_id.as_str(),
-        kind.as_str(),
-        &channels,
-    )
-    .execute(db)
-    .await?;
-    Ok(usize::try_from(inserted.rows_affected()).unwrap_or(usize::MAX))
-}
-
-/// A message that this process delivers.
+/// An alert that this process delivers.
 #[derive(Debug, Clone)]
 pub struct DueAlert {
     /// Its id.
     pub id: i64,
-    /// The change that it tells.
-    pub change_id: i64,
-    /// The incident.
-    pub incident_id: i64,
-    /// The channel.
-    pub channel: String,
-    /// What it tells, as a word.
+    /// What it tells of.
+    pub topic: Topic,
+    /// The name of its kind.
     pub kind: String,
     /// The tries before this one.
     pub attempts: i32,
@@ -189,7 +27,7 @@ pub struct DueAlert {
     pub created_at: OffsetDateTime,
 }
 
-/// The messages of a channel to deliver now.
+/// The alerts of a channel to deliver now.
 #[derive(Debug, Clone)]
 pub enum Due {
     /// Each by itself.
@@ -198,7 +36,7 @@ pub enum Due {
     Digest(Vec<DueAlert>),
 }
 
-/// Takes the messages of a channel that are due. The first few of a minute go at once, each by
+/// Takes the alerts of a channel that are due. The first few of a minute go at once, each by
 /// itself; what comes after them goes together, a minute after the first of those.
 ///
 /// # Errors
@@ -246,8 +84,7 @@ async fn take(
     limit: i64,
     is_digest: bool,
 ) -> Result<Vec<DueAlert>, StoreError> {
-    let due = sqlx::query_as!(
-        DueAlert,
+    let rows = sqlx::query!(
         "update alerts a
             set lease_until = now() + $3, attempts = a.attempts + 1, in_digest = $4
            from (select id, waba_id from alerts
@@ -257,13 +94,31 @@ async fn take(
                   limit $2
                     for update skip locked) due
           where a.id = due.id and a.waba_id = due.waba_id
-         returning a.id, a.change_id, a.incident_id, a.channel, a.kind, a.attempts, a.created_at",
+         returning a.id, a.change_id, a.incident_id, a.event_id, a.trouble_id, a.kind, a.attempts,
+                   a.created_at",
         channel,
         limit,
         interval(LEASE),
         is_digest,
-    );
-    Ok(due.fetch_all(db).await?)
+    )
+    .fetch_all(db)
+    .await?;
+    let due = rows.into_iter().map(|row| {
+        let topic = match (row.change_id, row.incident_id, row.event_id, row.trouble_id) {
+            (Some(id), Some(incident_id), ..) => Topic::Change { id, incident_id },
+            (_, _, Some(id), _) => Topic::Event(id),
+            (.., Some(id)) => Topic::Trouble(id),
+            _ => Topic::Test,
+        };
+        DueAlert {
+            id: row.id,
+            topic,
+            kind: row.kind,
+            attempts: row.attempts,
+            created_at: row.created_at,
+        }
+    });
+    Ok(due.collect())
 }
 
 /// What became of a try.
@@ -277,9 +132,13 @@ pub enum Outcome {
     Dead,
 }
 
-/// Notes what became of a try of these messages, and what the receiver answered.
+/// Notes what became of a try of these alerts, and what the receiver answered.
+///
+/// # Errors
+/// Nothing is changed.
 pub async fn note_outcome(
     db: &PgPool,
+    channel: &str,
     ids: &[i64],
     outcome: &Outcome,
     answer: &str,
@@ -301,87 +160,28 @@ pub async fn note_outcome(
     )
     .execute(db)
     .await?;
-    Ok(())
+    note_answer(db, channel, *outcome == Outcome::Accepted, answer).await
 }
 
-/// A message, as people read it. The fields are columns.
-#[derive(Debug, Clone, Serialize)]
-pub struct Alert {
-    /// Its id.
-    pub id: i64,
-    /// The incident.
-    pub incident_id: i64,
-    /// The account.
-    pub waba_id: String,
-    /// The channel.
-    pub channel: String,
-    /// What it tells.
-    pub kind: String,
-    /// `waiting`, `accepted`, `dead`, or `folded` into another message.
-    pub state: String,
-    /// The tries so far.
-    pub attempts: i32,
-    /// The next try.
-    #[serde(with = "time::serde::rfc3339")]
-    pub next_attempt_at: OffsetDateTime,
-    /// What the receiver answered last.
-    pub last_answer: Option<String>,
-    /// When it was written.
-    #[serde(with = "time::serde::rfc3339")]
-    pub created_at: OffsetDateTime,
-}
-
-/// Lists messages, the newest first.
-pub async fn list(db: &PgPool, limit: i64) -> Result<Vec<Alert>, StoreError> {
-    let alerts = sqlx::query_as!(
-        Alert,
-        "select id, incident_id, waba_id, channel, kind, state, attempts, next_attempt_at,
-                last_answer, created_at
-           from alerts
-          order by id desc
-          limit $1",
-        limit,
-    );
-    Ok(alerts.fetch_all(db).await?)
-}
-
-/// Makes messages due that wait or were given up: all of them, or these. Returns their number.
-pub async fn retry(db: &PgPool, ids: &[i64]) -> Result<u64, StoreError> {
-    let retried = sqlx::query!(
-        "update alerts
-            set state = 'waiting', next_attempt_at = now(), ended_at = null, created_at = now()
-          where state in ('waiting', 'dead') and (cardinality($1::bigint[]) = 0 or id = any($1))",
-        ids,
+/// Notes how a channel answered last.
+pub async fn note_answer(
+    db: &PgPool,
+    channel: &str,
+    is_accepted: bool,
+    answer: &str,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "insert into alert_channels as c (channel, accepted_at, failed_at, last_answer)
+         values ($1, case when $2 then now() end, case when not $2 then now() end, $3)
+             on conflict (channel) do update
+            set accepted_at = coalesce(excluded.accepted_at, c.accepted_at),
+                failed_at   = coalesce(excluded.failed_at, c.failed_at),
+                last_answer = excluded.last_answer",
+        channel,
+        is_accepted,
+        answer,
     )
     .execute(db)
     .await?;
-    Ok(retried.rows_affected())
-}
-
-/// The messages of a channel that wait or were given up.
-#[derive(Debug, Clone)]
-pub struct ChannelState {
-    /// The channel.
-    pub channel: String,
-    /// Those that wait after a failed try.
-    pub failing: i64,
-    /// Those that were given up.
-    pub dead: i64,
-    /// What the receiver answered last.
-    pub last_answer: Option<String>,
-}
-
-/// Returns the channels with messages that nobody took.
-pub async fn troubles(db: &PgPool) -> Result<Vec<ChannelState>, StoreError> {
-    let states = sqlx::query_as!(
-        ChannelState,
-        r#"select channel, count(*) filter (where state = 'waiting') as "failing!",
-                  count(*) filter (where state = 'dead') as "dead!",
-                  (array_agg(last_answer order by id desc))[1] as last_answer
-             from alerts
-            where state = 'dead' or state = 'waiting' and attempts > 1
-            group by channel
-            order by channel"#
-    );
-    Ok(states.fetch_all(db).await?)
+    Ok(())
 }

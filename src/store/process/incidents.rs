@@ -306,7 +306,7 @@ impl Changes {
             incident_life::end(db, end.id, &end.waba_id, end.end).await?;
         }
         for (id, waba_id) in &self.reopened {
-            incident_life::reopen(db, *id, waba_id).await?;
+            incident_life::reopen(db, *id, waba_id, None).await?;
         }
         for end in &self.moved {
             incident_life::move_end(db, end.id, &end.waba_id, end.end).await?;

@@ -1,6 +1,12 @@
 //! Alerts: somebody is told, with the reason in the first message, at least once, by real
 //! receivers.
 
+mod channels;
+mod life;
+mod real;
+mod survival;
+mod troubles;
+
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex};
 
@@ -30,6 +36,7 @@ const WEBHOOK_SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 #[derive(Debug, Clone)]
 struct Received {
     headers: HeaderMap,
+    raw: Bytes,
     body: Value,
 }
 
@@ -73,8 +80,11 @@ async fn receive(
     headers: HeaderMap,
     body: Bytes,
 ) -> (StatusCode, [(&'static str, &'static str); 1], &'static str) {
-    let body = serde_json::from_slice(&body).unwrap();
-    let message = Received { headers, body };
+    let message = Received {
+        headers,
+        body: serde_json::from_slice(&body).unwrap(),
+        raw: body,
+    };
     receiver.received.lock().unwrap().push(message);
     let answer = receiver.answers.lock().unwrap().pop_front();
     let (status, text) = answer.unwrap_or((StatusCode::OK, "ok"));
@@ -84,14 +94,23 @@ async fn receive(
 fn webhook(receiver: &Receiver) -> Channel {
     let url = format!("{}/hook?token=canary-of-the-url", receiver.address);
     let secret = WebhookSecret::parse(WEBHOOK_SECRET).unwrap();
-    Channel::webhook("URL", url.into(), secret).unwrap()
+    Channel::webhook("webhook", &url.into(), secret).unwrap()
 }
 
 fn slack(receiver: &Receiver) -> Channel {
-    Channel::slack("URL", format!("{}/services/T/B/x", receiver.address).into()).unwrap()
+    let url = format!("{}/services/T/B/x", receiver.address);
+    Channel::slack("slack", &url.into()).unwrap()
 }
 
 async fn start_with(channels: Vec<Channel>, scenarios: Vec<Scenario>) -> TestApp {
+    let alerting = Alerting {
+        channels,
+        ..Alerting::default()
+    };
+    start_alerting(alerting, scenarios).await
+}
+
+async fn start_alerting(alerting: Alerting, scenarios: Vec<Scenario>) -> TestApp {
     let simulator = Simulator::start(ACCESS_TOKEN, APP_SECRET).await.unwrap();
     simulator.set_scenarios(NUMBER, scenarios);
     let database = TestDatabase::create().await;
@@ -102,8 +121,8 @@ async fn start_with(channels: Vec<Channel>, scenarios: Vec<Scenario>) -> TestApp
         Some(ACCESS_TOKEN),
     );
     settings.alerting = Alerting {
-        channels,
         external_url: Some("https://lockwatch.example/".to_owned()),
+        ..alerting
     };
     TestApp::start_with_settings(database, simulator, settings).await
 }

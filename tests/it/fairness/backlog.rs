@@ -7,7 +7,7 @@ use lockwatch::lockout::schedule::CALLS_PER_HOUR;
 use lockwatch::meta::compose::StatusCallback;
 use lockwatch::service::Service;
 use lockwatch::simulator::{Request, Scenario, Simulator};
-use lockwatch::store::incident_life::resolve_by_hand;
+use lockwatch::store::by_hand;
 use time::{Duration, OffsetDateTime};
 use tokio::time::Instant;
 
@@ -173,7 +173,10 @@ fn count_by_account(requests: &[Request]) -> HashMap<&str, usize> {
 async fn resolve_other_incidents(app: &TestApp) {
     for incident in app.incidents().await {
         if incident.waba_id != LARGE_ACCOUNT {
-            resolve_by_hand(&app.db, incident.id, None).await.unwrap();
+            by_hand::resolve(&app.db, incident.id, None, None)
+                .await
+                .unwrap()
+                .unwrap();
         }
     }
 }

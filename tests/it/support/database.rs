@@ -7,9 +7,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use lockwatch::embedded::EmbeddedPostgres;
 use lockwatch::store::Database;
 use rustix::process::Pid;
+use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection};
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
+
+use super::proxy::{Proxy, Upstream};
 
 /// The database of one test. Dropped at the end, unless the whole server ends with the run.
 pub struct TestDatabase {
@@ -68,6 +71,27 @@ impl TestDatabase {
 
     pub fn database(&self) -> Database {
         Database::parse(&self.url).unwrap()
+    }
+
+    /// Starts a link to the database, and returns it with the URL through it.
+    pub async fn link(&self) -> (Proxy, String) {
+        let options: PgConnectOptions = self.url.parse().unwrap();
+        let port = options.get_port();
+        let upstream = match options.get_socket() {
+            Some(folder) => Upstream::Unix(folder.join(format!(".s.PGSQL.{port}"))),
+            None => {
+                let host = (options.get_host().to_owned(), port);
+                Upstream::Tcp(tokio::net::lookup_host(host).await.unwrap().next().unwrap())
+            }
+        };
+        let link = Proxy::start(upstream).await;
+        let through = PgConnectOptions::new_without_pgpass()
+            .host("127.0.0.1")
+            .port(link.address.port())
+            .username(options.get_username())
+            .database(options.get_database().unwrap());
+        let url = through.to_url_lossy().to_string();
+        (link, url)
     }
 }
 

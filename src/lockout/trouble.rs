@@ -1,0 +1,279 @@
+//! Troubles: what keeps Lockwatch from hearing of a lock or from telling its cause, and when people
+//! are told of it.
+//!
+//! A trouble is told once when it has lasted, and once when it is over; what comes and goes is
+//! neither.
+
+use std::time::Duration;
+
+use time::OffsetDateTime;
+
+/// A trouble that is away for less than this is not over.
+pub const OVER_AFTER: Duration = Duration::from_secs(5 * 60);
+/// The shortest silence that counts, however lively an account is.
+pub const SILENCE_MIN: Duration = Duration::from_secs(60 * 60);
+/// A silence counts from this many times the longest one of the last days.
+pub const SILENCE_FACTOR: i32 = 2;
+/// The days whose silences tell what is usual; it takes [`SILENCE_MIN_DAYS`] to know.
+pub const SILENCE_DAYS: i32 = 14;
+/// Before it has been heard on this many days, nobody knows what is usual for an account.
+pub const SILENCE_MIN_DAYS: i64 = 3;
+/// New parts in quarantine are news for this long.
+pub const QUARANTINE_WINDOW: Duration = Duration::from_secs(24 * 60 * 60);
+/// A callback that waits in the inbox for longer than this is stuck.
+pub const INBOX_WAIT_LIMIT: Duration = Duration::from_secs(60);
+
+/// The word for trouble that concerns no single account.
+pub const ALL_ACCOUNTS: &str = "all";
+
+/// The kinds of trouble.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum TroubleKind {
+    /// Nothing is recorded: the database is away, or the processor stands still.
+    NotRecording,
+    /// No callback comes, longer than is usual.
+    CallbacksSilent,
+    /// Callbacks wait in the inbox and are not processed.
+    InboxStuck,
+    /// Parts of callbacks could not be read.
+    Quarantined,
+    /// Look-ups of the cause fail again and again.
+    LookupsFailing,
+}
+
+impl TroubleKind {
+    /// Every kind, the gravest first.
+    pub const ALL: [Self; 5] = [
+        Self::NotRecording,
+        Self::CallbacksSilent,
+        Self::InboxStuck,
+        Self::Quarantined,
+        Self::LookupsFailing,
+    ];
+
+    /// Those that the database can tell.
+    pub const IN_DATABASE: [Self; 4] = [
+        Self::CallbacksSilent,
+        Self::InboxStuck,
+        Self::Quarantined,
+        Self::LookupsFailing,
+    ];
+
+    /// The word for it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NotRecording => "not_recording",
+            Self::CallbacksSilent => "callbacks_silent",
+            Self::InboxStuck => "inbox_stuck",
+            Self::Quarantined => "quarantined",
+            Self::LookupsFailing => "lookups_failing",
+        }
+    }
+
+    /// Parses a word. `None`: a later version wrote it.
+    #[must_use]
+    pub fn parse(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.as_str() == word)
+    }
+
+    /// What is wrong, for a person.
+    #[must_use]
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::NotRecording => "Lockwatch records nothing",
+            Self::CallbacksSilent => "No callback comes from Meta",
+            Self::InboxStuck => "Callbacks wait and are not processed",
+            Self::Quarantined => "Parts of callbacks could not be read",
+            Self::LookupsFailing => "Causes cannot be looked up",
+        }
+    }
+
+    /// What to do first.
+    #[must_use]
+    pub fn advice(self) -> &'static str {
+        match self {
+            Self::NotRecording => {
+                "Bring the database back. Meta gets 503 and sends its callbacks again for 7 days, \
+                 so nothing is lost until then."
+            }
+            Self::CallbacksSilent => {
+                "Send a test message. If no callback comes, check in Meta's App Dashboard that the \
+                 callback URL is this one, that the field messages is subscribed, and that the \
+                 app is subscribed to the account."
+            }
+            Self::InboxStuck => {
+                "See `lockwatch inbox list` for the reason, and the log of each process."
+            }
+            Self::Quarantined => {
+                "Update Lockwatch, then run `lockwatch captures retry`. Until then look at the \
+                 account in Meta's WhatsApp Manager: a lock may be among what could not be read."
+            }
+            Self::LookupsFailing => {
+                "See the page of an open incident for Meta's answer. `lockwatch check NODE_ID` \
+                 asks Meta now."
+            }
+        }
+    }
+
+    /// How long it lasts before people are told. Some observations are of something that has lasted
+    /// already.
+    #[must_use]
+    pub fn told_after(self) -> Duration {
+        match self {
+            Self::NotRecording | Self::InboxStuck => Duration::from_secs(60),
+            // A restart of ours is followed by what Meta could not deliver meanwhile.
+            Self::CallbacksSilent => Duration::from_secs(10 * 60),
+            Self::Quarantined => Duration::ZERO,
+            Self::LookupsFailing => Duration::from_secs(60),
+        }
+    }
+}
+
+/// A trouble as it is observed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fact {
+    /// Callbacks wait in the inbox.
+    InboxStuck {
+        /// So many.
+        callbacks: i64,
+        /// The oldest for so long.
+        oldest: time::Duration,
+        /// Why one of them could not be processed.
+        problem: Option<String>,
+    },
+    /// Parts of callbacks came that could not be read.
+    Quarantined {
+        /// The account, or `unknown`.
+        waba_id: String,
+        /// So many.
+        parts: i64,
+        /// Why one of them could not be read.
+        reason: String,
+    },
+    /// Look-ups fail again and again.
+    LookupsFailing {
+        /// The account.
+        waba_id: String,
+        /// Of so many numbers.
+        numbers: i64,
+        /// So many times in a row.
+        failures: i32,
+        /// What Meta or the network answered last.
+        error: Option<String>,
+    },
+    /// No callback comes.
+    CallbacksSilent {
+        /// The account, or `all`.
+        waba_id: String,
+        /// Since then.
+        last_at: OffsetDateTime,
+        /// For so long.
+        silence: time::Duration,
+        /// The longest silence of the days before.
+        usual: time::Duration,
+    },
+}
+
+impl Fact {
+    /// Its kind.
+    #[must_use]
+    pub fn kind(&self) -> TroubleKind {
+        match self {
+            Self::InboxStuck { .. } => TroubleKind::InboxStuck,
+            Self::Quarantined { .. } => TroubleKind::Quarantined,
+            Self::LookupsFailing { .. } => TroubleKind::LookupsFailing,
+            Self::CallbacksSilent { .. } => TroubleKind::CallbacksSilent,
+        }
+    }
+
+    /// The account that it concerns, or `all`.
+    #[must_use]
+    pub fn waba_id(&self) -> &str {
+        match self {
+            Self::InboxStuck { .. } => ALL_ACCOUNTS,
+            Self::Quarantined { waba_id, .. }
+            | Self::LookupsFailing { waba_id, .. }
+            | Self::CallbacksSilent { waba_id, .. } => waba_id,
+        }
+    }
+}
+
+/// A trouble, as far as it is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Course {
+    /// When it was first seen.
+    pub began_at: OffsetDateTime,
+    /// When it was last seen.
+    pub seen_at: OffsetDateTime,
+    /// Whether people were told.
+    pub is_told: bool,
+}
+
+/// What becomes of a trouble.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// Nothing changes.
+    Stay,
+    /// People are told that it lasts.
+    TellBegin,
+    /// It is over, and people are told.
+    TellEnd,
+    /// It is over, and nobody ever knew.
+    Forget,
+}
+
+/// Decides what becomes of a trouble that is there now, or is not.
+#[must_use]
+pub fn next_step(kind: TroubleKind, course: &Course, is_there: bool, now: OffsetDateTime) -> Step {
+    if is_there {
+        let has_lasted = now - course.began_at >= kind.told_after();
+        return match has_lasted && !course.is_told {
+            true => Step::TellBegin,
+            false => Step::Stay,
+        };
+    }
+    match (now - course.seen_at >= OVER_AFTER, course.is_told) {
+        (true, true) => Step::TellEnd,
+        (true, false) => Step::Forget,
+        (false, _) => Step::Stay,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use time::Duration;
+    use time::macros::datetime;
+
+    use super::*;
+
+    #[test]
+    fn a_trouble_is_told_when_it_lasts_and_when_it_is_over() {
+        let began_at = datetime!(2026-11-28 03:00 UTC);
+        let seen = |seconds: i64, is_told| Course {
+            began_at,
+            seen_at: began_at + Duration::seconds(seconds),
+            is_told,
+        };
+        let at = |seconds| began_at + Duration::seconds(seconds);
+        for (course, is_there, now, step) in [
+            (seen(0, false), true, 59, Step::Stay),
+            (seen(59, false), true, 60, Step::TellBegin),
+            (seen(60, true), true, 3600, Step::Stay),
+            (seen(60, true), false, 61, Step::Stay),
+            (seen(60, true), false, 359, Step::Stay),
+            (seen(60, true), false, 360, Step::TellEnd),
+            (seen(10, false), false, 310, Step::Forget),
+        ] {
+            let kind = TroubleKind::InboxStuck;
+            assert_eq!(next_step(kind, &course, is_there, at(now)), step, "{now}");
+        }
+    }
+
+    #[test]
+    fn words_are_parsed_back() {
+        for kind in TroubleKind::ALL {
+            assert_eq!(TroubleKind::parse(kind.as_str()), Some(kind));
+        }
+    }
+}
