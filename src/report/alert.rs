@@ -270,13 +270,10 @@ impl Digest {
             ),
         ];
         let parts = parts.into_iter().filter(|(count, ..)| *count > 0);
-        let parts: Vec<String> = parts
+        parts
             .map(|(count, one, many, rest)| format_count(count, one, many) + &rest)
-            .collect();
-        match parts.is_empty() {
-            true => "Several test alerts. Nothing is locked.".to_owned(),
-            false => parts.join("; "),
-        }
+            .collect::<Vec<_>>()
+            .join("; ")
     }
 }
 
@@ -309,7 +306,7 @@ pub(crate) fn incident_title(kind: &str, report: &IncidentReport) -> String {
             format!("Account {account}: the cause is known: {cause}")
         }
         ("incident.reopened" | "incident.reminder", None) => {
-            format!("Account {account} {} still: {cause}", state)
+            format!("Still: account {account} {state}: {cause}")
         }
         _ => format!("Account {account} {state}: {cause}"),
     }
@@ -401,8 +398,28 @@ fn notice_title(notice: &AccountNotice) -> String {
         Some(name) => format!("{name} ({})", notice.waba_id),
         None => notice.waba_id.clone(),
     };
-    let what = notice.event.state.as_deref().unwrap_or(&notice.event.event);
-    format!("Meta warns account {account}: {}", what.replace(',', ", "))
+    let (event, state) = (
+        &notice.event,
+        notice.event.state.as_deref().unwrap_or_default(),
+    );
+    match (event.field.as_str(), event.event.as_str(), state) {
+        (_, "DISABLED_UPDATE", "SCHEDULE_FOR_DISABLE") => {
+            format!("Meta is about to disable account {account}")
+        }
+        (_, "ACCOUNT_VIOLATION", violation) => {
+            format!("Meta found a violation by account {account}: {violation}")
+        }
+        (_, "ACCOUNT_RESTRICTION", restrictions) => {
+            let restrictions = restrictions.replace(',', ", ");
+            format!("Meta restricts account {account}: {restrictions}")
+        }
+        ("phone_number_quality_update", what, _) => {
+            format!("Meta rates a number of account {account}: {what}")
+        }
+        ("account_review_update", ..) => format!("Meta has not approved account {account}"),
+        (_, what, "") => format!("Meta warns account {account}: {what}"),
+        (_, _, state) => format!("Meta warns account {account}: {}", state.replace(',', ", ")),
+    }
 }
 
 fn notice_lines(notice: &AccountNotice) -> Vec<String> {

@@ -122,6 +122,26 @@ fn parse_series(series: &str) -> (&str, &str) {
     (name, value)
 }
 
+/// The rules that are shipped use names that exist.
+#[tokio::test]
+async fn the_rules_for_prometheus_use_series_that_exist() {
+    let app = TestApp::start().await;
+    let scrape = Scrape::fetch(&app.service).await;
+    let rules = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/monitoring/lockwatch.rules.yml"
+    );
+    let rules = std::fs::read_to_string(rules).unwrap();
+    let words = rules.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    let used: BTreeSet<&str> = words
+        .filter_map(|word| word.strip_prefix("lockwatch_"))
+        .collect();
+    assert!(used.len() > 6, "{used:?}");
+    for series in used {
+        assert!(scrape.has(series), "{series}");
+    }
+}
+
 #[tokio::test]
 async fn every_series_exists_from_the_start() {
     let app = TestApp::start().await;

@@ -154,7 +154,7 @@ impl Template {
         let mut content = Content::json(&body);
         for (name, value) in &self.headers {
             // A line break would end the header.
-            let value = replace(value, &fill).replace(['\r', '\n'], " ");
+            let value = replace(value, fill).replace(['\r', '\n'], " ");
             content = content.with_header(name, value);
         }
         content

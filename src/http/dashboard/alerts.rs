@@ -65,7 +65,7 @@ fn channels_section(roster: &Roster, states: &[ChannelState], now: OffsetDateTim
                         thead {
                             tr {
                                 th scope="col" { "Channel" }
-                                th scope="col" { "Took the last" }
+                                th scope="col" { "Last accepted" }
                                 th scope="col" .right { "Waiting" }
                                 th scope="col" .right { "Given up" }
                                 th scope="col" { "Last answer" }

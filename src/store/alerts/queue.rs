@@ -9,6 +9,8 @@ use crate::store::{StoreError, interval};
 
 /// The most alerts that are told together.
 const DIGEST_LIMIT: i64 = 50_000;
+/// The most tests that are taken at once.
+const TESTS_LIMIT: i64 = 5;
 /// The lease of an alert that is being delivered. It is longer than a delivery can take.
 const LEASE: std::time::Duration = std::time::Duration::from_secs(30);
 
@@ -55,40 +57,48 @@ pub async fn claim(db: &PgPool, channel: &str) -> Result<Due, StoreError> {
              from (select *, coalesce(lease_until < now(), true) and next_attempt_at <= now()
                              as is_free
                      from alerts
-                    where channel = $1
+                    where channel = $1 and kind <> 'test'
                       and (state = 'waiting' or ended_at > now() - $2::interval)) recent"#,
         channel,
         interval(alerting::DIGEST_INTERVAL),
     )
     .fetch_one(&mut *transaction)
     .await?;
-    let (limit, is_digest) = match alerting::pace(state.told, state.waiting, state.is_old) {
-        Pace::Each(limit) => (limit, false),
-        Pace::Digest => (DIGEST_LIMIT, true),
-    };
-    let mut due = match limit {
-        0 => vec![],
-        limit => take(&mut transaction, channel, limit, is_digest).await?,
+    let due = match alerting::pace(state.told, state.waiting, state.is_old) {
+        Pace::Digest => {
+            Due::Digest(take(&mut transaction, channel, Part::Digest, DIGEST_LIMIT).await?)
+        }
+        Pace::Each(limit) => {
+            let mut due = take(&mut transaction, channel, Part::Each, limit).await?;
+            // A person waits for the answer to a test.
+            due.extend(take(&mut transaction, channel, Part::Tests, TESTS_LIMIT).await?);
+            Due::Each(due)
+        }
     };
     transaction.commit().await?;
-    due.sort_by_key(|alert| alert.id);
-    Ok(match is_digest {
-        true => Due::Digest(due),
-        false => Due::Each(due),
-    })
+    Ok(due)
+}
+
+/// What is taken of a queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Each,
+    Digest,
+    Tests,
 }
 
 async fn take(
     db: &mut PgConnection,
     channel: &str,
+    part: Part,
     limit: i64,
-    is_digest: bool,
 ) -> Result<Vec<DueAlert>, StoreError> {
     let rows = sqlx::query!(
         "update alerts a
             set lease_until = now() + $3, attempts = a.attempts + 1, in_digest = $4
            from (select id, waba_id from alerts
-                  where state = 'waiting' and channel = $1 and next_attempt_at <= now()
+                  where state = 'waiting' and channel = $1 and (kind = 'test') = $5
+                    and next_attempt_at <= now()
                     and (lease_until is null or lease_until < now())
                   order by id
                   limit $2
@@ -99,26 +109,31 @@ async fn take(
         channel,
         limit,
         interval(LEASE),
-        is_digest,
+        part == Part::Digest,
+        part == Part::Tests,
     )
     .fetch_all(db)
     .await?;
-    let due = rows.into_iter().map(|row| {
-        let topic = match (row.change_id, row.incident_id, row.event_id, row.trouble_id) {
-            (Some(id), Some(incident_id), ..) => Topic::Change { id, incident_id },
-            (_, _, Some(id), _) => Topic::Event(id),
-            (.., Some(id)) => Topic::Trouble(id),
-            _ => Topic::Test,
-        };
-        DueAlert {
-            id: row.id,
-            topic,
-            kind: row.kind,
-            attempts: row.attempts,
-            created_at: row.created_at,
-        }
-    });
-    Ok(due.collect())
+    let mut due: Vec<DueAlert> = rows
+        .into_iter()
+        .map(|row| {
+            let topic = match (row.change_id, row.incident_id, row.event_id, row.trouble_id) {
+                (Some(id), Some(incident_id), ..) => Topic::Change { id, incident_id },
+                (_, _, Some(id), _) => Topic::Event(id),
+                (.., Some(id)) => Topic::Trouble(id),
+                _ => Topic::Test,
+            };
+            DueAlert {
+                id: row.id,
+                topic,
+                kind: row.kind,
+                attempts: row.attempts,
+                created_at: row.created_at,
+            }
+        })
+        .collect();
+    due.sort_by_key(|alert| alert.id);
+    Ok(due)
 }
 
 /// What became of a try.

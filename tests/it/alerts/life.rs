@@ -67,7 +67,7 @@ async fn an_open_incident_is_told_again_every_day_until_it_is_acknowledged() {
     let title = hook.received()[1].body["data"]["title"].clone();
     assert_eq!(
         title,
-        format!("Account {WABA} is locked still: Payment problem")
+        format!("Still: account {WABA} is locked: Payment problem")
     );
 
     let path = "/api/v1/incidents/1/acknowledge";
@@ -185,7 +185,7 @@ async fn a_warning_of_metas_is_told_before_there_is_a_lock() {
     assert_eq!(warning["type"], "account.notice");
     assert_eq!(warning["data"]["notice"]["state"], "SCHEDULE_FOR_DISABLE");
     assert_eq!(warning["data"]["severity"], "warning");
-    let title = format!("Meta warns account {WABA}: SCHEDULE_FOR_DISABLE");
+    let title = format!("Meta is about to disable account {WABA}");
     assert_eq!(warning["data"]["title"], title);
     // The ban itself opens an incident, and is told as that alone.
     app.deliver(&account_event(now, &ban("DISABLE"))).await;
