@@ -535,8 +535,8 @@ impl Overview {
                 ("dead", gauge(self.alerts.1)),
             ],
         };
-        let help = "Alerts that wait for their channels, and those that were given up, in the \
-                    database that all replicas share";
+        let help = "Alerts that wait for their channels, and those that were given up in the last day, \
+                    in the database that all replicas share";
         registry.register("alerts_open", help, alerts);
         let backlog = &self.backlog;
         let help = "Callbacks in the inbox, counted up to 100,000, in the database that all \

@@ -45,6 +45,7 @@ async fn step(shared: &Shared, is_watching: bool) -> Result<(), StoreError> {
             })
             .collect();
         bounded(troubles::note(&shared.db, &observed, &subscribers)).await?;
+        bounded(alerts::give_up_abandoned(&shared.db)).await?;
         // A history that says "reminded" where nobody could be would be wrong.
         if !subscribers.is_empty() {
             bounded(alerts::note_reminders(&shared.db)).await?;

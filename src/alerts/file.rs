@@ -224,6 +224,12 @@ impl Reader<'_> {
                     let start = table.span().start;
                     let table = table.into_inner();
                     let at = format!("{}.{name}", stringify!($kind));
+                    if !is_name(&name) {
+                        let problem = format!(
+                            "{at}: a name has up to 50 letters, digits, hyphens and underscores"
+                        );
+                        return Err(self.error(start, problem));
+                    }
                     if names.contains(&name) {
                         let problem = format!("{at}: there is a channel of that name already");
                         return Err(self.error(start, problem));
@@ -343,6 +349,12 @@ impl Reader<'_> {
         }
         Ok(secret)
     }
+}
+
+/// A name stands in tables, links and metrics.
+fn is_name(name: &str) -> bool {
+    let is_plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+    (1..=50).contains(&name.len()) && name.bytes().all(is_plain)
 }
 
 fn of_key<E: Display>(key: &str) -> impl FnOnce(E) -> String {
@@ -466,6 +478,10 @@ mod tests {
                 "line 2: invalid type: a text, expected a sequence",
             ),
             ("[slack.ops]\nurl = hush", "line 2: "),
+            (
+                "[slack.\"a/b\"]\nurl = \"https://hush\"",
+                "line 1: slack.a/b: a name has up to 50 letters",
+            ),
             (
                 "[slack.webhook]\nurl = \"https://hush\"",
                 "line 1: slack.webhook: there is a channel of that name already",

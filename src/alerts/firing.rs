@@ -49,14 +49,16 @@ pub(super) async fn run(shared: Shared, channel: Channel, stop: CancellationToke
     };
     // Its queue holds nothing but tests.
     let mut tests = Worker::new(firing.shared.clone(), firing.channel.clone());
-    let mut told_at: Option<Instant> = None;
+    let (mut next, mut repeat_at) = (Instant::now(), Instant::now());
     while !stop.is_cancelled() {
         tests.step().await;
-        let is_due = told_at.is_none_or(|at| at.elapsed() >= REPEAT_INTERVAL);
-        if firing.is_changed().await || is_due {
+        let began = Instant::now();
+        if began >= next && (firing.is_changed().await || began >= repeat_at) {
             firing.refresh().await;
             firing.tell().await;
-            told_at = Some(Instant::now());
+            // In a storm of changes it takes a tenth of the time.
+            next = Instant::now() + began.elapsed() * 9;
+            repeat_at = began + REPEAT_INTERVAL;
         }
         stop.run_until_cancelled(sleep(POLL_INTERVAL)).await;
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use time::OffsetDateTime;
 
-/// A trouble that is away for less than this is not over.
+/// A trouble that people were told of and that is away for less than this is not over.
 pub const OVER_AFTER: Duration = Duration::from_secs(5 * 60);
 /// The shortest silence that counts, however lively an account is.
 pub const SILENCE_MIN: Duration = Duration::from_secs(60 * 60);
@@ -233,10 +233,11 @@ pub fn next_step(kind: TroubleKind, course: &Course, is_there: bool, now: Offset
             false => Step::Stay,
         };
     }
-    match (now - course.seen_at >= OVER_AFTER, course.is_told) {
-        (true, true) => Step::TellEnd,
-        (true, false) => Step::Forget,
-        (false, _) => Step::Stay,
+    // What went away before people were told did not last.
+    match course.is_told {
+        false => Step::Forget,
+        true if now - course.seen_at >= OVER_AFTER => Step::TellEnd,
+        true => Step::Stay,
     }
 }
 
@@ -263,7 +264,7 @@ mod tests {
             (seen(60, true), false, 61, Step::Stay),
             (seen(60, true), false, 359, Step::Stay),
             (seen(60, true), false, 360, Step::TellEnd),
-            (seen(10, false), false, 310, Step::Forget),
+            (seen(10, false), false, 15, Step::Forget),
         ] {
             let kind = TroubleKind::InboxStuck;
             assert_eq!(next_step(kind, &course, is_there, at(now)), step, "{now}");

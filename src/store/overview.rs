@@ -29,7 +29,7 @@ pub(crate) struct Overview {
     /// The troubles that people were told of and that are not over. Every kind is there that the
     /// database can tell.
     pub(crate) troubles: [(TroubleKind, i64); TroubleKind::IN_DATABASE.len()],
-    /// The alerts that wait for their channels, and those that were given up.
+    /// The alerts that wait for their channels, and those that were given up in the last day.
     pub(crate) alerts: (i64, i64),
     /// What waits in the inbox, and what is in quarantine.
     pub(crate) backlog: Backlog,
@@ -100,7 +100,8 @@ pub(crate) async fn fetch(db: &PgPool) -> Result<Overview, StoreError> {
     }
     let alerts = sqlx::query!(
         r#"select count(*) filter (where state = 'waiting') as "waiting!",
-                  count(*) filter (where state = 'dead') as "dead!"
+                  count(*) filter (where state = 'dead' and ended_at > now() - interval '1 day')
+                    as "dead!"
              from alerts
             where state in ('waiting', 'dead')"#
     )

@@ -946,7 +946,7 @@ async fn the_status_says_what_waits() {
             "inbox_problems": 0,
             "inbox_oldest_seconds": 0,
             "quarantined": 0,
-            "quarantined_accounts": [],
+            "quarantined_accounts": [], "troubles": [],
         })
     );
     for n in 0..2 {

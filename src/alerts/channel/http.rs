@@ -1,5 +1,6 @@
 //! A receiver that is reached by HTTP: posts a body, and judges the answer.
 
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use reqwest::{Client, Response, Url, redirect};
@@ -20,7 +21,7 @@ const ANSWER_LIMIT_BYTES: usize = 300;
 #[derive(Debug, thiserror::Error)]
 pub enum BadUrl {
     /// It is none, or not an encrypted one.
-    #[error("must be a URL that starts with https:// (http:// only to a loopback address)")]
+    #[error("must be a URL that starts with https:// (http:// only within a private network)")]
     NotEncrypted,
     /// The HTTP client could not be built.
     #[error("cannot be used, the HTTP client does not start: {0}")]
@@ -62,7 +63,7 @@ pub(super) struct HttpReceiver {
 impl HttpReceiver {
     pub(super) fn new(url: &SecretString) -> Result<Self, BadUrl> {
         let parsed = Url::parse(url.expose_secret()).map_err(|_| BadUrl::NotEncrypted)?;
-        if parsed.scheme() != "https" && !(parsed.scheme() == "http" && is_loopback(&parsed)) {
+        if parsed.scheme() != "https" && !(parsed.scheme() == "http" && is_private(&parsed)) {
             return Err(BadUrl::NotEncrypted);
         }
         Ok(Self {
@@ -97,6 +98,16 @@ impl HttpReceiver {
     }
 }
 
+/// Returns whether a URL leads to a private network: by its address, or by a name without a dot, as
+/// containers have.
+fn is_private(url: &Url) -> bool {
+    let host = url.host_str().unwrap_or_default();
+    let is_private_address = host
+        .parse()
+        .is_ok_and(|address: Ipv4Addr| address.is_private());
+    is_loopback(url) || is_private_address || !host.is_empty() && !host.contains(['.', ':'])
+}
+
 /// Returns whether a URL leads to this machine.
 pub(super) fn is_loopback(url: &Url) -> bool {
     matches!(url.host_str(), Some("localhost" | "127.0.0.1" | "[::1]"))
@@ -124,5 +135,29 @@ async fn judge(mut response: Response) -> Delivered {
         may_be_tried_again: code >= 500 || matches!(code, 408 | 425 | 429),
         retry_after,
         answer: format!("{code} {}", text.trim()).trim_end().to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_alert_leaves_a_private_network_only_encrypted() {
+        for (url, is_taken) in [
+            ("https://hooks.example.com/x", true),
+            ("http://localhost:9093", true),
+            ("http://[::1]:9093", true),
+            ("http://alertmanager:9093", true),
+            ("http://10.1.2.3:9093", true),
+            ("http://192.168.1.2", true),
+            ("http://8.8.8.8", false),
+            ("http://hooks.example.com", false),
+            ("http://[2001:db8::1]", false),
+            ("ftp://localhost", false),
+            ("hooks.example.com", false),
+        ] {
+            assert_eq!(HttpReceiver::new(&url.into()).is_ok(), is_taken, "{url}");
+        }
     }
 }

@@ -32,6 +32,7 @@ use crate::store::changes::IncidentChange;
 use crate::store::checks::HealthCheck;
 use crate::store::deliveries::Delivery;
 use crate::store::incidents::{self, IncidentFilter, IncidentState};
+use crate::store::troubles::{self, Trouble};
 use crate::store::{Pool, StoreError, bounded};
 
 pub(super) fn router(db: Pool, progress: Progress) -> Router {
@@ -57,6 +58,8 @@ pub(super) fn router(db: Pool, progress: Progress) -> Router {
 
 /// The longest wait for the database's readiness.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(3);
+/// The most troubles of the status.
+const TROUBLES_LIMIT: i64 = 100;
 
 /// A page of incidents.
 #[derive(Debug, Serialize, ToSchema)]
@@ -113,6 +116,9 @@ struct Status {
     obstacle: Option<String>,
     /// The incidents that are open.
     open_incidents: i64,
+    /// What keeps Lockwatch from hearing of a lock or from telling its cause, the longest first: up
+    /// to 100.
+    troubles: Vec<Trouble>,
     /// What waits in the inbox, and what is in quarantine.
     #[serde(flatten)]
     backlog: Backlog,
@@ -138,6 +144,7 @@ async fn get_status(State((db, progress)): State<(Pool, Progress)>) -> Result<Re
             ready: obstacle.is_none(),
             obstacle: obstacle.map(ToOwned::to_owned),
             open_incidents: incidents::count_open(&db).await?,
+            troubles: troubles::list_open(&db, TROUBLES_LIMIT).await?,
             backlog: backlog::fetch(&db).await?,
         })
     });

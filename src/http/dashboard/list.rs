@@ -141,9 +141,13 @@ pub(super) async fn show(
         .flatten()
         .all(|page| page.data.is_empty());
     let main = html! {
-        div #headline data-live .headline .alarm[open_count > 0] {
+        div #headline data-live .headline .alarm[open_count > 0] .warned[!troubles.is_empty()] {
             h1 { (title) }
-            @if open_count == 0 { p { (calm(&shown.codes)) } }
+            @if open_count == 0 && !troubles.is_empty() {
+                p { "But Lockwatch may not hear of one, or not tell why." }
+            } @else if open_count == 0 {
+                p { (calm(&shown.codes)) }
+            }
         }
         @if !notices.is_empty() {
             div #backlog data-live .notice {

@@ -6,6 +6,8 @@
 mod dispatch;
 mod queue;
 
+use std::time::Duration;
+
 use serde::Serialize;
 use sqlx::PgPool;
 use time::OffsetDateTime;
@@ -13,8 +15,11 @@ use time::OffsetDateTime;
 pub(super) use self::dispatch::insert;
 pub use self::dispatch::{Topic, dispatch, note_reminders};
 pub use self::queue::{Due, DueAlert, Outcome, claim, note_answer, note_outcome};
-use super::StoreError;
+use super::{StoreError, interval};
 use crate::lockout::trouble::ALL_ACCOUNTS;
+
+/// An alert that waits for longer than it is tried has lost its channel.
+const ABANDONED_AFTER: Duration = Duration::from_secs(30 * 60 * 60);
 
 /// An alert, as people read it. The fields are columns.
 #[derive(Debug, Clone, Serialize)]
@@ -82,6 +87,21 @@ pub async fn insert_test(db: &PgPool, channel: &str) -> Result<(), StoreError> {
     Ok(())
 }
 
+/// Gives up alerts of channels that no process has any more. Returns their number.
+pub async fn give_up_abandoned(db: &PgPool) -> Result<u64, StoreError> {
+    let abandoned = sqlx::query!(
+        "update alerts
+            set state = 'dead', ended_at = now(),
+                last_answer = coalesce(last_answer, 'no process has this channel')
+          where state = 'waiting' and created_at < now() - $1::interval
+            and coalesce(lease_until < now(), true)",
+        interval(ABANDONED_AFTER),
+    )
+    .execute(db)
+    .await?;
+    Ok(abandoned.rows_affected())
+}
+
 /// What a channel has taken, and what waits for it.
 #[derive(Debug, Clone, Default)]
 pub struct ChannelState {
@@ -91,7 +111,7 @@ pub struct ChannelState {
     pub waiting: i64,
     /// Those of them that a try has failed for.
     pub failing: i64,
-    /// Those that were given up.
+    /// Those that were given up in the last day.
     pub dead: i64,
     /// When it last took one.
     pub accepted_at: Option<OffsetDateTime>,
@@ -105,7 +125,7 @@ impl ChannelState {
     /// Returns whether the receiver did not take what it was sent last.
     #[must_use]
     pub fn is_failing(&self) -> bool {
-        self.failing > 0 || self.dead > 0 || self.failed_at > self.accepted_at
+        self.failing > 0 || self.failed_at > self.accepted_at
     }
 }
 
@@ -120,7 +140,8 @@ pub async fn channel_states(db: &PgPool) -> Result<Vec<ChannelState>, StoreError
              full join (select channel, count(*) filter (where state = 'waiting') as waiting,
                                count(*) filter (where state = 'waiting' and attempts > 0
                                                   and lease_until is null) as failing,
-                               count(*) filter (where state = 'dead') as dead
+                               count(*) filter (where state = 'dead'
+                                                  and ended_at > now() - interval '1 day') as dead
                           from alerts
                          where state in ('waiting', 'dead')
                          group by channel) open using (channel)

@@ -11,8 +11,8 @@ use crate::store::{StoreError, interval};
 const DIGEST_LIMIT: i64 = 50_000;
 /// The most tests that are taken at once.
 const TESTS_LIMIT: i64 = 5;
-/// The lease of an alert that is being delivered. It is longer than a delivery can take.
-const LEASE: std::time::Duration = std::time::Duration::from_secs(30);
+/// The lease of alerts that are being delivered, one after another. It is longer than that can take.
+const LEASE: std::time::Duration = std::time::Duration::from_secs(90);
 
 /// An alert that this process delivers.
 #[derive(Debug, Clone)]

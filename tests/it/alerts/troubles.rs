@@ -68,6 +68,12 @@ async fn silence_is_told_when_it_is_longer_than_usual() {
     let page = app.client.get(app.admin("/")).header("accept", "text/html");
     let page = page.send().await.unwrap().text().await.unwrap();
     assert!(page.contains("No callback comes from Meta"), "{page}");
+    assert!(
+        !page.contains("No account is locked"),
+        "silence is never green"
+    );
+    let status = app.api("/status").await;
+    assert_eq!(status["troubles"][0]["kind"], "callbacks_silent");
 
     // One account is heard again: then the other one is silent by itself.
     app.execute("update accounts set last_callback_at = now() where waba_id = '1'")
