@@ -8,6 +8,8 @@ alter table incidents
 alter table accounts
     -- Words of yours, by which channels choose accounts.
     add column labels           text[] not null default '{}',
+    -- Since when a person wants to hear nothing of it.
+    add column muted_at         timestamptz,
     -- The latest callback of any kind.
     add column last_callback_at timestamptz;
 
@@ -55,8 +57,10 @@ comment on table callback_gaps is 'The longest silence between two callbacks of 
 alter table alerts
     alter column change_id drop not null,
     alter column incident_id drop not null,
-    add column event_id   bigint,
-    add column trouble_id bigint,
+    add column event_id    bigint,
+    add column trouble_id  bigint,
+    -- It is tried for a day from then on: from its writing, or from a retry by hand.
+    add column tried_since timestamptz not null default now(),
     add unique (event_id, channel, waba_id),
     add unique (trouble_id, kind, channel, waba_id),
     add check (num_nonnulls(change_id, event_id, trouble_id) = case kind when 'test' then 0 else 1 end);

@@ -16,7 +16,7 @@ use crate::error_chain::error_chain;
 use crate::lockout::trouble::ALL_ACCOUNTS;
 use crate::meta::entry::first_account;
 use crate::store::troubles::{HeardAccount, note_heard};
-use crate::store::{Pool, bounded};
+use crate::store::{Pool, StoreError, bounded};
 
 const WRITE_INTERVAL: Duration = Duration::from_secs(60);
 /// The accounts of a minute. More are not counted.
@@ -61,13 +61,21 @@ impl Heard {
 
     /// Writes what was noted, once a minute and at the end.
     pub async fn run(self, db: Pool, stop: CancellationToken) {
+        let mut has_paused = true;
         while !stop.is_cancelled() {
             stop.run_until_cancelled(sleep(WRITE_INTERVAL)).await;
-            self.write(&db).await;
+            has_paused = match self.write(&db, has_paused).await {
+                Ok(was_written) => has_paused && !was_written,
+                Err(error) => {
+                    debug!("heard accounts are not noted: {}", error_chain(&error));
+                    true
+                }
+            };
         }
     }
 
-    async fn write(&self, db: &Pool) {
+    /// Writes what was noted. Returns whether that was something.
+    async fn write(&self, db: &Pool, has_paused: bool) -> Result<bool, StoreError> {
         let heard = std::mem::take(&mut *self.lock());
         let mut heard: Vec<HeardAccount> = heard
             .into_iter()
@@ -85,10 +93,8 @@ impl Heard {
                 .then_with(|| a.waba_id.cmp(&b.waba_id))
         });
         for chunk in heard.chunks(CHUNK) {
-            if let Err(error) = bounded(note_heard(db, chunk)).await {
-                debug!("heard accounts are not noted: {}", error_chain(&error));
-                return;
-            }
+            bounded(note_heard(db, chunk, has_paused)).await?;
         }
+        Ok(!heard.is_empty())
     }
 }

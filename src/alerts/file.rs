@@ -1,6 +1,7 @@
 //! The file of channels, in TOML: one table for each channel, `[kind.name]`.
 //!
-//! Every error names the file, the line and the key, and no value: it may be secret. A secret also
+//! Every error names the file, the line (of a value or of its table) and the key, and no value that
+//! may be secret. A secret also
 //! stands in a file of its own: `url_file` instead of `url`.
 
 use std::collections::BTreeMap;
@@ -213,7 +214,9 @@ impl Reader<'_> {
     ) -> Result<Vec<Channel>, AlertsFileError> {
         let tables: Tables = toml::from_str(self.text).map_err(|error| {
             let start = error.span().map_or(0, |span| span.start);
-            self.error(start, without_values(error.message()))
+            let problem = without_values(error.message());
+            let problem = self.key_at(start) + &problem;
+            self.error(start, problem)
         })?;
         let mut names: Vec<String> = already.map(ToOwned::to_owned).collect();
         let mut channels = Vec::new();
@@ -249,6 +252,16 @@ impl Reader<'_> {
         build!(alertmanager);
         build!(json);
         Ok(channels)
+    }
+
+    /// Returns the key that stands before a value, with a colon.
+    fn key_at(&self, start: usize) -> String {
+        let before = self.text.get(..start).unwrap_or_default();
+        let line = before.lines().next_back().unwrap_or_default();
+        match line.split_once('=') {
+            Some((key, _)) if !before.ends_with('\n') => format!("{}: ", key.trim()),
+            _ => String::new(),
+        }
     }
 
     fn error(&self, start: usize, problem: String) -> AlertsFileError {
@@ -339,8 +352,13 @@ impl Reader<'_> {
                     None => file,
                 };
                 self.stamps.push((file.clone(), stamp(&file)));
-                let text = fs::read_to_string(&file)
-                    .map_err(|error| format!("{key}_file {}: {error}", file.display()))?;
+                let text = fs::read_to_string(&file).map_err(|error| {
+                    match file.to_string_lossy().contains("://") {
+                        // The secret itself, put there by mistake.
+                        true => format!("{key}_file is a URL, not a file"),
+                        false => format!("{key}_file {}: {error}", file.display()),
+                    }
+                })?;
                 text.trim_end().into()
             }
         };
@@ -361,14 +379,12 @@ fn of_key<E: Display>(key: &str) -> impl FnOnce(E) -> String {
     move |error| format!("{key} {error}")
 }
 
-/// The parser repeats a text that stands where none is expected. It may be a secret.
+/// The parser repeats a value that it does not expect. It may be a secret.
 fn without_values(message: &str) -> String {
-    match message.split_once("invalid type: string \"") {
-        Some((before, rest)) => {
-            let after = rest.rsplit_once('"').map_or("", |(_, after)| after);
-            format!("{before}invalid type: a text{after}")
-        }
-        None => message.lines().next().unwrap_or_default().to_owned(),
+    let line = message.lines().next().unwrap_or_default();
+    match (line.split_once("invalid "), line.rsplit_once(", expected ")) {
+        (Some(("", _)), Some((_, expected))) => format!("another value, expected {expected}"),
+        _ => line.to_owned(),
     }
 }
 
@@ -475,9 +491,17 @@ mod tests {
             ),
             (
                 "[email.a]\nto = \"hush\"",
-                "line 2: invalid type: a text, expected a sequence",
+                "line 2: to: another value, expected a sequence",
             ),
             ("[slack.ops]\nurl = hush", "line 2: "),
+            (
+                "[json.a]\nvalues = { token = 4711 }",
+                "line 2: values: another value, expected a",
+            ),
+            (
+                "[slack.a]\nurl_file = \"https://hush\"",
+                "line 1: slack.a: url_file is a URL, not a file",
+            ),
             (
                 "[slack.\"a/b\"]\nurl = \"https://hush\"",
                 "line 1: slack.a/b: a name has up to 50 letters",
@@ -508,7 +532,10 @@ mod tests {
                 shown.starts_with(&format!("alerts.toml, {error}")),
                 "{text}: {shown}"
             );
-            assert!(!shown.contains("hush"), "{shown}");
+            assert!(
+                !shown.contains("hush") && !shown.contains("4711"),
+                "{shown}"
+            );
         }
     }
 }

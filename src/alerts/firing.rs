@@ -21,7 +21,8 @@ use crate::report;
 use crate::report::alert::{Message, Topic};
 use crate::store::alerts::{Outcome, note_answer};
 use crate::store::incidents::{IncidentFilter, IncidentState};
-use crate::store::{StoreError, bounded, changes, troubles};
+use crate::store::overview::{self, Marker};
+use crate::store::{StoreError, bounded, troubles};
 
 /// The pause between two looks for changes.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
@@ -44,20 +45,20 @@ pub(super) async fn run(shared: Shared, channel: Channel, stop: CancellationToke
         states: BTreeMap::new(),
         over: BTreeMap::new(),
         first_seen: BTreeMap::new(),
-        latest_change: None,
+        latest: None,
         is_failing: false,
     };
     // Its queue holds nothing but tests.
     let mut tests = Worker::new(firing.shared.clone(), firing.channel.clone());
     let (mut next, mut repeat_at) = (Instant::now(), Instant::now());
     while !stop.is_cancelled() {
-        tests.step().await;
+        tests.step(&stop).await;
         let began = Instant::now();
         if began >= next && (firing.is_changed().await || began >= repeat_at) {
             firing.refresh().await;
             firing.tell().await;
             // In a storm of changes it takes a tenth of the time.
-            next = Instant::now() + began.elapsed() * 9;
+            next = Instant::now() + (began.elapsed() * 9).min(REPEAT_INTERVAL / 2);
             repeat_at = began + REPEAT_INTERVAL;
         }
         stop.run_until_cancelled(sleep(POLL_INTERVAL)).await;
@@ -72,7 +73,7 @@ struct Firing {
     over: BTreeMap<Key, (State, Instant)>,
     /// The incidents that still wait for their first answer.
     first_seen: BTreeMap<i64, Instant>,
-    latest_change: Option<i64>,
+    latest: Option<Marker>,
     is_failing: bool,
 }
 
@@ -87,9 +88,9 @@ impl Firing {
         if has_news {
             self.shared.not_recording.mark_unchanged();
         }
-        match bounded(changes::latest_id(&self.shared.db)).await {
-            Ok(latest) if latest != self.latest_change => {
-                self.latest_change = latest;
+        match bounded(overview::marker(&self.shared.db)).await {
+            Ok(latest) if self.latest != Some(latest) => {
+                self.latest = Some(latest);
                 true
             }
             _ => is_held_back || has_news,
@@ -177,7 +178,7 @@ impl Firing {
             let Some(kind) = TroubleKind::parse(&trouble.kind).map(AlertKind::Began) else {
                 continue;
             };
-            if self.is_wanted(kind, &trouble.waba_id, &[]) {
+            if self.is_wanted(kind, &trouble.waba_id, &trouble.labels) {
                 let key = ("trouble", trouble.id);
                 self.add(&mut states, key, kind, Topic::Trouble(trouble), now);
             }

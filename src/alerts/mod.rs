@@ -3,7 +3,8 @@
 //!
 //! | part | does |
 //! | --- | --- |
-//! | `dispatch` | decides whom to tell of changes, notices and [troubles](crate::lockout::trouble), and writes an alert for each channel into the database |
+//! | `dispatch` | decides whom to tell of changes and notices, and writes an alert for each channel into the database |
+//! | `watch` | looks for [troubles](crate::lockout::trouble) and for incidents that stay open |
 //! | `worker` | delivers the alerts of one channel: one that hangs keeps no other waiting |
 //! | `firing` | tells an Alertmanager what is wrong now, again and again |
 //! | `not_recording` | tells from memory that the database is away, and with it all of the above |
@@ -18,27 +19,31 @@ mod dispatch;
 pub mod file;
 mod firing;
 mod not_recording;
+mod watch;
 mod worker;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::watch as watched;
 use tokio::task::JoinSet;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info};
+use tracing::{debug, error, info, warn};
 
 use self::channel::Channel;
 use self::file::AlertsFile;
+use crate::error_chain::error_chain;
 use crate::lockout::alerting::Subscriber;
 use crate::metrics::AlertMetrics;
 use crate::progress::Progress;
-use crate::store::Pool;
 use crate::store::troubles::Trouble;
+use crate::store::{Pool, StoreError};
 
 /// How often the file of channels is looked at.
 const RELOAD_INTERVAL: Duration = Duration::from_secs(5);
+/// A failure that lasts for longer is logged.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The channels to tell, and how people reach the dashboard.
 #[derive(Debug, Default)]
@@ -52,10 +57,10 @@ pub struct Alerting {
 }
 
 /// The channels that are told at the moment.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Roster {
     /// The channels.
-    pub channels: Vec<Channel>,
+    pub channels: Arc<[Channel]>,
     /// Why the file of channels, as it is now, is not used.
     pub problem: Option<String>,
 }
@@ -85,11 +90,11 @@ impl Alerting {
 #[derive(Debug, Clone)]
 struct Shared {
     db: Pool,
-    roster: watch::Receiver<Arc<Roster>>,
+    roster: watched::Receiver<Arc<Roster>>,
     external_url: Option<Arc<str>>,
     metrics: AlertMetrics,
     /// That nothing is recorded, while people are told so.
-    not_recording: watch::Receiver<Option<Trouble>>,
+    not_recording: watched::Receiver<Option<Trouble>>,
 }
 
 impl Shared {
@@ -98,16 +103,39 @@ impl Shared {
     }
 }
 
+/// Logs a failure that lasts. While the database is away, others say so.
+#[derive(Debug, Default)]
+struct Patience {
+    failing_since: Option<Instant>,
+    is_logged: bool,
+}
+
+impl Patience {
+    fn note<T>(&mut self, failure: &str, result: Result<T, StoreError>) {
+        let Err(error) = result else {
+            *self = Self::default();
+            return;
+        };
+        let error = error_chain(&error);
+        debug!("{failure}: {error}");
+        let since = *self.failing_since.get_or_insert_with(Instant::now);
+        if !self.is_logged && since.elapsed() > PATIENCE {
+            self.is_logged = true;
+            warn!("{failure} for a minute: {error}");
+        }
+    }
+}
+
 /// Dispatches and delivers until told to stop.
 pub async fn run(
     db: Pool,
     alerting: Alerting,
-    roster: watch::Sender<Arc<Roster>>,
+    roster: watched::Sender<Arc<Roster>>,
     progress: Progress,
     metrics: AlertMetrics,
     stop: CancellationToken,
 ) {
-    let (not_recording, is_not_recording) = watch::channel(None);
+    let (not_recording, is_not_recording) = watched::channel(None);
     let shared = Shared {
         not_recording: is_not_recording,
         db,
@@ -117,20 +145,22 @@ pub async fn run(
     };
     tokio::join!(
         dispatch::run(shared.clone(), stop.clone()),
+        watch::run(shared.clone(), stop.clone()),
         not_recording::run(shared.clone(), progress, not_recording, stop.clone()),
         deliver(shared, stop.clone()),
         reload(alerting, roster, stop),
     );
 }
 
-/// Runs a worker for each channel, and other ones when the channels change.
+/// Runs a worker for each channel, and other ones when the channels change. A worker that waits for
+/// its receiver holds up no new one: leases keep their alerts apart.
 async fn deliver(shared: Shared, stop: CancellationToken) {
     let mut roster = shared.roster.clone();
+    let mut workers = JoinSet::new();
     while !stop.is_cancelled() {
-        let channels = roster.borrow_and_update().channels.clone();
+        let channels = Arc::clone(&roster.borrow_and_update().channels);
         let until_changed = stop.child_token();
-        let mut workers = JoinSet::new();
-        for channel in channels {
+        for channel in channels.iter().cloned() {
             info!("alerts go to {}", channel.name());
             shared.metrics.add_channel(channel.name());
             let (shared, stop) = (shared.clone(), until_changed.clone());
@@ -139,19 +169,22 @@ async fn deliver(shared: Shared, stop: CancellationToken) {
                 None => workers.spawn(worker::run(shared, channel, stop)),
             };
         }
+        let are_others = |roster: &Arc<Roster>| !Arc::ptr_eq(&roster.channels, &channels);
+        let have_changed = async { roster.wait_for(are_others).await.is_ok() };
         tokio::select! {
             () = stop.cancelled() => {}
-            changed = roster.changed() => if changed.is_err() { stop.cancelled().await },
+            have_changed = have_changed => if !have_changed { stop.cancelled().await },
         }
         until_changed.cancel();
-        while workers.join_next().await.is_some() {}
+        while workers.try_join_next().is_some() {}
     }
+    while workers.join_next().await.is_some() {}
 }
 
 /// Reads the file of channels again whenever it changes.
 async fn reload(
     mut alerting: Alerting,
-    roster: watch::Sender<Arc<Roster>>,
+    roster: watched::Sender<Arc<Roster>>,
     stop: CancellationToken,
 ) {
     while stop

@@ -22,11 +22,13 @@ use crate::store::{StoreError, bounded, events, troubles};
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 /// What a digest lists of each kind, for programs. The rest is counted.
 const DIGEST_ROWS: usize = 500;
+/// The ends that are told one by one where each closes something.
+const ENDS_LIMIT: usize = 50;
 
 pub(super) async fn run(shared: Shared, channel: Channel, stop: CancellationToken) {
     let mut worker = Worker::new(shared, channel);
     while !stop.is_cancelled() {
-        worker.step().await;
+        worker.step(&stop).await;
         stop.run_until_cancelled(sleep(POLL_INTERVAL)).await;
     }
 }
@@ -48,15 +50,28 @@ impl Worker {
     }
 
     /// Takes what is due, and delivers it.
-    pub(super) async fn step(&mut self) {
+    pub(super) async fn step(&mut self, stop: &CancellationToken) {
         match bounded(alerts::claim(&self.shared.db, self.channel.name())).await {
             Ok(Due::Each(due)) => {
-                for alert in due {
-                    self.deliver(&[alert]).await;
-                }
+                self.deliver_each(&due, stop).await;
+            }
+            Ok(Due::Digest(due)) if self.channel.closes_threads() => {
+                let (ends, rest): (Vec<_>, Vec<_>) = due.into_iter().partition(is_end);
+                // What is not delivered within the lease is taken again.
+                self.deliver_each(&ends[..ends.len().min(ENDS_LIMIT)], stop)
+                    .await;
+                self.deliver(&rest).await;
             }
             Ok(Due::Digest(due)) => self.deliver(&due).await,
             Err(error) => debug!("alerts wait for the database: {}", error_chain(&error)),
+        }
+    }
+
+    async fn deliver_each(&mut self, alerts: &[DueAlert], stop: &CancellationToken) {
+        for alert in alerts {
+            if !stop.is_cancelled() {
+                self.deliver(std::slice::from_ref(alert)).await;
+            }
         }
     }
 
@@ -178,11 +193,16 @@ impl Worker {
     }
 }
 
+/// Returns whether an alert closes what an earlier one opened.
+fn is_end(alert: &DueAlert) -> bool {
+    alert.kind == "incident.resolved" || alert.kind.ends_with("_over")
+}
+
 fn outcome_of(delivered: &Delivered, alert: &DueAlert) -> Outcome {
     if delivered.is_accepted {
         return Outcome::Accepted;
     }
-    let age = OffsetDateTime::now_utc() - alert.created_at;
+    let age = OffsetDateTime::now_utc() - alert.tried_since;
     let age = Duration::try_from(age).unwrap_or_default();
     let attempts = u32::try_from(alert.attempts).unwrap_or(u32::MAX);
     match alerting::next_try(attempts, age, fastrand::f64()) {

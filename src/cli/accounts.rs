@@ -1,4 +1,4 @@
-//! `lockwatch accounts list|name|label|import`
+//! `lockwatch accounts list|name|label|import|mute`
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -28,6 +28,8 @@ pub(super) enum AccountsCommand {
     /// Name and label accounts from a CSV file with the columns waba_id, name and labels (with
     /// spaces or | between labels); of name and labels one may be missing
     Import(ImportArgs),
+    /// Tell nobody of an account: an old one, or one of tests. Its incidents are recorded all the same
+    Mute(MuteArgs),
 }
 
 #[derive(Debug, Args)]
@@ -70,6 +72,18 @@ pub(super) struct ImportArgs {
     data: DataArgs,
 }
 
+#[derive(Debug, Args)]
+pub(super) struct MuteArgs {
+    /// Id of the account
+    #[arg(value_parser = WabaId::parse)]
+    waba_id: WabaId,
+    /// Tell people again
+    #[arg(long)]
+    off: bool,
+    #[command(flatten)]
+    data: DataArgs,
+}
+
 fn parse_word(text: &str) -> Result<String, String> {
     let word = text.trim();
     match word.chars().any(char::is_control) || word.chars().count() > WORD_LIMIT_CHARACTERS {
@@ -107,6 +121,7 @@ pub(super) async fn run(command: AccountsCommand) -> Result<(), Failure> {
             };
             describe(&data, &[description]).await
         }
+        AccountsCommand::Mute(args) => mute(args).await,
         AccountsCommand::Import(args) => {
             let descriptions = read_csv(&args.file)
                 .with_context(|| format!("cannot use {}", args.file.display()))?;
@@ -126,6 +141,18 @@ async fn list(args: ListArgs) -> Result<(), Failure> {
         anstream::eprintln!("No callback has come, and no account has a name.");
     } else {
         print_line(render::account_table(&accounts))?;
+    }
+    Ok(())
+}
+
+async fn mute(MuteArgs { waba_id, off, data }: MuteArgs) -> Result<(), Failure> {
+    let db = connect(&data).await?;
+    bounded(accounts::set_muted(&db, &waba_id, !off))
+        .await
+        .context("cannot change the account")?;
+    match off {
+        true => anstream::eprintln!("People are told of account {waba_id}."),
+        false => anstream::eprintln!("Nobody is told of account {waba_id} any more."),
     }
     Ok(())
 }

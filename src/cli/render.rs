@@ -222,7 +222,10 @@ pub(super) fn account_table(accounts: &[Account]) -> String {
         vec![
             printable(&account.waba_id),
             printable(account.name.as_deref().unwrap_or_default()),
-            printable(&account.labels.join(" ")),
+            printable(&match account.muted_at {
+                Some(_) => format!("{} (muted)", account.labels.join(" ")),
+                None => account.labels.join(" "),
+            }),
             printable(portfolio.map_or("", String::as_str)),
             account.open_incidents.to_string(),
             account

@@ -204,6 +204,8 @@ pub struct News {
     pub first_seen_at: OffsetDateTime,
     /// When people were last told of its cause: by its opening or by a change.
     pub cause_told_at: Option<OffsetDateTime>,
+    /// Whether a person wants to hear nothing of the account.
+    pub is_muted: bool,
     /// Now.
     pub now: OffsetDateTime,
 }
@@ -222,8 +224,10 @@ pub enum Decision {
 /// Decides whether people are told of a change.
 #[must_use]
 pub fn decide(news: &News) -> Decision {
-    // What was over when it was first seen, such as a replayed payload, wakes nobody.
-    if news.ended_at.is_some_and(|end| end <= news.first_seen_at) {
+    // What was over when it was first seen, such as a replayed payload, wakes nobody. Where people
+    // were told of it meanwhile, they are told of its end.
+    let was_over = news.ended_at.is_some_and(|end| end <= news.first_seen_at);
+    if news.is_muted || was_over && news.cause_told_at.is_none() {
         return Decision::Skip;
     }
     match news.kind {
@@ -237,13 +241,13 @@ pub fn decide(news: &News) -> Decision {
         ChangeKind::CauseFound(_) | ChangeKind::CauseChanged(_) => match news.cause_told_at {
             // The message of the opening says the cause.
             Some(told_at) if told_at >= news.at => Decision::Skip,
+            _ if news.ended_at.is_some() => Decision::Skip,
             Some(told_at)
                 if news.now - told_at < CAUSE_INTERVAL
                     && matches!(news.kind, ChangeKind::CauseChanged(_)) =>
             {
                 Decision::Wait
             }
-            _ if news.ended_at.is_some() => Decision::Skip,
             _ => Decision::Tell(AlertKind::CauseChanged),
         },
         ChangeKind::Resolved(_) => match news.ended_at {
@@ -309,6 +313,7 @@ mod tests {
             ended_at: None,
             first_seen_at: T,
             cause_told_at: None,
+            is_muted: false,
             now: T + time::Duration::SECOND,
         }
     }
@@ -362,6 +367,21 @@ mod tests {
             };
             assert_eq!(decide(&old), Decision::Skip, "{kind:?}");
         }
+        let told = News {
+            ended_at: Some(T - time::Duration::DAY),
+            cause_told_at: Some(T),
+            ..news(ChangeKind::Resolved(Resolution::Reinstated))
+        };
+        assert_eq!(
+            decide(&told),
+            Decision::Tell(AlertKind::Resolved),
+            "it was told as open"
+        );
+        let muted = News {
+            is_muted: true,
+            ..news(ChangeKind::Opened)
+        };
+        assert_eq!(decide(&muted), Decision::Skip);
         let over = News {
             ended_at: Some(T + time::Duration::SECOND),
             ..news(ChangeKind::Resolved(Resolution::Reinstated))

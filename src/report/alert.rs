@@ -139,7 +139,11 @@ impl Message {
                     (false, "not_recording") => Severity::Critical,
                     (false, _) => Severity::Warning,
                 };
-                let began = trouble.began_at.unix_timestamp();
+                // Processes that record nothing tell so each by itself, of the same.
+                let began = match trouble.id {
+                    0 => 0,
+                    _ => trouble.began_at.unix_timestamp(),
+                };
                 let thread = Thread {
                     id: format!("{}.{}.{began}", trouble.kind, trouble.waba_id),
                     subject: trouble.title(),
@@ -164,7 +168,10 @@ impl Message {
             url: site.map(|site| format!("{site}{path}")),
             severity,
             is_over,
-            thread,
+            thread: Thread {
+                subject: printable(&thread.subject),
+                ..thread
+            },
             topics: vec![topic],
             written_at: now,
         }
@@ -186,7 +193,7 @@ impl Message {
             lines: vec!["If you read this, alerts arrive here.".to_owned()],
             url: None,
             severity: Severity::Info,
-            is_over: true,
+            is_over: false,
             topics: vec![],
             written_at: now,
         }
@@ -252,14 +259,14 @@ impl Digest {
         let parts = [
             (
                 self.incidents,
-                "incident more",
-                "incidents more",
+                "more incident",
+                "more incidents",
                 format!(", {open} of them open"),
             ),
             (
                 self.notices,
-                "warning of Meta's",
-                "warnings of Meta's",
+                "warning from Meta",
+                "warnings from Meta",
                 String::new(),
             ),
             (
@@ -323,8 +330,9 @@ fn incident_lines(report: &IncidentReport, now: OffsetDateTime) -> Vec<String> {
             let lasted = format_duration(ended_at - incident.opened_at);
             let end = describe_state(incident);
             let at = format_time(ended_at);
+            let from = report.opening_label();
             lines.push(format!(
-                "Locked from {since}, for {lasted}. It ended at {at}: {end}."
+                "{from} {since}, for {lasted}. It ended at {at}: {end}."
             ));
         }
         None => {
@@ -347,7 +355,7 @@ fn incident_thread(kind: &str, report: &IncidentReport) -> Thread {
     let opened = incident.opened_at.unix_timestamp();
     let stopped = match incident.kind.known().unwrap_or(Kind::Lock) {
         Kind::Lock => "locked",
-        Kind::Payment => "stopped for want of a payment",
+        Kind::Payment => "stopped by a payment problem",
         Kind::Registration => "stopped: a number is not registered",
         Kind::Country => "stopped for some countries",
         Kind::Limit => "stopped by its limit",

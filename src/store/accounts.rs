@@ -19,6 +19,9 @@ pub(crate) struct Account {
     pub(crate) portfolio_name: Option<String>,
     /// Its incidents that are not resolved.
     pub(crate) open_incidents: i64,
+    /// Since when a person wants to hear nothing of it.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub(crate) muted_at: Option<OffsetDateTime>,
     /// The latest callback of any kind.
     #[serde(with = "time::serde::rfc3339::option")]
     pub(crate) last_callback_at: Option<OffsetDateTime>,
@@ -28,11 +31,11 @@ pub(crate) struct Account {
 pub(crate) async fn list(db: &PgPool, limit: i64) -> Result<Vec<Account>, StoreError> {
     let accounts = sqlx::query_as!(
         Account,
-        r#"select waba_id, name, labels, portfolio_id, portfolio_name, last_callback_at,
+        r#"select waba_id, name, labels, portfolio_id, portfolio_name, last_callback_at, muted_at,
                   (select count(*) from incidents i
                     where i.waba_id = a.waba_id and i.resolved_at is null) as "open_incidents!"
              from accounts a
-            order by 7 desc, name nulls last, waba_id
+            order by 8 desc, name nulls last, waba_id
             limit $1"#,
         limit,
     );
@@ -53,25 +56,78 @@ pub(crate) struct Description {
 /// # Errors
 /// Nothing is changed.
 pub(crate) async fn describe(db: &PgPool, descriptions: &[Description]) -> Result<(), StoreError> {
+    let labels = descriptions.iter().map(|one| {
+        let labels = one.labels.as_ref();
+        labels.map(|labels| labels.join("\n"))
+    });
+    let names = descriptions.iter().map(|one| one.name.as_deref());
     let mut transaction = db.begin().await?;
-    for one in descriptions {
-        sqlx::query!(
-            "insert into accounts as a (waba_id, name, named_by, labels)
-             values ($1, nullif($2, ''), case when $2 <> '' then 'person' end,
-                     coalesce($3::text[], '{}'))
-                 on conflict (waba_id) do update
-                set name     = case when $2 is null then a.name else nullif($2, '') end,
-                    named_by = case when $2 is null then a.named_by
-                                    when $2 <> '' then 'person' end,
-                    labels   = coalesce($3::text[], a.labels)",
-            one.waba_id.as_str(),
-            one.name,
-            one.labels.as_deref(),
-        )
-        .execute(&mut *transaction)
-        .await?;
-    }
+    insert(
+        &mut transaction,
+        descriptions.iter().map(|one| &one.waba_id),
+    )
+    .await?;
+    sqlx::query!(
+        r"update accounts a
+             set name     = case when d.name is null or d.name = '' and a.named_by = 'meta'
+                                 then a.name else nullif(d.name, '') end,
+                 named_by = case when d.name <> '' then 'person'
+                                 when d.name = '' and a.named_by = 'person' then null
+                                 else a.named_by end,
+                 labels   = case when d.labels is null then a.labels
+                                 else coalesce(string_to_array(nullif(d.labels, ''), E'\n'), '{}')
+                                 end
+            from unnest($1::text[], $2::text[], $3::text[]) as d(waba_id, name, labels)
+           where a.waba_id = d.waba_id",
+        &descriptions
+            .iter()
+            .map(|one| one.waba_id.as_str())
+            .collect::<Vec<_>>() as &[&str],
+        &names.collect::<Vec<_>>() as &[Option<&str>],
+        &labels.collect::<Vec<_>>() as &[Option<String>],
+    )
+    .execute(&mut *transaction)
+    .await?;
     transaction.commit().await?;
+    Ok(())
+}
+
+/// Notes whether a person wants to hear nothing of an account.
+///
+/// # Errors
+/// Nothing is changed.
+pub(crate) async fn set_muted(
+    db: &PgPool,
+    waba_id: &WabaId,
+    is_muted: bool,
+) -> Result<(), StoreError> {
+    let mut transaction = db.begin().await?;
+    insert(&mut transaction, [waba_id].into_iter()).await?;
+    sqlx::query!(
+        "update accounts
+            set muted_at = case when $2 then coalesce(muted_at, now()) end
+          where waba_id = $1",
+        waba_id.as_str(),
+        is_muted,
+    )
+    .execute(&mut *transaction)
+    .await?;
+    transaction.commit().await?;
+    Ok(())
+}
+
+/// Inserts the accounts that are not there yet.
+async fn insert(
+    db: &mut PgConnection,
+    accounts: impl Iterator<Item = &WabaId>,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "insert into accounts (waba_id)
+         select distinct unnest($1::text[]) order by 1 on conflict do nothing",
+        &accounts.map(WabaId::as_str).collect::<Vec<_>>() as &[&str],
+    )
+    .execute(db)
+    .await?;
     Ok(())
 }
 

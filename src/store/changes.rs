@@ -69,12 +69,6 @@ pub struct IncidentChange {
     pub detail: Option<String>,
 }
 
-/// Returns the id of the latest change of all.
-pub(crate) async fn latest_id(db: &PgPool) -> Result<Option<i64>, StoreError> {
-    let latest = sqlx::query_scalar!("select max(id) from incident_changes");
-    Ok(latest.fetch_one(db).await?)
-}
-
 /// Lists the changes of an incident, the latest first; with `before`, those with smaller ids.
 pub(crate) async fn list(
     db: &PgPool,
@@ -110,7 +104,7 @@ pub(crate) async fn list_after(db: &PgPool, id: i64) -> Result<Vec<IncidentChang
 }
 
 /// Logs the changes that no process has logged yet, and returns them, each with the kind of its
-/// incident; `None` if there are none. A process that dies
+/// incident, but for what was over when it was first seen; `None` if there are none. A process that dies
 /// here may leave some to be logged twice; none is lost. Call it from a task that nobody cancels.
 ///
 /// # Errors
@@ -119,7 +113,8 @@ pub(crate) async fn log_new(db: &PgPool) -> Result<Option<Vec<(Kind, ChangeKind)
     let mut transaction = db.begin().await?;
     let rows = sqlx::query!(
         r#"select c.id, c.incident_id, c.waba_id as "waba_id: WabaId", c.kind, c.detail,
-                  i.kind as "of_kind: Word<Kind>"
+                  i.kind as "of_kind: Word<Kind>",
+                  coalesce(i.ended_at <= i.created_at, false) as "was_over!"
              from incident_changes c
              join incidents i on i.id = c.incident_id and i.waba_id = c.waba_id
             where c.logged_at is null
@@ -141,7 +136,10 @@ pub(crate) async fn log_new(db: &PgPool) -> Result<Option<Vec<(Kind, ChangeKind)
             Some(kind) => {
                 let of_kind = row.of_kind.known().unwrap_or(Kind::Lock);
                 log(row.incident_id, &row.waba_id, of_kind, kind);
-                logged.push((of_kind, kind));
+                // What was over when it was first seen, such as a replayed payload, is no news.
+                if !row.was_over {
+                    logged.push((of_kind, kind));
+                }
             }
             None => info!(
                 incident.id = row.incident_id,

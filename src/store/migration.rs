@@ -22,9 +22,12 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(500);
 
 /// The tables whose ids come from a sequence.
-const NUMBERED_TABLES: [&str; 6] = [
+const NUMBERED_TABLES: [&str; 9] = [
     "incidents",
     "incident_changes",
+    "account_events",
+    "alerts",
+    "troubles",
     "failed_deliveries",
     "health_checks",
     "quarantine",

@@ -119,6 +119,28 @@ pub(crate) async fn fetch(db: &PgPool) -> Result<Overview, StoreError> {
     })
 }
 
+/// What is open, in a few numbers: they differ when something else is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Marker {
+    latest_change: Option<i64>,
+    open_incidents: i64,
+    latest_trouble: Option<i64>,
+    told_troubles: i64,
+}
+
+/// Returns the marker of what is open now.
+pub(crate) async fn marker(db: &PgPool) -> Result<Marker, StoreError> {
+    let marker = sqlx::query_as!(
+        Marker,
+        r#"select (select max(id) from incident_changes) as latest_change,
+                  (select count(*) from incidents where resolved_at is null) as "open_incidents!",
+                  (select max(id) from troubles) as latest_trouble,
+                  (select count(*) from troubles
+                    where ended_at is null and told_at is not null) as "told_troubles!""#
+    );
+    Ok(marker.fetch_one(db).await?)
+}
+
 /// The use of the pool's connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct PoolUse {

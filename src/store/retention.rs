@@ -26,6 +26,10 @@ pub(crate) enum RetainedTable {
     Quarantine,
     /// Alerts that have ended.
     Alerts,
+    /// Troubles that are over.
+    Troubles,
+    /// Longest silences.
+    Gaps,
     /// Captures.
     Captures,
 }
@@ -33,11 +37,13 @@ pub(crate) enum RetainedTable {
 impl RetainedTable {
     /// Every table, in the order in which rows are deleted. Captures are last, so that no row
     /// refers to a deleted capture for long.
-    pub(crate) const ALL: [Self; 5] = [
+    pub(crate) const ALL: [Self; 7] = [
         Self::Deliveries,
         Self::Checks,
         Self::Quarantine,
         Self::Alerts,
+        Self::Troubles,
+        Self::Gaps,
         Self::Captures,
     ];
 }
@@ -49,6 +55,8 @@ impl fmt::Display for RetainedTable {
             Self::Checks => "health_checks",
             Self::Quarantine => "quarantine",
             Self::Alerts => "alerts",
+            Self::Troubles => "troubles",
+            Self::Gaps => "callback_gaps",
             Self::Captures => "captures",
         })
     }
@@ -67,6 +75,8 @@ pub(crate) async fn delete_batch(
         RetainedTable::Checks => delete_checks(db, age).await?,
         RetainedTable::Quarantine => delete_quarantine(db, age).await?,
         RetainedTable::Alerts => delete_alerts(db, age).await?,
+        RetainedTable::Troubles => delete_troubles(db, age).await?,
+        RetainedTable::Gaps => delete_gaps(db, age).await?,
         RetainedTable::Captures => delete_captures(db, age).await?,
     };
     Ok(deleted.rows_affected())
@@ -97,6 +107,31 @@ async fn delete_alerts(db: &PgPool, age: PgInterval) -> sqlx::Result<PgQueryResu
                   limit $2
                     for update skip locked) old
           where a.id = old.id and a.waba_id = old.waba_id",
+        age,
+        BATCH_ROWS,
+    )
+    .execute(db)
+    .await
+}
+
+async fn delete_troubles(db: &PgPool, age: PgInterval) -> sqlx::Result<PgQueryResult> {
+    sqlx::query!(
+        "delete from troubles
+          where id in (select id from troubles where ended_at < now() - $1::interval limit $2)",
+        age,
+        BATCH_ROWS,
+    )
+    .execute(db)
+    .await
+}
+
+async fn delete_gaps(db: &PgPool, age: PgInterval) -> sqlx::Result<PgQueryResult> {
+    sqlx::query!(
+        "delete from callback_gaps g
+          using (select waba_id, day from callback_gaps
+                  where day < (now() - $1::interval)::date
+                  limit $2) old
+          where g.waba_id = old.waba_id and g.day = old.day",
         age,
         BATCH_ROWS,
     )

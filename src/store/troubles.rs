@@ -7,7 +7,7 @@ use sqlx::{PgConnection, PgPool};
 use time::{Duration, OffsetDateTime};
 use utoipa::ToSchema;
 
-use super::alerts::{self, Topic};
+use super::alerts::{self, NewAlert, Topic};
 use super::backlog;
 use super::{StoreError, interval};
 use crate::lockout::alerting::{AlertKind, Subscriber};
@@ -38,17 +38,22 @@ pub struct Trouble {
     /// When it was over.
     #[serde(with = "time::serde::rfc3339::option")]
     pub ended_at: Option<OffsetDateTime>,
+    /// The labels of the account.
+    #[serde(skip)]
+    pub labels: Vec<String>,
 }
 
 /// Lists the troubles that people were told of and that are not over.
 pub async fn list_open(db: &PgPool, limit: i64) -> Result<Vec<Trouble>, StoreError> {
     let troubles = sqlx::query_as!(
         Trouble,
-        "select id, kind, waba_id, detail, began_at, ended_at
-           from troubles
-          where ended_at is null and told_at is not null
-          order by began_at, id
-          limit $1",
+        r#"select id, kind, waba_id, detail, began_at, ended_at,
+                  coalesce((select labels from accounts a where a.waba_id = t.waba_id), '{}')
+                    as "labels!"
+             from troubles t
+            where ended_at is null and told_at is not null
+            order by began_at, id
+            limit $1"#,
         limit,
     );
     Ok(troubles.fetch_all(db).await?)
@@ -58,10 +63,11 @@ pub async fn list_open(db: &PgPool, limit: i64) -> Result<Vec<Trouble>, StoreErr
 pub async fn find(db: &PgPool, ids: &[i64]) -> Result<Vec<Trouble>, StoreError> {
     let troubles = sqlx::query_as!(
         Trouble,
-        "select id, kind, waba_id, detail, began_at, ended_at
-           from troubles
-          where id = any($1)
-          order by id",
+        r#"select id, kind, waba_id, detail, began_at, ended_at,
+                  array[]::text[] as "labels!"
+             from troubles
+            where id = any($1)
+            order by id"#,
         ids,
     );
     Ok(troubles.fetch_all(db).await?)
@@ -101,6 +107,7 @@ async fn observe_quarantine(db: &PgPool) -> Result<Vec<Fact>, StoreError> {
         r#"select waba_id, count(*) as "parts!", max(reason) as "reason!"
              from quarantine
             where received_at > now() - $1::interval
+              and waba_id not in (select waba_id from accounts where muted_at is not null)
             group by waba_id"#,
         interval(QUARANTINE_WINDOW),
     )
@@ -122,7 +129,8 @@ async fn observe_lookups(db: &PgPool) -> Result<Vec<Fact>, StoreError> {
                     order by c.checked_at desc
                     limit 1) as error
              from affected_numbers n
-            where n.check_due_at is not null and n.check_failures >= $1
+             join accounts a using (waba_id)
+            where n.check_due_at is not null and n.check_failures >= $1 and a.muted_at is null
             group by n.waba_id"#,
         LASTING_FAILURES,
     )
@@ -142,7 +150,7 @@ async fn observe_silence(db: &PgPool) -> Result<Vec<Fact>, StoreError> {
         r#"with heard as (
                select waba_id, last_callback_at as at
                  from accounts
-                where last_callback_at is not null
+                where last_callback_at < now() - $3::interval and muted_at is null
                 union all
                select $5, max(last_callback_at)
                  from accounts
@@ -219,20 +227,28 @@ pub async fn note(
     let is_all_silent = observed
         .iter()
         .any(|one| is_silent(one) && one.waba_id == ALL_ACCOUNTS);
+    let (mut new, mut steps) = (Vec::new(), Steps::default());
+    let mut seen: (Vec<i64>, Vec<&str>) = Default::default();
     for one in observed {
-        let key = (one.kind, one.waba_id.clone());
-        let row = match known.remove(&key) {
-            Some(row) => row,
+        match known.remove(&(one.kind, one.waba_id.clone())) {
+            Some(row) => {
+                seen.0.push(row.id);
+                seen.1.push(&one.detail);
+                steps.add((one.kind, one.waba_id.clone()), &row, true, now);
+            }
             // Where nothing at all is heard, each account is silent, too.
-            None if is_all_silent && is_silent(one) && one.waba_id != ALL_ACCOUNTS => continue,
-            None => begin(&mut transaction, &key, &one.detail, now).await?,
-        };
-        note_seen(&mut transaction, row.id, &one.detail).await?;
-        take_step(&mut transaction, &key, &row, true, now, subscribers).await?;
+            None if is_all_silent && is_silent(one) && one.waba_id != ALL_ACCOUNTS => {}
+            None => new.push(one),
+        }
     }
-    for (key, row) in &known {
-        take_step(&mut transaction, key, row, false, now, subscribers).await?;
+    note_seen(&mut transaction, &seen.0, &seen.1).await?;
+    for (key, row) in begin(&mut transaction, &new, now).await? {
+        steps.add(key, &row, true, now);
     }
+    for (key, row) in known {
+        steps.add(key, &row, false, now);
+    }
+    steps.take(&mut transaction, subscribers).await?;
     transaction.commit().await?;
     Ok(())
 }
@@ -259,77 +275,126 @@ async fn list_known(db: &mut PgConnection) -> Result<BTreeMap<Key, Row>, StoreEr
 
 async fn begin(
     db: &mut PgConnection,
-    (kind, waba_id): &Key,
-    detail: &str,
+    new: &[&Observed],
     now: OffsetDateTime,
-) -> Result<Row, StoreError> {
-    let id = sqlx::query_scalar!(
+) -> Result<Vec<(Key, Row)>, StoreError> {
+    let rows = sqlx::query!(
         "insert into troubles (kind, waba_id, detail, began_at, seen_at)
-         values ($1, $2, $3, $4, $4)
-         returning id",
-        kind.as_str(),
-        waba_id,
-        detail,
+         select kind, waba_id, detail, $4, $4
+           from unnest($1::text[], $2::text[], $3::text[]) as n(kind, waba_id, detail)
+         returning id, kind, waba_id",
+        &new.iter().map(|one| one.kind.as_str()).collect::<Vec<_>>() as &[&str],
+        &new.iter()
+            .map(|one| one.waba_id.as_str())
+            .collect::<Vec<_>>() as &[&str],
+        &new.iter()
+            .map(|one| one.detail.as_str())
+            .collect::<Vec<_>>() as &[&str],
         now,
     )
-    .fetch_one(db)
+    .fetch_all(db)
     .await?;
     let course = Course {
         began_at: now,
         seen_at: now,
         is_told: false,
     };
-    Ok(Row { id, course })
+    let rows = rows.into_iter().filter_map(|row| {
+        let kind = TroubleKind::parse(&row.kind)?;
+        Some(((kind, row.waba_id), Row { id: row.id, course }))
+    });
+    Ok(rows.collect())
 }
 
-async fn note_seen(db: &mut PgConnection, id: i64, detail: &str) -> Result<(), StoreError> {
+async fn note_seen(db: &mut PgConnection, ids: &[i64], details: &[&str]) -> Result<(), StoreError> {
     sqlx::query!(
-        "update troubles set seen_at = now(), detail = $2 where id = $1",
-        id,
-        detail
+        "update troubles t
+            set seen_at = now(), detail = s.detail
+           from unnest($1::bigint[], $2::text[]) as s(id, detail)
+          where t.id = s.id",
+        ids,
+        details as &[&str],
     )
     .execute(db)
     .await?;
     Ok(())
 }
 
-async fn take_step(
-    db: &mut PgConnection,
-    (kind, waba_id): &Key,
-    row: &Row,
-    is_there: bool,
-    now: OffsetDateTime,
-    subscribers: &[Subscriber],
-) -> Result<(), StoreError> {
-    let step = next_step(*kind, &row.course, is_there, now);
-    let alert = match step {
-        Step::Stay => return Ok(()),
-        Step::Forget => {
-            sqlx::query!("delete from troubles where id = $1", row.id)
-                .execute(db)
-                .await?;
+/// What becomes of the troubles in a round.
+#[derive(Debug, Default)]
+struct Steps {
+    forgotten: Vec<i64>,
+    told: Vec<(i64, Key)>,
+    ended: Vec<(i64, Key)>,
+}
+
+impl Steps {
+    fn add(&mut self, key: Key, row: &Row, is_there: bool, now: OffsetDateTime) {
+        match next_step(key.0, &row.course, is_there, now) {
+            Step::Stay => {}
+            Step::Forget => self.forgotten.push(row.id),
+            Step::TellBegin => self.told.push((row.id, key)),
+            Step::TellEnd => self.ended.push((row.id, key)),
+        }
+    }
+
+    async fn take(
+        self,
+        db: &mut PgConnection,
+        subscribers: &[Subscriber],
+    ) -> Result<(), StoreError> {
+        if self.forgotten.is_empty() && self.told.is_empty() && self.ended.is_empty() {
             return Ok(());
         }
-        Step::TellBegin => AlertKind::Began(*kind),
-        Step::TellEnd => AlertKind::Over(*kind),
-    };
-    sqlx::query!(
-        "update troubles
-            set told_at  = coalesce(told_at, now()),
-                ended_at = case when $2 then seen_at end
-          where id = $1",
-        row.id,
-        step == Step::TellEnd,
-    )
-    .execute(&mut *db)
-    .await?;
-    let labels = sqlx::query_scalar!("select labels from accounts where waba_id = $1", waba_id)
-        .fetch_optional(&mut *db)
+        sqlx::query!("delete from troubles where id = any($1)", &self.forgotten)
+            .execute(&mut *db)
+            .await?;
+        sqlx::query!(
+            "update troubles
+                set told_at  = coalesce(told_at, now()),
+                    ended_at = case when id = any($2) then seen_at end
+              where id = any($1) or id = any($2)",
+            &self.told.iter().map(|(id, _)| *id).collect::<Vec<_>>(),
+            &self.ended.iter().map(|(id, _)| *id).collect::<Vec<_>>(),
+        )
+        .execute(&mut *db)
         .await?;
-    let labels = labels.unwrap_or_default();
-    let channels = Subscriber::wanting(subscribers, alert, waba_id, &labels);
-    alerts::insert(db, Topic::Trouble(row.id), waba_id, alert, &channels).await?;
-    Ok(())
+        let began = self
+            .told
+            .into_iter()
+            .map(|(id, key)| (id, AlertKind::Began(key.0), key.1));
+        let over = self
+            .ended
+            .into_iter()
+            .map(|(id, key)| (id, AlertKind::Over(key.0), key.1));
+        let alerts: Vec<(i64, AlertKind, String)> = began.chain(over).collect();
+        let accounts: Vec<String> = alerts.iter().map(|(.., account)| account.clone()).collect();
+        let rows = sqlx::query!(
+            r#"select waba_id, labels, muted_at is not null as "is_muted!"
+                 from accounts
+                where waba_id = any($1)"#,
+            &accounts,
+        )
+        .fetch_all(&mut *db)
+        .await?;
+        let accounts: BTreeMap<&str, _> = rows
+            .iter()
+            .map(|row| (row.waba_id.as_str(), (&row.labels[..], row.is_muted)))
+            .collect();
+        let mut new = Vec::new();
+        for (id, kind, waba_id) in alerts {
+            let (labels, is_muted) = accounts.get(waba_id.as_str()).copied().unwrap_or_default();
+            if !is_muted {
+                new.push(NewAlert {
+                    topic: Topic::Trouble(id),
+                    channels: Subscriber::wanting(subscribers, kind, &waba_id, labels),
+                    waba_id,
+                    kind,
+                });
+            }
+        }
+        alerts::insert(db, &new).await
+    }
 }
 
 /// The first and the latest callback of an account, since they were last noted.
@@ -344,18 +409,24 @@ pub struct HeardAccount {
 }
 
 /// Notes when accounts were heard, each of them once, and how long they were silent before. Rows
-/// are written in the order of the accounts, so that two processes do not block each other.
+/// are written in the order of the accounts, so that two processes do not block each other. What
+/// came before a pause of ours is no silence of Meta's: then `has_paused`.
 ///
 /// # Errors
 /// Some accounts may not be noted.
-pub async fn note_heard(db: &PgPool, heard: &[HeardAccount]) -> Result<(), StoreError> {
+pub async fn note_heard(
+    db: &PgPool,
+    heard: &[HeardAccount],
+    has_paused: bool,
+) -> Result<(), StoreError> {
     let accounts: Vec<&str> = heard.iter().map(|one| one.waba_id.as_str()).collect();
     let last: Vec<OffsetDateTime> = heard.iter().map(|one| one.last).collect();
     let mut transaction = db.begin().await?;
     sqlx::query!(
         "insert into callback_gaps as g (waba_id, day, longest)
          select h.waba_id, h.last::date,
-                greatest(h.first - coalesce(before.at, h.first), interval '0')
+                case when $5 then interval '0'
+                     else greatest(h.first - coalesce(before.at, h.first), interval '0') end
            from unnest($1::text[], $2::timestamptz[], $3::timestamptz[])
                 as h(waba_id, first, last)
            left join lateral (
@@ -370,6 +441,7 @@ pub async fn note_heard(db: &PgPool, heard: &[HeardAccount]) -> Result<(), Store
         &heard.iter().map(|one| one.first).collect::<Vec<_>>(),
         &last,
         ALL_ACCOUNTS,
+        has_paused,
     )
     .execute(&mut *transaction)
     .await?;

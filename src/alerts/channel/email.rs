@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use lettre::address::Envelope;
 use lettre::message::header::{ContentType, Header, HeaderName, HeaderValue};
 use lettre::message::{Mailbox, Mailboxes, MessageBuilder};
 use lettre::transport::smtp::Error as SmtpError;
@@ -18,6 +19,8 @@ use crate::report::alert::Message;
 
 /// The timeout of a delivery.
 const DELIVERY_TIMEOUT: Duration = Duration::from_secs(15);
+/// The part of an answer that is kept.
+const ANSWER_LIMIT_CHARACTERS: usize = 300;
 /// Refusals of a login: somebody may correct it within the time that is tried.
 const LOGIN_REFUSALS: [u16; 4] = [530, 534, 535, 538];
 
@@ -71,23 +74,46 @@ impl Email {
         })
     }
 
+    /// Sends to each recipient by itself: a mailbox that is gone keeps nobody else's mail away.
     pub(super) async fn send(&self, message: &Message) -> Delivered {
         let mail = match self.compose(message) {
-            Ok(mail) => mail,
+            Ok(mail) => mail.formatted(),
             Err(error) => return not_sent(error_chain(&error), false),
         };
-        match timeout(DELIVERY_TIMEOUT, self.transport.send(mail)).await {
-            Err(_) => not_sent("the SMTP server does not answer".to_owned(), true),
-            Ok(Err(error)) => not_sent(error_chain(&error), is_passing(&error)),
-            Ok(Ok(response)) => Delivered {
+        let (mut taken, mut refused) = (None, Vec::new());
+        let mut may_be_tried_again = false;
+        for to in self.to.iter() {
+            let envelope = Envelope::new(Some(self.from.email.clone()), vec![to.email.clone()]);
+            let envelope = envelope.expect("there is a recipient");
+            let sending = timeout(DELIVERY_TIMEOUT, self.transport.send_raw(&envelope, &mail));
+            match sending.await {
+                Ok(Ok(response)) => {
+                    let line = response.message().next().unwrap_or_default().to_owned();
+                    taken = Some(format!("{} {line}", response.code()));
+                }
+                Ok(Err(error)) => {
+                    may_be_tried_again |= is_passing(&error);
+                    refused.push(format!("{}: {}", to.email, error_chain(&error)));
+                }
+                Err(_) => {
+                    may_be_tried_again = true;
+                    refused.push("the SMTP server does not answer".to_owned());
+                    // It would not answer for the next one either.
+                    break;
+                }
+            }
+        }
+        let refused = refused.join("; ");
+        match taken {
+            None => not_sent(refused, may_be_tried_again),
+            Some(taken) => Delivered {
                 is_accepted: true,
                 may_be_tried_again: false,
                 retry_after: None,
-                answer: format!(
-                    "{} {}",
-                    response.code(),
-                    response.message().next().unwrap_or("")
-                ),
+                answer: one_line(&match refused.is_empty() {
+                    true => taken,
+                    false => format!("{taken}, but not by {refused}"),
+                }),
             },
         }
     }
@@ -137,8 +163,13 @@ fn not_sent(answer: String, may_be_tried_again: bool) -> Delivered {
         is_accepted: false,
         may_be_tried_again,
         retry_after: None,
-        answer: answer.replace(['\0', '\n', '\r'], " "),
+        answer: one_line(&answer),
     }
+}
+
+fn one_line(answer: &str) -> String {
+    let line = answer.replace(['\0', '\n', '\r'], " ");
+    line.chars().take(ANSWER_LIMIT_CHARACTERS).collect()
 }
 
 /// Returns whether the same mail may be taken later.

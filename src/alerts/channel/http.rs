@@ -16,6 +16,8 @@ const DELIVERY_TIMEOUT: Duration = Duration::from_secs(10);
 const RETRY_AFTER_LIMIT_SECONDS: u64 = 3600;
 /// The part of an answer that is kept.
 const ANSWER_LIMIT_BYTES: usize = 300;
+/// The fewest bytes of a part of a URL, or of a value, that is taken for a secret.
+const SECRET_MIN_BYTES: usize = 6;
 
 /// The URL cannot be used. It may hold a secret, so it is not repeated.
 #[derive(Debug, thiserror::Error)]
@@ -79,6 +81,18 @@ impl HttpReceiver {
         })
     }
 
+    /// Takes the parts of the URL out of an answer that repeats them, as "Cannot POST /…" does.
+    fn redact_url(&self, answer: &str) -> String {
+        let Ok(url) = Url::parse(self.url.expose_secret()) else {
+            return answer.to_owned();
+        };
+        let path = url.path_segments().into_iter().flatten();
+        let values: Vec<_> = url.query_pairs().map(|(_, value)| value).collect();
+        path.chain(values.iter().map(AsRef::as_ref))
+            .chain([url.username(), url.password().unwrap_or_default()])
+            .fold(answer.to_owned(), |answer, part| redact(&answer, part))
+    }
+
     /// Posts this. Never fails: the answer says what happened.
     pub(super) async fn send(&self, content: Content) -> Delivered {
         let mut request = self.client.post(self.url.expose_secret());
@@ -86,7 +100,14 @@ impl HttpReceiver {
             request = request.header(name, value);
         }
         match request.body(content.body).send().await {
-            Ok(response) => judge(response).await,
+            Ok(response) => {
+                let delivered = judge(response).await;
+                let answer = self.redact_url(&delivered.answer);
+                Delivered {
+                    answer,
+                    ..delivered
+                }
+            }
             Err(error) => Delivered {
                 is_accepted: false,
                 may_be_tried_again: true,
@@ -95,6 +116,14 @@ impl HttpReceiver {
                 answer: error_chain(&error.without_url()),
             },
         }
+    }
+}
+
+/// Takes a secret out of an answer that repeats it. A short one may be any word.
+pub(super) fn redact(answer: &str, secret: &str) -> String {
+    match secret.len() {
+        ..SECRET_MIN_BYTES => answer.to_owned(),
+        _ => answer.replace(secret, "…"),
     }
 }
 

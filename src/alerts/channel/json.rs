@@ -11,7 +11,8 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::http::Content;
+use super::Delivered;
+use super::http::{Content, redact};
 use crate::report::alert::Message;
 
 /// The presets: name and template.
@@ -34,6 +35,7 @@ const OF_MESSAGES: [&str; 8] = [
 pub struct Template {
     headers: Vec<(String, String)>,
     body: Value,
+    reads_marks: bool,
     values: Arc<BTreeMap<String, SecretString>>,
 }
 
@@ -67,6 +69,9 @@ pub(in crate::alerts) struct Preset {
     pub(in crate::alerts) headers: BTreeMap<String, String>,
     /// The body.
     pub(in crate::alerts) body: Value,
+    /// Whether the service reads marks in a text: then those of others are taken out.
+    #[serde(default)]
+    pub(in crate::alerts) reads_marks: bool,
 }
 
 impl Preset {
@@ -91,6 +96,7 @@ impl Preset {
         let template = Template {
             headers: self.headers.into_iter().collect(),
             body: self.body,
+            reads_marks: self.reads_marks,
             values: Arc::new(values),
         };
         if let Some(name) = template.missing_value(self.url.as_deref().unwrap_or_default()) {
@@ -125,6 +131,24 @@ impl Template {
             .find(|name| !has_value(name))
     }
 
+    /// Returns whether the receiver is told what a message closes.
+    pub(super) fn closes_threads(&self) -> bool {
+        let mut strings = Vec::new();
+        collect_strings(&self.body, &mut strings);
+        strings
+            .into_iter()
+            .flat_map(placeholders)
+            .any(|name| name == "action")
+    }
+
+    /// Takes the values out of an answer that repeats them.
+    pub(super) fn redact(&self, mut delivered: Delivered) -> Delivered {
+        for value in self.values.values() {
+            delivered.answer = redact(&delivered.answer, value.expose_secret());
+        }
+        delivered
+    }
+
     fn value(&self, name: &str) -> Option<String> {
         let value = self.values.get(name)?;
         Some(value.expose_secret().to_owned())
@@ -133,7 +157,9 @@ impl Template {
     /// Returns what is posted for a message.
     pub(super) fn content(&self, message: &Message) -> Content {
         let fill = |name: &str| match name {
+            "title" if self.reads_marks => Some(without_marks(&message.title)),
             "title" => Some(message.title.clone()),
+            "text" if self.reads_marks => Some(without_marks(&message.text())),
             "text" => Some(message.text()),
             "url" => message.url.clone(),
             "id" => Some(message.id.clone()),
@@ -159,6 +185,15 @@ impl Template {
         }
         content
     }
+}
+
+/// Takes out what would be a link with another text, or call people: Meta and accounts choose words.
+pub(super) fn without_marks(text: &str) -> String {
+    text.replace('[', "(")
+        .replace(']', ")")
+        .replace('<', "‹")
+        .replace('>', "›")
+        .replace('@', "@\u{200b}")
 }
 
 fn collect_strings<'v>(value: &'v Value, strings: &mut Vec<&'v str>) {
@@ -273,6 +308,21 @@ mod tests {
                 "b": [1, {"c": "info"}]
             })
         );
+    }
+
+    #[test]
+    fn marks_of_others_are_taken_out() {
+        let mut message = message();
+        message.title = "[Verify](https://evil) <users/all> @everyone".to_owned();
+        for (name, _) in PRESETS {
+            let values = ["routing_key", "topic", "token", "chat_id"];
+            let values = values.map(|name| (name.to_owned(), "x".into()));
+            let (template, _) = Preset::find(name).unwrap().fill(values.into()).unwrap();
+            let body = template.content(&message).body;
+            let is_plain = ["ntfy", "pagerduty", "telegram"].contains(&name);
+            assert_eq!(body.contains("[Verify]"), is_plain, "{body}");
+            assert_eq!(body.contains("@everyone"), is_plain, "{body}");
+        }
     }
 
     #[test]

@@ -141,6 +141,11 @@ impl Channel {
         }
     }
 
+    /// Returns whether each message about an end closes something of its own at the receiver.
+    pub(super) fn closes_threads(&self) -> bool {
+        matches!(&self.receiver, Receiver::Json(_, template) if template.closes_threads())
+    }
+
     /// Returns it as a reader of the queue. One that is told of states has no queue.
     #[must_use]
     pub fn subscriber(&self) -> Option<Subscriber> {
@@ -164,7 +169,10 @@ impl Channel {
                 receiver.send(webhook::content(message, secret)).await
             }
             Receiver::Slack(receiver) => receiver.send(slack::content(message)).await,
-            Receiver::Json(receiver, template) => receiver.send(template.content(message)).await,
+            Receiver::Json(receiver, template) => {
+                let delivered = receiver.send(template.content(message)).await;
+                template.redact(delivered)
+            }
             Receiver::Email(email) => email.send(message).await,
             Receiver::Alertmanager(receiver) => receiver.send_message(message).await,
         }

@@ -27,11 +27,14 @@ pub(super) fn content(message: &Message) -> Content {
     }))
 }
 
-/// Slack reads these three characters as markup.
+/// Slack reads three characters as marks; those that take the same read Markdown.
 fn escape(text: &str) -> String {
     text.replace('&', "&amp;")
         .replace('<', "&lt;")
         .replace('>', "&gt;")
+        .replace('[', "(")
+        .replace(']', ")")
+        .replace('@', "@\u{200b}")
 }
 
 #[cfg(test)]
@@ -41,8 +44,8 @@ mod tests {
     #[test]
     fn received_text_is_no_markup() {
         assert_eq!(
-            escape("<!channel> & <@U1>"),
-            "&lt;!channel&gt; &amp; &lt;@U1&gt;"
+            escape("<!channel> & @all [x](https://evil)"),
+            "&lt;!channel&gt; &amp; @\u{200b}all (x)(https://evil)"
         );
     }
 }

@@ -12,9 +12,11 @@ use hmac::{Hmac, KeyInit, Mac};
 use secrecy::{ExposeSecret, SecretBox};
 use serde_json::{Value, json};
 use sha2::Sha256;
+use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::http::Content;
+use crate::report::IncidentReport;
 use crate::report::alert::{Message, Topic};
 
 /// The keys that sign a webhook: one, or several while one is replaced.
@@ -78,6 +80,21 @@ pub(super) fn content(message: &Message, secret: &WebhookSecret) -> Content {
         .with_header("webhook-signature", signature)
 }
 
+/// An incident in a list of hundreds: receivers take bodies of some 100 kB.
+fn lean(report: &IncidentReport) -> Value {
+    let incident = &report.incident;
+    let time = |at: OffsetDateTime| at.format(&Rfc3339).unwrap_or_default();
+    json!({
+        "id": incident.id,
+        "waba_id": incident.waba_id,
+        "account_name": incident.account_name,
+        "cause": incident.cause,
+        "failure_count": incident.failure_count,
+        "opened_at": time(incident.opened_at),
+        "ended_at": incident.ended_at.map(time),
+    })
+}
+
 /// What is told, for programs: one object, or in a digest a list of each kind.
 fn data(message: &Message) -> Value {
     let mut data = json!({
@@ -95,7 +112,7 @@ fn data(message: &Message) -> Value {
             let (mut incidents, mut notices, mut troubles) = (vec![], vec![], vec![]);
             for topic in topics {
                 match topic {
-                    Topic::Incident(report) => incidents.push(report),
+                    Topic::Incident(report) => incidents.push(lean(report)),
                     Topic::Notice(notice) => notices.push(notice),
                     Topic::Trouble(trouble) => troubles.push(trouble),
                 }

@@ -73,7 +73,7 @@ fn channels_section(roster: &Roster, states: &[ChannelState], now: OffsetDateTim
                             }
                         }
                         tbody {
-                            @for channel in &roster.channels {
+                            @for channel in roster.channels.iter() {
                                 (channel_row(channel, &state_of(channel.name()), now))
                             }
                         }

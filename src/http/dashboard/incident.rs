@@ -265,7 +265,7 @@ fn next_steps_section(report: &IncidentReport) -> Markup {
                 form method="post"
                     action={ "/incidents/" (report.incident.id) "/acknowledge" } {
                     button .quiet { "Acknowledge" } " "
-                    small { "Tells others that somebody is at it, and stops reminders." }
+                    small { "Tells others that somebody works on it, and stops reminders." }
                 }
             }
         }

@@ -217,14 +217,21 @@ fn describe_channels(states: &[ChannelState], roster: &Roster) -> Vec<String> {
     let problem = roster.problem.iter().map(|problem| {
         format!("The channels read earlier stay in use. LOCKWATCH_ALERTS_FILE {problem}")
     });
-    let failing = states.iter().filter(|state| state.is_failing()).map(|state| {
+    let is_ours = |state: &&ChannelState| {
+        let mut channels = roster.channels.iter();
+        state.is_failing() && channels.any(|channel| channel.name() == state.channel)
+    };
+    let failing = states.iter().filter(is_ours).map(|state| {
         let waiting = match state.waiting {
             0 => String::new(),
             n => format!(" {}.", format_count(n, "alert waits", "alerts wait")),
         };
         let dead = match state.dead {
             0 => String::new(),
-            n => format!(" {}.", format_count(n, "alert was given up", "alerts were given up")),
+            n => format!(
+                " {}.",
+                format_count(n, "alert was given up", "alerts were given up")
+            ),
         };
         let answer = state.last_answer.as_deref().unwrap_or("none yet");
         format!(

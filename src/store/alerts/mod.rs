@@ -12,7 +12,7 @@ use serde::Serialize;
 use sqlx::PgPool;
 use time::OffsetDateTime;
 
-pub(super) use self::dispatch::insert;
+pub(super) use self::dispatch::{NewAlert, insert};
 pub use self::dispatch::{Topic, dispatch, note_reminders};
 pub use self::queue::{Due, DueAlert, Outcome, claim, note_answer, note_outcome};
 use super::{StoreError, interval};
@@ -66,7 +66,7 @@ pub async fn list(db: &PgPool, limit: i64) -> Result<Vec<Alert>, StoreError> {
 pub async fn retry(db: &PgPool, ids: &[i64]) -> Result<u64, StoreError> {
     let retried = sqlx::query!(
         "update alerts
-            set state = 'waiting', next_attempt_at = now(), ended_at = null, created_at = now()
+            set state = 'waiting', next_attempt_at = now(), ended_at = null, tried_since = now()
           where state in ('waiting', 'dead') and (cardinality($1::bigint[]) = 0 or id = any($1))",
         ids,
     )
@@ -87,15 +87,17 @@ pub async fn insert_test(db: &PgPool, channel: &str) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Gives up alerts of channels that no process has any more. Returns their number.
-pub async fn give_up_abandoned(db: &PgPool) -> Result<u64, StoreError> {
+/// Gives up alerts of channels that are none of these, and that no other process has tried for
+/// long. Returns their number.
+pub async fn give_up_abandoned(db: &PgPool, channels: &[String]) -> Result<u64, StoreError> {
     let abandoned = sqlx::query!(
         "update alerts
             set state = 'dead', ended_at = now(),
                 last_answer = coalesce(last_answer, 'no process has this channel')
-          where state = 'waiting' and created_at < now() - $1::interval
+          where state = 'waiting' and tried_since < now() - $1::interval and channel <> all($2)
             and coalesce(lease_until < now(), true)",
         interval(ABANDONED_AFTER),
+        channels,
     )
     .execute(db)
     .await?;

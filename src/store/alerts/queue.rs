@@ -10,8 +10,8 @@ use crate::store::{StoreError, interval};
 /// The most alerts that are told together.
 const DIGEST_LIMIT: i64 = 50_000;
 /// The most tests that are taken at once.
-const TESTS_LIMIT: i64 = 5;
-/// The lease of alerts that are being delivered, one after another. It is longer than that can take.
+const TESTS_LIMIT: i64 = 1;
+/// The lease of alerts that are being delivered. Five, one after another, take less.
 const LEASE: std::time::Duration = std::time::Duration::from_secs(90);
 
 /// An alert that this process delivers.
@@ -23,10 +23,10 @@ pub struct DueAlert {
     pub topic: Topic,
     /// The name of its kind.
     pub kind: String,
-    /// The tries before this one.
+    /// The tries, this one included.
     pub attempts: i32,
-    /// When it was written.
-    pub created_at: OffsetDateTime,
+    /// Since when it is tried.
+    pub tried_since: OffsetDateTime,
 }
 
 /// The alerts of a channel to deliver now.
@@ -45,15 +45,21 @@ pub enum Due {
 /// Nothing is taken.
 pub async fn claim(db: &PgPool, channel: &str) -> Result<Due, StoreError> {
     let mut transaction = db.begin().await?;
-    // Processes count one after another.
+    // Processes count one after another: the lock comes in a statement of its own, since a statement
+    // sees what was committed before it.
+    sqlx::query!(
+        r#"select 1 as "locked!" from pg_advisory_xact_lock(hashtextextended($1, 131031001))"#,
+        channel
+    )
+    .fetch_one(&mut *transaction)
+    .await?;
     let state = sqlx::query!(
         r#"select count(*) filter (where state = 'waiting' and is_free) as "waiting!",
                   count(*) filter (where not in_digest
-                                     and (state = 'accepted' or state = 'waiting' and not is_free))
+                                     and (state = 'accepted' or lease_until >= now()))
                     as "told!",
                   coalesce(min(created_at) filter (where state = 'waiting' and is_free)
-                             <= now() - $2::interval, false) as "is_old!",
-                  pg_advisory_xact_lock(hashtextextended($1, 131031001)) is null as locked
+                             <= now() - $2::interval, false) as "is_old!"
              from (select *, coalesce(lease_until < now(), true) and next_attempt_at <= now()
                              as is_free
                      from alerts
@@ -105,7 +111,7 @@ async fn take(
                     for update skip locked) due
           where a.id = due.id and a.waba_id = due.waba_id
          returning a.id, a.change_id, a.incident_id, a.event_id, a.trouble_id, a.kind, a.attempts,
-                   a.created_at",
+                   a.tried_since",
         channel,
         limit,
         interval(LEASE),
@@ -128,7 +134,7 @@ async fn take(
                 topic,
                 kind: row.kind,
                 attempts: row.attempts,
-                created_at: row.created_at,
+                tried_since: row.tried_since,
             }
         })
         .collect();

@@ -112,9 +112,9 @@ async fn a_receiver_is_tried_for_a_day_and_then_by_hand() {
         app.execute(age).await;
     };
     let after_an_hour = "update alerts set next_attempt_at = now(),
-                                created_at = created_at - interval '1 h'";
+                                tried_since = tried_since - interval '1 h'";
     let after_a_day = "update alerts set next_attempt_at = now(),
-                              created_at = created_at - interval '24 h'";
+                              tried_since = tried_since - interval '24 h'";
     try_again(after_an_hour, 1).await;
     try_again(after_a_day, 2).await;
     let dead = "select count(*) from alerts where state = 'dead' and attempts = 3";
