@@ -53,13 +53,9 @@ pub(super) fn clean_command(program: impl AsRef<OsStr>) -> Command {
 }
 
 impl Installation {
-    /// Finds the installation to use: the one whose version wrote the data, or the newest if there
-    /// is no data yet. Searches only `bin`, if it is given.
-    pub(super) fn find(
-        bin: Option<&Path>,
-        data_version: Option<u32>,
-        folder: &Path,
-    ) -> Result<Self, EmbeddedError> {
+    /// Finds the installations of this machine, newest first. At least the first can be used.
+    /// Searches only `bin`, if it is given.
+    pub(super) fn find_all(bin: Option<&Path>) -> Result<Vec<Self>, EmbeddedError> {
         let candidates = bin.map_or_else(program_folders, |bin| vec![bin.to_owned()]);
         let mut installations: Vec<Self> =
             candidates.into_iter().filter_map(Self::inspect).collect();
@@ -68,6 +64,16 @@ impl Installation {
         if newest.is_none_or(|newest| newest.major < MIN_MAJOR_VERSION) {
             return Err(not_installed(bin, &installations));
         }
+        Ok(installations)
+    }
+
+    /// Chooses the installation to use: the one whose version wrote the data, or the newest if
+    /// there is no data yet.
+    pub(super) fn choose(
+        mut installations: Vec<Self>,
+        data_version: Option<u32>,
+        folder: &Path,
+    ) -> Result<Self, EmbeddedError> {
         let Some(data_version) = data_version else {
             return Ok(installations.swap_remove(0));
         };
@@ -209,7 +215,10 @@ pub(super) fn lock_folder(
     folder: &Path,
     server_user: Option<&ServerUser>,
 ) -> Result<File, EmbeddedError> {
-    fs::create_dir_all(folder).map_err(io_error("cannot create", folder))?;
+    fs::create_dir_all(folder).map_err(|source| EmbeddedError::NoFolder {
+        folder: folder.to_owned(),
+        source,
+    })?;
     let lock_path = folder.join("lock");
     let lock = OpenOptions::new()
         .write(true)

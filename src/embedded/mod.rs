@@ -53,14 +53,26 @@ struct Shared {
 pub enum EmbeddedError {
     /// No PostgreSQL is installed, or only versions that are too old.
     #[error(
-        "no PostgreSQL {MIN_MAJOR_VERSION} or newer was found on this machine{found}. Install \
-         one (Debian, Ubuntu: apt install postgresql; Fedora: dnf install postgresql-server; \
-         macOS: brew install postgresql), or name its folder in PG_BIN_DIR, or give a \
-         DATABASE_URL, or use docker compose up"
+        "no PostgreSQL {MIN_MAJOR_VERSION} or newer was found on this machine{found}. Give a \
+         DATABASE_URL, or use docker compose up, or install one (Debian, Ubuntu: apt install \
+         postgresql; Fedora: dnf install postgresql-server; macOS: brew install postgresql), or \
+         name its folder in PG_BIN_DIR"
     )]
     NotInstalled {
         /// The end of the sentence: the versions found, or empty.
         found: String,
+    },
+    /// The data folder does not exist and cannot be created.
+    #[error(
+        "cannot create {folder}: {source} (choose another LOCKWATCH_DATA_DIR, or give a \
+         DATABASE_URL)",
+        folder = folder.display()
+    )]
+    NoFolder {
+        /// The data folder.
+        folder: PathBuf,
+        /// The cause.
+        source: io::Error,
     },
     /// Another Lockwatch uses the data folder.
     #[error(
@@ -149,7 +161,7 @@ impl EmbeddedPostgres {
         bin: Option<&Path>,
         stop: &CancellationToken,
     ) -> Result<Self, EmbeddedError> {
-        Self::launch(folder, bin, true, None, stop)
+        Self::launch(folder, Installation::find_all(bin)?, true, None, stop)
     }
 
     /// Starts a server on new data in a temporary folder, which is removed when the server stops.
@@ -162,6 +174,7 @@ impl EmbeddedPostgres {
         fsync: bool,
         stop: &CancellationToken,
     ) -> Result<Self, EmbeddedError> {
+        let installations = Installation::find_all(bin)?;
         let parent = std::env::temp_dir();
         let folder = tempfile::Builder::new()
             .prefix("lockwatch-")
@@ -172,7 +185,7 @@ impl EmbeddedPostgres {
         }
         let embedded = Self::launch(
             &folder.path().join("postgres"),
-            bin,
+            installations,
             fsync,
             Some(folder.path().to_owned()),
             stop,
@@ -184,7 +197,7 @@ impl EmbeddedPostgres {
 
     fn launch(
         folder: &Path,
-        bin: Option<&Path>,
+        installations: Vec<Installation>,
         fsync: bool,
         remove_at_end: Option<PathBuf>,
         stop: &CancellationToken,
@@ -196,7 +209,7 @@ impl EmbeddedPostgres {
             user.check_access(&folder)?;
         }
         let cluster = Cluster {
-            installation: Installation::find(bin, data_version(&folder)?, &folder)?,
+            installation: Installation::choose(installations, data_version(&folder)?, &folder)?,
             socket_folder: choose_socket_folder(&folder, server_user.as_ref())?,
             folder,
             server_user,

@@ -231,12 +231,13 @@ fn data_of_another_postgres_version_is_refused() {
 fn without_postgresql_the_error_says_how_to_install_it() {
     let folder = tempdir().unwrap();
     let error = EmbeddedPostgres::start(
-        folder.path(),
+        &folder.path().join("postgres"),
         Some(Path::new("/nonexistent")),
         &CancellationToken::new(),
     )
     .unwrap_err()
     .to_string();
+    assert!(!folder.path().join("postgres").exists());
     for part in [
         "PG_BIN_DIR=/nonexistent",
         "apt install",
@@ -248,6 +249,19 @@ fn without_postgresql_the_error_says_how_to_install_it() {
         assert!(error.contains(part), "{part}: {error}");
     }
     assert_eq!(error.lines().count(), 1);
+}
+
+#[test]
+fn a_folder_that_cannot_be_created_is_told_with_the_ways_out() {
+    let folder = tempdir().unwrap();
+    fs::write(folder.path().join("file"), "").unwrap();
+    let error = start_in(&folder.path().join("file/postgres")).unwrap_err();
+    let error = error.to_string();
+    assert!(error.contains("file/postgres: Not a directory"), "{error}");
+    assert!(
+        error.ends_with("LOCKWATCH_DATA_DIR, or give a DATABASE_URL)"),
+        "{error}"
+    );
 }
 
 #[test]
