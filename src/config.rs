@@ -35,6 +35,8 @@ pub(crate) enum ConfigError {
     },
     #[error("{0} is set, but empty")]
     Empty(String),
+    #[error("{name} {path} is an empty file", path = path.display())]
+    EmptyFile { name: String, path: PathBuf },
     #[error("{0} is not valid UTF-8")]
     NotUnicode(&'static str),
     #[error("{0} and {0}_FILE are both set: choose one")]
@@ -50,6 +52,11 @@ pub(crate) enum ConfigError {
          copy it from the app's settings, Basic"
     )]
     ShortSecret(usize),
+    #[error(
+        "META_APP_SECRET number {0} contains white space or another character that no app secret \
+         has: copy it from the app's settings, Basic"
+    )]
+    MalformedSecret(usize),
     #[error(
         "LOCKWATCH_ADMIN_LISTEN {0} is not a loopback address: set LOCKWATCH_ADMIN_TOKEN as well"
     )]
@@ -458,15 +465,17 @@ impl SigningArgs {
         let text = read_secret_file("--app-secret-file".to_owned(), path)?;
         let first = text.split(',').next().unwrap_or_default().trim();
         if first.is_empty() {
-            let name = format!("--app-secret-file {}", path.display());
-            return Err(ConfigError::Empty(name));
+            return Err(ConfigError::EmptyFile {
+                name: "--app-secret-file".to_owned(),
+                path: path.clone(),
+            });
         }
         Ok(first.into())
     }
 }
 
 /// Reads the app secrets from `META_APP_SECRET`: one, or several separated by commas. Fails if
-/// there is none, or if one is too short.
+/// there is none, or if one cannot be an app secret.
 pub(crate) fn read_app_secrets() -> Result<Vec<SecretString>, ConfigError> {
     read_app_secrets_for(
         "set it to the app secret of your Meta app (App settings, Basic); \
@@ -486,6 +495,12 @@ fn read_app_secrets_for(purpose: &'static str) -> Result<Vec<SecretString>, Conf
         .position(|secret| secret.chars().count() < APP_SECRET_MIN_CHARACTERS);
     if let Some(position) = short {
         return Err(ConfigError::ShortSecret(position + 1));
+    }
+    let malformed = secrets
+        .iter()
+        .position(|secret| !secret.bytes().all(|byte| byte.is_ascii_graphic()));
+    if let Some(position) = malformed {
+        return Err(ConfigError::MalformedSecret(position + 1));
     }
     Ok(secrets.into_iter().map(SecretString::from).collect())
 }
@@ -511,7 +526,15 @@ fn read_secret(name: &'static str) -> Result<Option<SecretString>, ConfigError> 
             .into_string()
             .map_err(|_| ConfigError::NotUnicode(name))?,
         (None, Some(path)) if path.is_empty() => return Err(ConfigError::Empty(file_name)),
-        (None, Some(path)) => read_secret_file(file_name, Path::new(&path))?,
+        (None, Some(path)) => {
+            let path = PathBuf::from(path);
+            let value = read_secret_file(file_name.clone(), &path)?;
+            if value.is_empty() {
+                let name = file_name;
+                return Err(ConfigError::EmptyFile { name, path });
+            }
+            value
+        }
     };
     if value.trim().is_empty() {
         return Err(ConfigError::Empty(name.to_owned()));

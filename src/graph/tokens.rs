@@ -44,9 +44,9 @@ type FileStamp = (SystemTime, u64);
 /// The reason why a token, or the file of tokens, is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum TokensError {
-    /// The token cannot be sent in an HTTP header.
-    #[error("an access token is empty or contains a character that no token has")]
-    Malformed,
+    /// A token cannot be sent in an HTTP header.
+    #[error("{0} is empty or contains white space or another character that no access token has")]
+    Malformed(String),
     /// The file cannot be read.
     #[error("META_ACCESS_TOKENS_FILE {path} cannot be read: {source}", path = path.display())]
     Unreadable {
@@ -87,7 +87,9 @@ impl Tokens {
             None => None,
         };
         Ok(Self {
-            default: default.map(Token::new).transpose()?,
+            default: default
+                .map(|token| Token::new(token, || "META_ACCESS_TOKEN".to_owned()))
+                .transpose()?,
             file,
         })
     }
@@ -158,15 +160,23 @@ fn read_file(path: &Path) -> Result<TokensByAccount, TokensError> {
         })?;
     tokens
         .into_iter()
-        .map(|(waba_id, token)| Ok((waba_id, Token::new(token.into())?)))
+        .map(|(waba_id, token)| {
+            let place = || {
+                let path = path.display();
+                format!("META_ACCESS_TOKENS_FILE {path}: the token of account {waba_id}")
+            };
+            let token = Token::new(token.into(), place)?;
+            Ok((waba_id, token))
+        })
         .collect()
 }
 
 impl Token {
-    fn new(secret: SecretString) -> Result<Arc<Self>, TokensError> {
+    /// Checks the token. An error tells its `place`.
+    fn new(secret: SecretString, place: impl Fn() -> String) -> Result<Arc<Self>, TokensError> {
         let token = secret.expose_secret();
         if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return Err(TokensError::Malformed);
+            return Err(TokensError::Malformed(place()));
         }
         Ok(Arc::new(Self {
             secret,
@@ -186,10 +196,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_token_that_no_header_can_carry_is_refused() {
+    fn a_token_that_no_header_can_carry_is_refused_and_its_place_is_told() {
         for token in ["", "a b", "a\nb", "é"] {
-            assert!(Tokens::new(Some(token.into()), None).is_err(), "{token:?}");
+            let error = Tokens::new(Some(token.into()), None).unwrap_err();
+            let error = error.to_string();
+            assert!(
+                error.starts_with("META_ACCESS_TOKEN is empty or"),
+                "{error}"
+            );
         }
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tokens.toml");
+        std::fs::write(&path, "\"1022\" = \"own\"\n\"1033\" = \"the secret\"\n").unwrap();
+        let error = Tokens::new(None, Some(path)).unwrap_err().to_string();
+        assert!(
+            error.contains("tokens.toml: the token of account 1033") && !error.contains("secret"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -80,12 +80,24 @@ fn wrong_configuration_is_one_clear_line_and_exit_2() {
             "META_APP_SECRET number 2 has fewer than 16",
         ),
         (
+            with("META_APP_SECRET", "0123456789abcdef, <the other secret>"),
+            "META_APP_SECRET number 2 contains white space",
+        ),
+        (
+            vec![verify_token, ("META_APP_SECRET_FILE", "/dev/null")],
+            "META_APP_SECRET_FILE /dev/null is an empty file",
+        ),
+        (
             with("META_APP_SECRET_FILE", "/nonexistent"),
             "META_APP_SECRET and META_APP_SECRET_FILE are both set",
         ),
         (
             with("META_ACCESS_TOKEN", ""),
             "META_ACCESS_TOKEN is set, but empty",
+        ),
+        (
+            with("META_ACCESS_TOKEN", "EAAG token"),
+            "META_ACCESS_TOKEN is empty or contains white space",
         ),
         (
             with("META_ACCESS_TOKEN_FILE", "/nonexistent"),
