@@ -21,6 +21,8 @@ use std::fmt::Display;
 use std::io::{self, IsTerminal, Write, stderr, stdout};
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::OnceLock;
+use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -28,6 +30,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use time::OffsetDateTime;
 use tokio::runtime::Runtime;
+use tokio::time::timeout;
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{ConfigError, DataArgs, LogFormat};
@@ -143,7 +146,11 @@ pub fn main() -> ExitCode {
             return report_failure(Failure::Failed(error));
         }
     };
-    let result = runtime.block_on(run(cli.command));
+    let result = runtime.block_on(async {
+        let result = run(cli.command).await;
+        close_database().await;
+        result
+    });
     // A look-up that still waits for Meta must not delay the exit.
     runtime.shutdown_background();
     match result {
@@ -242,12 +249,12 @@ fn environment_variable(error: &clap::Error) -> Option<String> {
     Some(argument.get_env()?.to_string_lossy().into_owned())
 }
 
-/// Starts the log on stderr, with a level to use if RUST_LOG is not set.
-fn start_log(format: LogFormat, default_level: &str) -> Result<(), Failure> {
+/// Starts the log on stderr, with a filter to use if RUST_LOG is not set.
+fn start_log(format: LogFormat, default_filter: &str) -> Result<(), Failure> {
     let directives = std::env::var("RUST_LOG")
         .ok()
         .filter(|text| !text.is_empty());
-    let filter = parse_log_filter(directives.as_deref().unwrap_or(default_level))?;
+    let filter = parse_log_filter(directives.as_deref().unwrap_or(default_filter))?;
     // A log that cannot be written, because of a full disk or a dead collector, stops nothing.
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -301,9 +308,21 @@ async fn connect(args: &DataArgs) -> Result<Pool, Failure> {
     Ok(open_database(args).await?.pool())
 }
 
+/// The database of the command.
+static OPENED: OnceLock<Database> = OnceLock::new();
+
+/// Says goodbye to the database: a server logs every connection that just breaks off.
+async fn close_database() {
+    const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+    if let Some(database) = OPENED.get() {
+        let _ = timeout(CLOSE_TIMEOUT, database.close_pools()).await;
+    }
+}
+
 /// Opens the database, which must answer and have this version's tables.
 async fn open_database(args: &DataArgs) -> Result<Database, Failure> {
     let database = locate_database(args)?;
+    let _ = OPENED.set(database.clone());
     let location = database.location();
     database
         .check_connection()

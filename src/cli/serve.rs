@@ -21,6 +21,9 @@ use crate::store::Database;
 /// The fewest characters of an admin token that cannot be guessed.
 const ADMIN_TOKEN_MIN_CHARACTERS: usize = 16;
 
+/// Of a lost connection the pool tells in sqlx's words, what used the connection in ours.
+const DEFAULT_LOG_FILTER: &str = "info,sqlx_core::pool=error";
+
 const SECRETS_HELP: &str = "\
 Secrets come from the environment, or from a file that NAME_FILE names:
   META_APP_SECRET        required; your Meta app's secret, or several with commas
@@ -58,7 +61,7 @@ pub(super) async fn run(args: ServeArgs) -> Result<(), Failure> {
     let graph = args.graph.build_client(&app_secrets)?;
     let alerting = args.alerts.alerting()?;
     let external_database = args.data.external_database()?;
-    start_log(args.log.log_format, "info")?;
+    start_log(args.log.log_format, DEFAULT_LOG_FILTER)?;
     let mut stop = StopSignals::install()?;
 
     warn_if_guessable(admin_token.as_ref());

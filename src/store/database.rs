@@ -53,7 +53,7 @@ pub struct Database {
     ignored_parameters: Arc<[String]>,
     /// The position of the host that accepted writes last.
     primary: Arc<AtomicUsize>,
-    /// The pools that follow the primary.
+    /// The pools, which follow the primary.
     pools: Arc<Mutex<Vec<PgPool>>>,
 }
 
@@ -163,6 +163,14 @@ impl Database {
         }
     }
 
+    /// Closes the connections of all pools, as soon as their users have given them back.
+    pub(crate) async fn close_pools(&self) {
+        let pools = self.lock_pools().clone();
+        for pool in pools {
+            pool.close().await;
+        }
+    }
+
     fn lock_pools(&self) -> MutexGuard<'_, Vec<PgPool>> {
         self.pools.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -213,9 +221,7 @@ impl Database {
             .before_acquire(|connection, _| Box::pin(check_writable(connection)))
             .after_release(|connection, _| Box::pin(roll_back(connection)))
             .connect_lazy_with(pool_session().options(host));
-        if self.hosts.len() > 1 {
-            pools.push(pool.clone());
-        }
+        pools.push(pool.clone());
         pool
     }
 }

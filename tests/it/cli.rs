@@ -11,6 +11,7 @@ use reqwest::StatusCode;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
+use crate::support::database::TestDatabase;
 use crate::support::process::{Serve, lockwatch, postgres_programs, write_script};
 use crate::support::{
     ACCESS_TOKEN, APP_SECRET, NUMBER, TestApp, VERIFY_TOKEN, WABA, client, eventually, one_failure,
@@ -345,6 +346,33 @@ async fn listed_incidents_are_filtered_by_state_cause_and_time() {
 }
 
 #[tokio::test]
+async fn commands_close_their_connections_before_they_end() {
+    let database = TestDatabase::create().await;
+    for _ in 0..5 {
+        for arguments in [
+            ["incidents", "list"],
+            ["captures", "list"],
+            ["inbox", "list"],
+        ] {
+            let (code, _, stderr) = run(lockwatch(&arguments).env("DATABASE_URL", &database.url));
+            assert_eq!(code, 0, "{stderr}");
+        }
+    }
+    let db = database.database().pool();
+    let count =
+        async |sql: &'static str| -> i64 { sqlx::query_scalar(sql).fetch_one(&db).await.unwrap() };
+    eventually("the server has ended their sessions", async || {
+        const OTHERS: &str = "select count(*) from pg_stat_activity
+            where datname = current_database() and pid <> pg_backend_pid()";
+        count(OTHERS).await == 0
+    })
+    .await;
+    const ABANDONED: &str =
+        "select sessions_abandoned from pg_stat_database where datname = current_database()";
+    assert_eq!(count(ABANDONED).await, 0);
+}
+
+#[tokio::test]
 async fn migrate_succeeds_on_a_migrated_database() {
     let app = TestApp::start().await;
     assert_eq!(run_on_database(&app, &["migrate"]).0, 0);
@@ -614,6 +642,36 @@ async fn a_request_in_flight_is_answered_before_the_stop() {
     assert!(started.elapsed() < Duration::from_secs(20));
     app.settle().await;
     assert_eq!(app.incident().await.failure_count, 1);
+}
+
+/// Ends the connections of a running `serve`, lets it look for new ones, and returns its log.
+async fn log_of_lost_connections(settings: &[(&str, &str)]) -> String {
+    let database = TestDatabase::create().await;
+    let mut serve = Serve::on_database(&database.url, settings);
+    serve.wait_for_log("the database is ready");
+    let page = async || client().get(&serve.admin).send().await.unwrap().status();
+    assert_eq!(page().await, StatusCode::OK);
+    let db = database.database().pool();
+    sqlx::query(
+        "select pg_terminate_backend(pid, 5000) from pg_stat_activity
+          where datname = current_database() and pid <> pg_backend_pid()",
+    )
+    .execute(&db)
+    .await
+    .unwrap();
+    assert_eq!(page().await, StatusCode::OK);
+    serve.signal(Signal::TERM);
+    serve.wait();
+    serve.whole_log().join("\n")
+}
+
+#[tokio::test]
+async fn the_default_log_leaves_out_what_the_pool_says_of_lost_connections() {
+    const NOISE: &str = "before_acquire";
+    let everything = log_of_lost_connections(&[("RUST_LOG", "info")]).await;
+    assert!(everything.contains(NOISE), "{everything}");
+    let log = log_of_lost_connections(&[]).await;
+    assert!(!log.contains(NOISE), "{log}");
 }
 
 // Multi-threaded: the simulated Meta must answer while this thread waits for a line of the log.
