@@ -116,14 +116,15 @@ async fn migrate_once(connection: &mut PgConnection) -> Result<(), MigrateError>
 /// # Errors
 /// A migration of the same number was another one.
 async fn is_complete(connection: &mut PgConnection) -> Result<bool, MigrateError> {
+    let has_table = has_migrations_table(connection).await;
+    if !has_table.map_err(SqlxMigrateError::Execute)? {
+        return Ok(false);
+    }
     let applied: Vec<(i64, Vec<u8>, bool)> =
-        match sqlx::query_as("select version, checksum, success from _sqlx_migrations")
+        sqlx::query_as("select version, checksum, success from _sqlx_migrations")
             .fetch_all(connection)
             .await
-        {
-            Err(error) if has_code(&error, UNDEFINED_TABLE) => return Ok(false),
-            applied => applied.map_err(SqlxMigrateError::Execute)?,
-        };
+            .map_err(SqlxMigrateError::Execute)?;
     for migration in MIGRATOR.iter() {
         let row = applied
             .iter()
@@ -140,7 +141,14 @@ async fn is_complete(connection: &mut PgConnection) -> Result<bool, MigrateError
     Ok(true)
 }
 
-const UNDEFINED_TABLE: &str = "42P01";
+/// Returns whether there is a table of migrations. To read one that is not there would be an error
+/// in the server's log.
+async fn has_migrations_table(connection: &mut PgConnection) -> sqlx::Result<bool> {
+    sqlx::query_scalar("select to_regclass('_sqlx_migrations') is not null")
+        .fetch_one(connection)
+        .await
+}
+
 const LOCK_NOT_AVAILABLE: &str = "55P03";
 
 fn has_code(error: &sqlx::Error, code: &str) -> bool {
@@ -189,16 +197,15 @@ async fn advance_sequence(connection: &mut PgConnection, table: &str) -> sqlx::R
 
 /// Returns whether the newest migration of this build is applied.
 pub(super) async fn is_migrated(connection: &mut PgConnection) -> sqlx::Result<bool> {
+    if !has_migrations_table(connection).await? {
+        return Ok(false);
+    }
     let newest = MIGRATOR.iter().map(|migration| migration.version).max();
     // `query!` cannot be used: the table belongs to sqlx and comes with the first migration.
-    let migrated = sqlx::query_scalar(
+    sqlx::query_scalar(
         "select exists (select from _sqlx_migrations where version = $1 and success)",
     )
     .bind(newest.unwrap_or_default())
     .fetch_one(connection)
-    .await;
-    match migrated {
-        Err(error) if has_code(&error, UNDEFINED_TABLE) => Ok(false),
-        migrated => migrated,
-    }
+    .await
 }
