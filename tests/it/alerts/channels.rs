@@ -150,6 +150,26 @@ async fn a_receiver_that_hangs_or_sends_elsewhere_holds_up_no_other() {
     .await;
 }
 
+/// Receivers repeat what they got: "Cannot POST /hooks/…".
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_repeats_a_secret_is_kept_without_it() {
+    let echo = "Cannot POST /hooks/canary-path?key=canary-query canary-value";
+    let receiver = Receiver::start([(StatusCode::NOT_FOUND, echo)]).await;
+    let text = format!(
+        "[json.own]\nurl = \"{}/hooks/canary-path?key=canary-query\"\n\
+         body = {{ key = \"{{token}}\" }}\nvalues = {{ token = \"canary-value\" }}\n",
+        receiver.address
+    );
+    let folder = tempfile::tempdir().unwrap();
+    let app = start_with_file(&folder, &text).await;
+    app.fail("a").await;
+    let answer = "select last_answer from alerts where state = 'dead'";
+    let count = "select count(*) from alerts where state = 'dead'";
+    eventually("it is given up", async || app.count(count).await == 1).await;
+    let answer = app.text(answer).await.unwrap();
+    assert_eq!(answer, "404 Cannot POST /hooks/…?key=… …");
+}
+
 /// The button of the page takes the same way as any other alert.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_test_from_the_page_shows_what_the_receiver_answers() {

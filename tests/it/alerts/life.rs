@@ -162,6 +162,55 @@ async fn what_is_done_by_hand_is_kept_with_its_name() {
     }
 }
 
+/// Nobody hears of a muted account; its incidents are recorded all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_muted_account_is_told_to_nobody() {
+    let hook = Receiver::start([]).await;
+    let app = start_with(vec![webhook(&hook)], vec![Scenario::Available]).await;
+    let mute = async |arguments: &[&str]| {
+        let mut command = lockwatch(&[&["accounts", "mute", "7"], arguments].concat());
+        command.env("DATABASE_URL", &app.database.url);
+        let output = spawn_blocking(move || command.output().unwrap())
+            .await
+            .unwrap();
+        assert!(output.status.success());
+    };
+    mute(&[]).await;
+    let now = OffsetDateTime::now_utc();
+    app.fail_number("7", "7", now).await;
+    app.fail_number("8", "8", now).await;
+    eventually("the other is told", async || hook.types().len() == 1).await;
+    let undecided = "select count(*) from incident_changes where dispatched_at is null";
+    eventually("all is decided", async || app.count(undecided).await == 0).await;
+    assert_eq!(app.count("select count(*) from incidents").await, 2);
+    assert_eq!(
+        app.count("select count(*) from alerts where waba_id = '7'")
+            .await,
+        0
+    );
+    mute(&["--off"]).await;
+    let resolved = post_admin(&app, "/api/v1/incidents/1/resolve", None).await;
+    assert_eq!(resolved, StatusCode::OK);
+    eventually("it is told again", async || hook.types().len() == 2).await;
+}
+
+/// The end is in the past of when the lockout was first seen, since Lockwatch was away.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_end_that_is_learned_late_is_told_where_the_lock_was() {
+    let hook = Receiver::start([]).await;
+    let app = start_with(vec![webhook(&hook)], vec![Scenario::Payment]).await;
+    let now = OffsetDateTime::now_utc();
+    app.fail_at("a", now - Duration::hours(6)).await;
+    eventually("the lock is told", async || hook.types().len() == 1).await;
+    let reinstated = json!({"event": "DISABLED_UPDATE", "ban_info": {
+        "waba_ban_state": "REINSTATE",
+    }});
+    app.deliver(&account_event(now - Duration::hours(3), &reinstated))
+        .await;
+    eventually("its end is told", async || hook.types().len() == 2).await;
+    assert_eq!(hook.types()[1], "incident.resolved");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_warning_of_metas_is_told_before_there_is_a_lock() {
     let hook = Receiver::start([]).await;
