@@ -466,6 +466,32 @@ mod tests {
         assert_eq!(filter.kinds.len(), 2);
     }
 
+    /// The README's example is read as it stands.
+    #[tokio::test]
+    async fn the_example_of_the_readme_can_be_used() {
+        let readme = concat!(env!("CARGO_MANIFEST_DIR"), "/README.md");
+        let readme = fs::read_to_string(readme).unwrap();
+        let (_, rest) = readme.split_once("```toml\n[slack.ops]").unwrap();
+        let (example, _) = rest.split_once("```").unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        for (name, secret) in [
+            ("slack_url", "https://hooks.slack.com/services/T/B/X"),
+            ("erp_secret", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"),
+            ("smtp_url", "smtp://user:password@mail.example.com"),
+            ("pagerduty_key", "0123456789abcdef0123456789abcdef"),
+            ("telegram_token", "1:a"),
+            ("teams_url", "https://teams.example.com/workflow"),
+            ("own_token", "t"),
+        ] {
+            fs::write(folder.path().join(name), secret).unwrap();
+        }
+        let example = format!("[slack.ops]{example}").replace("/run/secrets/", "");
+        let path = folder.path().join("alerts.toml");
+        fs::write(&path, example).unwrap();
+        let file = AlertsFile::read(path, std::iter::empty()).unwrap();
+        assert_eq!(file.channels().len(), 9);
+    }
+
     #[test]
     fn every_error_names_the_line_and_the_key_and_no_secret() {
         for (text, error) in [

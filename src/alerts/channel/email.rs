@@ -18,7 +18,7 @@ use crate::error_chain::error_chain;
 use crate::report::alert::Message;
 
 /// The timeout of a delivery.
-const DELIVERY_TIMEOUT: Duration = Duration::from_secs(15);
+const DELIVERY_TIMEOUT: Duration = Duration::from_secs(10);
 /// The part of an answer that is kept.
 const ANSWER_LIMIT_CHARACTERS: usize = 300;
 /// Refusals of a login: somebody may correct it within the time that is tried.
