@@ -9,7 +9,7 @@ use super::IncidentReport;
 use super::text::{
     describe_state, format_count, format_duration, format_number, format_time, printable,
 };
-use crate::lockout::cause::{Notice, support_home_url};
+use crate::lockout::cause::support_home_url;
 use crate::lockout::codes::Kind;
 use crate::store::events::AccountNotice;
 use crate::store::troubles::Trouble;
@@ -432,15 +432,7 @@ fn notice_title(notice: &AccountNotice) -> String {
 
 fn notice_lines(notice: &AccountNotice) -> Vec<String> {
     let event = &notice.event;
-    let summary = Notice {
-        field: event.field.clone(),
-        event: event.event.clone(),
-        state: event.state.clone(),
-        detail: event.detail.clone(),
-        occurred_at: event.occurred_at,
-        expires_at: event.expires_at,
-    }
-    .summary();
+    let summary = event.to_notice().summary();
     let support_home = support_home_url(notice.portfolio_id.as_deref());
     vec![
         shorten(&summary, SUMMARY_LIMIT_CHARACTERS),

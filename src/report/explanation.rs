@@ -53,17 +53,6 @@ impl AlsoFound {
     }
 }
 
-fn notice(event: &AccountEvent) -> Notice {
-    Notice {
-        field: event.field.clone(),
-        event: event.event.clone(),
-        state: event.state.clone(),
-        detail: event.detail.clone(),
-        occurred_at: event.occurred_at,
-        expires_at: event.expires_at,
-    }
-}
-
 /// Returns the cause in a sentence, with the failures that it explains if those are not all.
 pub(super) fn cause_summary(incident: &Incident, numbers: &AffectedNumbers) -> Option<String> {
     let summary = incident.cause_summary.as_deref()?;
@@ -96,7 +85,7 @@ pub(super) fn also_found(
 ) -> Vec<AlsoFound> {
     let mut told: BTreeSet<&str> = incident.cause_summary.as_deref().into_iter().collect();
     let mut found = Vec::new();
-    let notices: Vec<Notice> = events.iter().map(notice).collect();
+    let notices: Vec<Notice> = events.iter().map(AccountEvent::to_notice).collect();
     let notices = findings_of_notices(&notices, incident.opened_at, incident.ended_at);
     let cause = incident.cause_summary.as_deref().unwrap_or_default();
     for notice in &notices {

@@ -49,6 +49,18 @@ impl AccountEvent {
         }
     }
 
+    /// Returns it as a notice, for the rules.
+    pub(crate) fn to_notice(&self) -> Notice {
+        Notice {
+            field: self.field.clone(),
+            event: self.event.clone(),
+            state: self.state.clone(),
+            detail: self.detail.clone(),
+            occurred_at: self.occurred_at,
+            expires_at: self.expires_at,
+        }
+    }
+
     /// Returns whether it says something about a lock.
     pub(crate) fn has_meaning(&self) -> bool {
         let meaning = meaning(&self.field, &self.event, self.state.as_deref());
