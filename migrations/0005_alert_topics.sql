@@ -23,7 +23,8 @@ create index account_events_undispatched on account_events (id) where dispatched
 -- Faults of Lockwatch itself, or of what it depends on, that last.
 create table troubles (
     id        bigint generated always as identity,
-    -- lookups_failing, callbacks_silent, inbox_stuck or quarantined
+    -- lookups_failing, callbacks_silent, subscription_lost, token_expiring, inbox_stuck or
+    -- quarantined
     kind      text        not null,
     -- The account that it concerns, or all.
     waba_id   text        not null,
@@ -51,6 +52,19 @@ create table callback_gaps (
 );
 
 comment on table callback_gaps is 'The longest silence between two callbacks of an account on a day; waba_id all is any account';
+
+-- What Graph told of us last, by account: of its token, and of its subscription.
+create table self_checks (
+    waba_id    text        not null,
+    -- token or subscription
+    kind       text        not null,
+    checked_at timestamptz not null,
+    -- What is wrong, in a sentence.
+    problem    text,
+    primary key (waba_id, kind)
+);
+
+comment on table self_checks is 'Whether we would hear of an account: its token, and whether it reports to our app';
 
 -- An alert tells one of three: a change of an incident, a notice of Meta's, a trouble. Or it only
 -- tests its channel.

@@ -62,7 +62,7 @@
 //! | layer | modules |
 //! | --- | --- |
 //! | outside | [`cli`] (one file a command), [`config`], [`service`] (wires and stops the parts), [`simulator`] (a small fake Graph) |
-//! | work | [`http`], [`inbox`], [`processor`], [`followup`] (with `lookup`, one question to Graph), [`sending`] (notices that messages are sent again), [`heard`] (notices that callbacks come), [`alerts`], [`change_log`], [`retention`], [`graph`], [`metrics`], [`embedded`] (the embedded Postgres) |
+//! | work | [`http`], [`inbox`], [`processor`], [`followup`] (with `lookup`, one question to Graph), [`sending`] (notices that messages are sent again), [`heard`] (notices that callbacks come), [`self_check`] (asks Graph whether they would), [`alerts`], [`change_log`], [`retention`], [`graph`], [`metrics`], [`embedded`] (the embedded Postgres) |
 //! | their signals | [`progress`] (what `/readyz` says), [`woken`] (who wakes whom) |
 //! | view | [`report`]: the same objects and words for page, API and terminal |
 //! | rows | [`store`]: the only place that knows SQL |
@@ -93,6 +93,7 @@ pub mod processor;
 pub mod progress;
 pub mod report;
 pub mod retention;
+pub mod self_check;
 pub mod sending;
 pub mod service;
 pub mod simulator;

@@ -31,10 +31,10 @@ use crate::meta::interest::Interest;
 use crate::metrics::{ChangeMetrics, Metrics};
 use crate::processor::Processor;
 use crate::progress::Progress;
-use crate::retention;
 use crate::sending::{SendingAgain, sending_again};
 use crate::store::{self, Database, MigrateError, Pool};
 use crate::woken::Woken;
+use crate::{retention, self_check};
 
 /// The longest time that [`Service::stop`] takes. An embedded database stops afterwards, and both
 /// together take at most 20 s.
@@ -139,7 +139,12 @@ impl Service {
             metrics.webhook.clone(),
         );
         let graph = Arc::new(settings.graph);
-        let follow_up = FollowUp::new(db.clone(), graph, woken.clone(), metrics.follow_up.clone());
+        let follow_up = FollowUp::new(
+            db.clone(),
+            Arc::clone(&graph),
+            woken.clone(),
+            metrics.follow_up.clone(),
+        );
         let roster = watch::Sender::new(Arc::new(settings.alerting.roster()));
         let shown = Shown {
             codes: settings.codes,
@@ -173,6 +178,7 @@ impl Service {
             follow_up,
             sending_again,
             heard,
+            graph,
             woken,
             retention: settings.retention,
             metrics: metrics.changes.clone(),
@@ -270,6 +276,7 @@ struct Background {
     follow_up: FollowUp,
     sending_again: SendingAgain,
     heard: Heard,
+    graph: Arc<Graph>,
     woken: Woken,
     retention: Duration,
     metrics: ChangeMetrics,
@@ -295,6 +302,7 @@ impl Background {
             self.follow_up.run(stop.clone()),
             self.sending_again.run(self.db.clone(), stop.clone()),
             self.heard.run(self.db.clone(), stop.clone()),
+            self_check::run(self.db.clone(), self.graph, stop.clone()),
             change_log::run(self.db.clone(), self.woken, self.metrics, stop.clone()),
             retention::run(self.db, self.retention, stop)
         );

@@ -91,6 +91,6 @@ impl Graph {
 }
 
 /// Returns the reply if it is neither an error nor another page.
-fn successful(reply: &Reply) -> Option<&Reply> {
+pub(super) fn successful(reply: &Reply) -> Option<&Reply> {
     (reply.http_status == 200 && GraphError::parse(&reply.body).is_none()).then_some(reply)
 }

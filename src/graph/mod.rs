@@ -2,6 +2,7 @@
 //! removed from the answers.
 
 mod health;
+mod self_check;
 mod tokens;
 
 use std::sync::atomic::Ordering;
@@ -152,17 +153,27 @@ impl Graph {
         node_id: &str,
         fields: &str,
     ) -> Result<Reply, NoReply> {
+        if !is_id(node_id) {
+            return Err(NoReply::NotAsked {
+                denial: Denial::UnknownNode,
+                reason: "the node id is not a number; Meta was not asked",
+            });
+        }
+        let mut url = self.base.join(node_id).expect("digits join any URL");
+        url.query_pairs_mut().append_pair("fields", fields);
+        self.get_url(token, url).await
+    }
+
+    /// Gets a URL of Graph with this token.
+    ///
+    /// # Errors
+    /// Meta was not asked, or did not answer.
+    async fn get_url(&self, token: Option<&Token>, url: Url) -> Result<Reply, NoReply> {
         let started = Instant::now();
         let not_asked = |denial, reason| Err(NoReply::NotAsked { denial, reason });
-        if !is_id(node_id) {
-            let reason = "the node id is not a number; Meta was not asked";
-            return not_asked(Denial::UnknownNode, reason);
-        }
         let Some(token) = token else {
             return not_asked(Denial::NoToken, "no token configured");
         };
-        let mut url = self.base.join(node_id).expect("digits join any URL");
-        url.query_pairs_mut().append_pair("fields", fields);
         // If Meta rejects the proof made with one secret, the token belongs to the app of another
         // one.
         let last_accepted = token.secret_index.load(Ordering::Relaxed);

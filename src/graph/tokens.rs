@@ -116,6 +116,14 @@ impl Tokens {
     }
 }
 
+impl Tokens {
+    /// Returns whether an account has a token of its own.
+    pub(super) fn has_own(&self, waba_id: &WabaId) -> bool {
+        let own = self.file.as_ref().and_then(|file| file.token(waba_id));
+        own.is_some()
+    }
+}
+
 impl TokensFile {
     fn token(&self, waba_id: &WabaId) -> Option<Arc<Token>> {
         self.reload();
@@ -172,6 +180,11 @@ fn read_file(path: &Path) -> Result<TokensByAccount, TokensError> {
 }
 
 impl Token {
+    /// The token itself.
+    pub(super) fn exposed(&self) -> &str {
+        self.secret.expose_secret()
+    }
+
     /// Checks the token. An error tells its `place`.
     fn new(secret: SecretString, place: impl Fn() -> String) -> Result<Arc<Self>, TokensError> {
         let token = secret.expose_secret();

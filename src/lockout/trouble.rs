@@ -33,6 +33,10 @@ pub enum TroubleKind {
     NotRecording,
     /// No callback comes, longer than is usual.
     CallbacksSilent,
+    /// An account no longer reports to our app.
+    SubscriptionLost,
+    /// An access token ends soon, or has ended.
+    TokenExpiring,
     /// Callbacks wait in the inbox and are not processed.
     InboxStuck,
     /// Parts of callbacks could not be read.
@@ -43,17 +47,21 @@ pub enum TroubleKind {
 
 impl TroubleKind {
     /// Every kind, the gravest first.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 7] = [
         Self::NotRecording,
         Self::CallbacksSilent,
+        Self::SubscriptionLost,
+        Self::TokenExpiring,
         Self::InboxStuck,
         Self::Quarantined,
         Self::LookupsFailing,
     ];
 
     /// Those that the database can tell.
-    pub const IN_DATABASE: [Self; 4] = [
+    pub const IN_DATABASE: [Self; 6] = [
         Self::CallbacksSilent,
+        Self::SubscriptionLost,
+        Self::TokenExpiring,
         Self::InboxStuck,
         Self::Quarantined,
         Self::LookupsFailing,
@@ -65,6 +73,8 @@ impl TroubleKind {
         match self {
             Self::NotRecording => "not_recording",
             Self::CallbacksSilent => "callbacks_silent",
+            Self::SubscriptionLost => "subscription_lost",
+            Self::TokenExpiring => "token_expiring",
             Self::InboxStuck => "inbox_stuck",
             Self::Quarantined => "quarantined",
             Self::LookupsFailing => "lookups_failing",
@@ -83,6 +93,8 @@ impl TroubleKind {
         match self {
             Self::NotRecording => "Lockwatch records nothing",
             Self::CallbacksSilent => "No callback comes from Meta",
+            Self::SubscriptionLost => "Meta no longer reports to this app",
+            Self::TokenExpiring => "The access token ends",
             Self::InboxStuck => "Callbacks wait and are not processed",
             Self::Quarantined => "Parts of callbacks could not be read",
             Self::LookupsFailing => "Causes cannot be looked up",
@@ -101,6 +113,15 @@ impl TroubleKind {
                 "Send a test message. If no callback comes, check in Meta's App Dashboard that the \
                  callback URL is this one, that the field messages is subscribed, and that the \
                  app is subscribed to the account."
+            }
+            Self::SubscriptionLost => {
+                "Subscribe the app to the account again: POST /<WABA_ID>/subscribed_apps with its \
+                 access token. Until then no lock of the account is reported."
+            }
+            Self::TokenExpiring => {
+                "Make a token of a system user without an expiry, with \
+                 whatsapp_business_management and whatsapp_business_messaging, and give it to \
+                 Lockwatch. Without a token lockouts are recorded, but not their causes."
             }
             Self::InboxStuck => {
                 "See `lockwatch inbox list` for the reason, and the log of each process."
@@ -124,7 +145,7 @@ impl TroubleKind {
             Self::NotRecording | Self::InboxStuck => Duration::from_secs(60),
             // A restart of ours is followed by what Meta could not deliver meanwhile.
             Self::CallbacksSilent => Duration::from_secs(10 * 60),
-            Self::Quarantined => Duration::ZERO,
+            Self::Quarantined | Self::SubscriptionLost | Self::TokenExpiring => Duration::ZERO,
             Self::LookupsFailing => Duration::from_secs(60),
         }
     }
@@ -162,6 +183,15 @@ pub enum Fact {
         /// What Meta or the network answered last.
         error: Option<String>,
     },
+    /// Graph told something of us.
+    SelfCheck {
+        /// What it means.
+        kind: TroubleKind,
+        /// The account, or `all`.
+        waba_id: String,
+        /// What is wrong, in a sentence.
+        problem: String,
+    },
     /// No callback comes.
     CallbacksSilent {
         /// The account, or `all`.
@@ -184,6 +214,7 @@ impl Fact {
             Self::Quarantined { .. } => TroubleKind::Quarantined,
             Self::LookupsFailing { .. } => TroubleKind::LookupsFailing,
             Self::CallbacksSilent { .. } => TroubleKind::CallbacksSilent,
+            Self::SelfCheck { kind, .. } => *kind,
         }
     }
 
@@ -194,6 +225,7 @@ impl Fact {
             Self::InboxStuck { .. } => ALL_ACCOUNTS,
             Self::Quarantined { waba_id, .. }
             | Self::LookupsFailing { waba_id, .. }
+            | Self::SelfCheck { waba_id, .. }
             | Self::CallbacksSilent { waba_id, .. } => waba_id,
         }
     }

@@ -12,6 +12,7 @@
 //! | [`health`] | parse an answer to a `health_status` look-up |
 //! | [`graph_error`] | errors of the Graph API, and what they mean |
 //! | [`node_fields`] | the fields of a number and an account beside the health |
+//! | [`self_check`] | what Graph tells of our token and our subscription |
 //! | [`ids`] | ids and texts that Postgres can always store |
 //! | [`capture`] | the file format for callbacks |
 //! | [`compose`] | build callbacks for tests, demonstrations and load |
@@ -32,6 +33,7 @@ pub mod interest;
 pub(crate) mod json;
 pub mod node_fields;
 pub mod redact;
+pub mod self_check;
 pub mod sent;
 pub mod signature;
 pub mod status;

@@ -44,6 +44,7 @@ pub(crate) fn describe_fact(fact: &Fact) -> String {
                 error.unwrap_or_default()
             ))
         }
+        Fact::SelfCheck { problem, .. } => problem.clone(),
         Fact::CallbacksSilent {
             last_at,
             silence,

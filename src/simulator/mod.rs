@@ -90,6 +90,8 @@ struct Nodes {
     accounts: HashMap<String, String>,
     /// The fields of each node beside its health.
     fields: HashMap<String, Value>,
+    token_info: Option<Value>,
+    subscribed_apps: HashMap<String, Vec<String>>,
     requests: Vec<Request>,
     in_flight_per_node: HashMap<String, usize>,
     most_in_flight_per_node: usize,
@@ -116,6 +118,8 @@ impl Simulator {
             }),
         });
         let router = Router::new()
+            .route("/{version}/debug_token", get(answer_about_token))
+            .route("/{version}/{node}/subscribed_apps", get(answer_about_apps))
             .route("/{version}/{node}", get(answer))
             .with_state(Arc::clone(&shared));
         let stop = CancellationToken::new();
@@ -165,6 +169,19 @@ impl Simulator {
             .insert(node_id.to_owned(), fields);
     }
 
+    /// Sets what is known of the access token: the fields of `debug_token`. Without that, it is valid
+    /// for ever.
+    pub fn set_token_info(&self, info: Value) {
+        self.shared.nodes().token_info = Some(info);
+    }
+
+    /// Sets the apps that an account reports to. Without that, it is the one of the access token.
+    pub fn set_subscribed_apps(&self, waba_id: &str, app_ids: &[&str]) {
+        let apps = app_ids.iter().map(|id| (*id).to_owned()).collect();
+        let mut nodes = self.shared.nodes();
+        nodes.subscribed_apps.insert(waba_id.to_owned(), apps);
+    }
+
     /// Changes the access token that a request must carry.
     pub fn set_access_token(&self, access_token: &str) {
         access_token.clone_into(&mut self.shared.nodes().access_token);
@@ -209,6 +226,30 @@ impl Shared {
     fn nodes(&self) -> MutexGuard<'_, Nodes> {
         self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The app of the access token.
+const APP_ID: &str = "634974688087057";
+
+async fn answer_about_token(State(shared): State<Arc<Shared>>) -> Response {
+    let info = shared.nodes().token_info.clone();
+    let info = info.unwrap_or_else(|| json!({"is_valid": true, "expires_at": 0}));
+    let mut data = json!({"app_id": APP_ID, "type": "SYSTEM_USER"});
+    for (name, value) in info.as_object().into_iter().flatten() {
+        data[name] = value.clone();
+    }
+    json_response(200, &json!({ "data": data }))
+}
+
+async fn answer_about_apps(
+    State(shared): State<Arc<Shared>>,
+    Path((_version, waba_id)): Path<(String, String)>,
+) -> Response {
+    let apps = shared.nodes().subscribed_apps.get(&waba_id).cloned();
+    let apps = apps.unwrap_or_else(|| vec![APP_ID.to_owned()]);
+    let app = |id: &String| json!({"whatsapp_business_api_data": {"id": id, "name": "an app"}});
+    let apps: Vec<Value> = apps.iter().map(app).collect();
+    json_response(200, &json!({ "data": apps }))
 }
 
 async fn answer(
@@ -386,7 +427,7 @@ fn health_response(node: &Node, health: &Health) -> Response {
         ("PHONE_NUMBER", node.id.as_str()),
         ("WABA", &node.waba_id),
         ("BUSINESS", "506914307656634"),
-        ("APP", "634974688087057"),
+        ("APP", APP_ID),
     ];
     let entities = ids.map(|(entity_type, id)| {
         let mut entity = json!({"entity_type": entity_type, "can_send_message": "AVAILABLE"});

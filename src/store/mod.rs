@@ -34,6 +34,7 @@ mod pooler;
 pub mod process;
 mod readiness;
 pub(crate) mod retention;
+pub(crate) mod self_checks;
 pub mod sending;
 pub mod timeline;
 pub mod troubles;

@@ -8,8 +8,8 @@ use time::{Duration, OffsetDateTime};
 use utoipa::ToSchema;
 
 use super::alerts::{self, NewAlert, Topic};
-use super::backlog;
 use super::{StoreError, interval};
+use super::{backlog, self_checks};
 use crate::lockout::alerting::{AlertKind, Subscriber};
 use crate::lockout::schedule::LASTING_FAILURES;
 use crate::lockout::trouble::{
@@ -25,7 +25,8 @@ const WATCH_LOCK: i64 = 131_031_003;
 pub struct Trouble {
     /// Its id.
     pub id: i64,
-    /// `callbacks_silent`, `inbox_stuck`, `quarantined`, `lookups_failing` or `not_recording`.
+    /// `callbacks_silent`, `subscription_lost`, `token_expiring`, `inbox_stuck`, `quarantined`,
+    /// `lookups_failing` or `not_recording`.
     #[schema(example = "callbacks_silent")]
     pub kind: String,
     /// The account that it concerns, or `all`.
@@ -80,6 +81,7 @@ pub async fn observe(db: &PgPool) -> Result<Vec<Fact>, StoreError> {
     facts.extend(observe_quarantine(db).await?);
     facts.extend(observe_lookups(db).await?);
     facts.extend(observe_silence(db).await?);
+    facts.extend(self_checks::problems(db).await?);
     Ok(facts)
 }
 

@@ -177,7 +177,8 @@ async fn every_series_exists_from_the_start() {
         ),
         (
             "troubles",
-            "callbacks_silent inbox_stuck quarantined lookups_failing",
+            "callbacks_silent subscription_lost token_expiring inbox_stuck quarantined \
+             lookups_failing",
         ),
         ("alerts_open", "waiting dead"),
     ] {

@@ -142,6 +142,53 @@ async fn callbacks_of_any_kind_are_heard() {
     assert_eq!(longest, [format!("{WABA} 2"), "all 2".to_owned()]);
 }
 
+/// Graph says that a token ends soon, and that an account reports to another app.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_subscription_and_the_end_of_a_token_are_told() {
+    let hook = Receiver::start([]).await;
+    let app = start_with(vec![webhook(&hook)], vec![Scenario::Available]).await;
+    let in_three_days = time::OffsetDateTime::now_utc().unix_timestamp() + 3 * 24 * 3600;
+    let info = serde_json::json!({"is_valid": true, "expires_at": in_three_days});
+    app.simulator.set_token_info(info);
+    app.simulator.set_subscribed_apps("2", &["63", "64"]);
+    app.execute(
+        "insert into accounts (waba_id, last_callback_at) values ('1', now()), ('2', now())",
+    )
+    .await;
+    eventually("both are told", async || hook.types().len() == 2).await;
+    let mut told = hook.types();
+    told.sort();
+    assert_eq!(
+        told,
+        ["lockwatch.subscription_lost", "lockwatch.token_expiring"]
+    );
+    let text = |kind: &str| {
+        let received = hook.received();
+        let found = received.iter().find(|message| message.body["type"] == kind);
+        let data = &found.unwrap().body["data"];
+        format!("{} {}", data["title"], data["text"])
+    };
+    let lost = text("lockwatch.subscription_lost");
+    assert!(lost.contains("this app: account 2"), "{lost}");
+    assert!(lost.contains("only the apps 63, 64 are."), "{lost}");
+    let ends = text("lockwatch.token_expiring");
+    assert!(ends.contains("The access token ends"), "{ends}");
+    assert!(ends.contains("in 2 days."), "{ends}");
+
+    // An hour later all is well.
+    app.simulator
+        .set_token_info(serde_json::json!({"is_valid": true}));
+    app.simulator.set_subscribed_apps("2", &["634974688087057"]);
+    app.execute("update self_checks set checked_at = checked_at - interval '1 h'")
+        .await;
+    let problems = "select count(*) from self_checks where problem is not null";
+    eventually("it is noticed", async || app.count(problems).await == 0).await;
+    wait_for_watch(&app).await;
+    app.execute("update troubles set seen_at = seen_at - interval '5 min'")
+        .await;
+    eventually("the ends are told", async || hook.types().len() == 4).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_waits_or_cannot_be_read_is_told() {
     let hook = Receiver::start([]).await;
