@@ -133,8 +133,8 @@ pub(super) async fn show(
     let roster = shown.roster.borrow().clone();
     let channels = bounded(alerts::channel_states(&db)).await?;
     let troubles = bounded(troubles::list_open(&db, TROUBLES_LIMIT)).await?;
-    notices.extend(describe_channels(&channels, &roster));
     notices.extend(describe_troubles(&troubles));
+    notices.extend(describe_channels(&channels, &roster));
     let title = headline(open_count, &shown.codes);
     let is_empty = [&open, &resolved]
         .into_iter()
@@ -234,11 +234,12 @@ fn describe_channels(states: &[ChannelState], roster: &Roster) -> Vec<String> {
             ),
         };
         let answer = state.last_answer.as_deref().unwrap_or("none yet");
-        format!(
-            "{} does not take alerts.{waiting}{dead} Its last answer: {answer}. `lockwatch alerts \
-             retry` sends them again.",
-            state.channel
-        )
+        let retry = match state.waiting + state.dead {
+            0 => "",
+            _ => " `lockwatch alerts retry` sends them again.",
+        };
+        let channel = &state.channel;
+        format!("{channel} does not take alerts.{waiting}{dead} Its last answer: {answer}.{retry}")
     });
     problem.chain(failing).collect()
 }
