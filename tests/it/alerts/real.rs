@@ -169,7 +169,8 @@ async fn the_libraries_of_standard_webhooks_verify_the_signature() {
     }
 }
 
-/// A mail server takes the thread of an incident: lock, reminder, end.
+/// A mail server takes the thread of an incident: lock, reminder, end. A mailbox that is gone keeps
+/// nobody else's mail away.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs ALERT_TOOLS"]
 async fn a_mail_server_that_requires_starttls_takes_the_thread() {
@@ -178,6 +179,11 @@ import json, ssl, sys, email, email.policy
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import SMTP, AuthResult
 class Handler:
+    async def handle_RCPT(self, server, session, envelope, address, options):
+        if address.startswith('boss'):
+            return '550 no such mailbox'
+        envelope.rcpt_tos.append(address)
+        return '250 OK'
     async def handle_DATA(self, server, session, envelope):
         mail = email.message_from_bytes(envelope.content, policy=email.policy.default)
         names = ['Message-ID', 'In-Reply-To', 'References', 'Subject', 'From', 'Auto-Submitted']
@@ -272,12 +278,18 @@ sys.stdin.read()
     assert_eq!(client().post(resolve).send().await.unwrap().status(), 200);
     eventually("the end is mailed", async || mails().len() == 3).await;
 
+    let answer: String = sqlx::query_scalar("select last_answer from alert_channels")
+        .fetch_one(&db)
+        .await
+        .unwrap();
+    assert!(
+        answer.starts_with("250 OK, but not by boss@example.com: "),
+        "{answer}"
+    );
+    assert!(answer.contains("no such mailbox"), "{answer}");
     let mails = mails();
     for mail in &mails {
-        assert_eq!(
-            mail["to"],
-            json!(["oncall@example.com", "boss@example.com"])
-        );
+        assert_eq!(mail["to"], json!(["oncall@example.com"]));
         assert_eq!(
             (&mail["tls"], &mail["user"]),
             (&json!(true), &json!("lockwatch"))
