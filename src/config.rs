@@ -277,7 +277,7 @@ pub(crate) struct CaptureArgs {
     pub(crate) capture: Capturing,
 }
 
-/// Whom to tell, and how people reach the dashboard.
+/// The channels to tell, and how people reach the dashboard.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Alerts")]
 pub(crate) struct AlertArgs {

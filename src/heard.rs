@@ -24,7 +24,7 @@ const ACCOUNTS_LIMIT: usize = 50_000;
 /// The accounts of one transaction.
 const CHUNK: usize = 1000;
 
-/// Where the webhook notes what it has verified. Clones share it.
+/// Notes of what the webhook has verified. Clones share them.
 #[derive(Debug, Clone, Default)]
 pub struct Heard(Arc<Mutex<HashMap<String, Times>>>);
 

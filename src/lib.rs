@@ -70,8 +70,8 @@
 //! | wire formats | [`meta`]: callbacks and answers, as Meta writes them |
 //!
 //! `http`, `processor`, `followup` and `alerts` do not know each other: they meet in rows, but for
-//! the names of the channels, which a page shows. The database is the only coordinator, so any number of replicas may run. `tests/it/architecture.rs`
-//! asserts the most important of these rules.
+//! the names of the channels, which a page shows. The database is the only coordinator, so any
+//! number of replicas may run. `tests/it/architecture.rs` asserts the most important of these rules.
 
 pub mod alerts;
 pub mod change_log;

@@ -52,7 +52,7 @@ pub enum AlertsFileError {
         path: PathBuf,
         /// The line, from 1.
         line: usize,
-        /// What is wrong there.
+        /// The problem there.
         problem: String,
     },
 }

@@ -26,16 +26,16 @@ use crate::store::{StoreError, bounded, troubles};
 
 /// The pause between two looks for changes.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
-/// What is wrong is told again after this time, without a change.
+/// The pause between two reports of what is wrong, without a change.
 const REPEAT_INTERVAL: Duration = Duration::from_secs(60);
-/// What is over is told for this long: a request may be lost.
+/// The time for which the end is told: a request may be lost.
 const OVER_INTERVAL: Duration = Duration::from_secs(5 * 60);
 /// The incidents that are read at once.
 const PAGE_ROWS: i64 = 200;
 /// The troubles that are told.
 const TROUBLES_LIMIT: i64 = 1000;
 
-/// What an alert is about: its kind, and the id of the row.
+/// The row that an alert is about: its kind, and its id.
 type Key = (&'static str, i64);
 
 pub(super) async fn run(shared: Shared, channel: Channel, stop: CancellationToken) {
@@ -69,7 +69,7 @@ struct Firing {
     shared: Shared,
     channel: Channel,
     states: BTreeMap<Key, State>,
-    /// What is over, and when that was noticed.
+    /// The states that are over, and when that was noticed.
     over: BTreeMap<Key, (State, Instant)>,
     /// The incidents that still wait for their first answer.
     first_seen: BTreeMap<i64, Instant>,

@@ -3,7 +3,7 @@
 //!
 //! | part | does |
 //! | --- | --- |
-//! | `dispatch` | decides whom to tell of changes and notices, and writes an alert for each channel into the database |
+//! | `dispatch` | decides whom to tell of changes and notices, and writes an alert for each channel |
 //! | `watch` | looks for [troubles](crate::lockout::trouble) and for incidents that stay open |
 //! | `worker` | delivers the alerts of one channel: one that hangs keeps no other waiting |
 //! | `firing` | tells an Alertmanager what is wrong now, again and again |
@@ -40,7 +40,7 @@ use crate::progress::Progress;
 use crate::store::troubles::Trouble;
 use crate::store::{Pool, StoreError};
 
-/// How often the file of channels is looked at.
+/// The pause between two looks at the file of channels.
 const RELOAD_INTERVAL: Duration = Duration::from_secs(5);
 /// A failure that lasts for longer is logged.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -86,14 +86,14 @@ impl Alerting {
     }
 }
 
-/// What every part needs.
+/// The things that every part needs.
 #[derive(Debug, Clone)]
 struct Shared {
     db: Pool,
     roster: watched::Receiver<Arc<Roster>>,
     external_url: Option<Arc<str>>,
     metrics: AlertMetrics,
-    /// That nothing is recorded, while people are told so.
+    /// The trouble that nothing is recorded, while it lasts.
     not_recording: watched::Receiver<Option<Trouble>>,
 }
 

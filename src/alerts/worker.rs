@@ -20,7 +20,7 @@ use crate::store::{StoreError, bounded, events, troubles};
 
 /// The pause between two looks for what is due.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
-/// What a digest lists of each kind, for programs. The rest is counted.
+/// The rows of each kind that a digest lists for programs. The rest is counted.
 const DIGEST_ROWS: usize = 500;
 /// The ends that are told one by one where each closes something.
 const ENDS_LIMIT: usize = 50;

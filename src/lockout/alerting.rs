@@ -49,7 +49,7 @@ pub enum AlertKind {
     Notice,
     /// Something keeps Lockwatch from hearing or telling.
     Began(TroubleKind),
-    /// That is over.
+    /// The end of such a trouble.
     Over(TroubleKind),
 }
 
@@ -93,7 +93,7 @@ impl AlertKind {
     }
 }
 
-/// What a channel is told of. An empty list chooses everything.
+/// The choice of what a channel is told of. An empty list chooses everything.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Filter {
     /// Kinds, or their first parts: `incident`, `account`, `lockwatch`.
@@ -102,7 +102,7 @@ pub struct Filter {
     pub accounts: Vec<String>,
     /// Labels of accounts.
     pub labels: Vec<String>,
-    /// Whether reminders are left out.
+    /// `true` if reminders are left out.
     pub is_without_reminders: bool,
 }
 
@@ -145,7 +145,7 @@ fn is_of_kind(name: &str, word: &str) -> bool {
 pub struct Subscriber {
     /// The name of the channel.
     pub name: String,
-    /// What it is told of.
+    /// The choice of what it is told of.
     pub filter: Filter,
 }
 
@@ -200,11 +200,11 @@ pub struct News {
     pub cause: LockoutCause,
     /// When the incident was over, if it is.
     pub ended_at: Option<OffsetDateTime>,
-    /// When it was first seen.
+    /// The time at which it was first seen.
     pub first_seen_at: OffsetDateTime,
     /// When people were last told of its cause: by its opening or by a change.
     pub cause_told_at: Option<OffsetDateTime>,
-    /// Whether a person wants to hear nothing of the account.
+    /// `true` if a person wants to hear nothing of the account.
     pub is_muted: bool,
     /// Now.
     pub now: OffsetDateTime,

@@ -87,7 +87,7 @@ impl TroubleKind {
         Self::ALL.into_iter().find(|kind| kind.as_str() == word)
     }
 
-    /// What is wrong, for a person.
+    /// The trouble in a few words for a person.
     #[must_use]
     pub fn title(self) -> &'static str {
         match self {
@@ -101,7 +101,7 @@ impl TroubleKind {
         }
     }
 
-    /// What to do first.
+    /// The first thing to do.
     #[must_use]
     pub fn advice(self) -> &'static str {
         match self {
@@ -180,23 +180,23 @@ pub enum Fact {
         numbers: i64,
         /// So many times in a row.
         failures: i32,
-        /// What Meta or the network answered last.
+        /// The latest answer of Meta or the network.
         error: Option<String>,
     },
     /// Graph told something of us.
     SelfCheck {
-        /// What it means.
+        /// Its meaning.
         kind: TroubleKind,
         /// The account, or `all`.
         waba_id: String,
-        /// What is wrong, in a sentence.
+        /// The problem in a sentence.
         problem: String,
     },
     /// No callback comes.
     CallbacksSilent {
         /// The account, or `all`.
         waba_id: String,
-        /// Since then.
+        /// The time of the last one.
         last_at: OffsetDateTime,
         /// For so long.
         silence: time::Duration,
@@ -234,15 +234,15 @@ impl Fact {
 /// A trouble, as far as it is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Course {
-    /// When it was first seen.
+    /// The time at which it was first seen.
     pub began_at: OffsetDateTime,
-    /// When it was last seen.
+    /// The time at which it was last seen.
     pub seen_at: OffsetDateTime,
-    /// Whether people were told.
+    /// `true` if people were told.
     pub is_told: bool,
 }
 
-/// What becomes of a trouble.
+/// The next step of a trouble.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
     /// Nothing changes.

@@ -6,14 +6,14 @@ use time::OffsetDateTime;
 
 use super::json::{elements, fields, integer, repair_text, scalar};
 
-/// What is known of an access token.
+/// Facts about an access token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenInfo {
     /// The app that it belongs to.
     pub app_id: Option<String>,
-    /// Whether Meta accepts it.
+    /// `true` if Meta accepts it.
     pub is_valid: bool,
-    /// When it, or its access to data, ends by itself.
+    /// The time at which it, or its access to data, ends by itself.
     pub expires_at: Option<OffsetDateTime>,
 }
 

@@ -16,7 +16,7 @@ use crate::store::troubles::Trouble;
 
 /// The numbers that a message names. Others are counted.
 const NUMBERS_LIMIT: usize = 3;
-/// What a digest names. The rest is counted.
+/// The things that a digest names. The rest is counted.
 const DIGEST_NAMES: usize = 5;
 /// The characters of a cause in a message.
 const SUMMARY_LIMIT_CHARACTERS: usize = 600;
@@ -24,7 +24,7 @@ const SUMMARY_LIMIT_CHARACTERS: usize = 600;
 const TITLE_LIMIT_CHARACTERS: usize = 200;
 const TEXT_LIMIT_CHARACTERS: usize = 1500;
 
-/// What a message tells of.
+/// The subject of a message.
 #[derive(Debug, Clone)]
 pub enum Topic {
     /// An incident.
@@ -35,7 +35,7 @@ pub enum Topic {
     Trouble(Trouble),
 }
 
-/// How soon a person should look.
+/// The urgency for a person.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
@@ -66,7 +66,7 @@ pub struct Thread {
     pub id: String,
     /// Its subject, which stays.
     pub subject: String,
-    /// Whether this message opens it.
+    /// `true` if this message opens it.
     pub is_first: bool,
 }
 
@@ -75,7 +75,7 @@ pub struct Thread {
 pub struct Message {
     /// Its id, the same in each try and on each channel.
     pub id: String,
-    /// What it tells, such as `incident.opened`; `digest`, or `test`.
+    /// Its kind, such as `incident.opened`; `digest`, or `test`.
     pub kind: String,
     /// What happened, in a line.
     pub title: String,
@@ -83,11 +83,11 @@ pub struct Message {
     pub lines: Vec<String>,
     /// The page about it, if it is known how people reach the dashboard.
     pub url: Option<String>,
-    /// How soon a person should look.
+    /// The urgency for a person.
     pub severity: Severity,
-    /// Whether what it tells of is over.
+    /// `true` if its subject is over.
     pub is_over: bool,
-    /// What it belongs to.
+    /// The thread that it belongs to.
     pub thread: Thread,
     /// One, in a digest several, in a test none.
     pub topics: Vec<Topic>,
@@ -466,7 +466,7 @@ fn topic_severity(topic: &Topic) -> Severity {
     }
 }
 
-/// What is open comes first, then what hits most messages.
+/// Ranks for a digest: open things first, then by the messages that failed.
 fn digest_rank(topic: &Topic) -> (Reverse<Severity>, Reverse<i64>) {
     let failures = match topic {
         Topic::Incident(report) => report.incident.failure_count,

@@ -64,7 +64,7 @@ fn finish(sentence: String) -> String {
 }
 
 impl Trouble {
-    /// What is wrong, in a line for a person.
+    /// The trouble in a line for a person.
     #[must_use]
     pub fn title(&self) -> String {
         let title = match self.known_kind() {
@@ -77,7 +77,7 @@ impl Trouble {
         }
     }
 
-    /// What to do first; empty for a kind of a later version.
+    /// The first thing to do; empty for a kind of a later version.
     #[must_use]
     pub fn advice(&self) -> &'static str {
         self.known_kind().map_or("", TroubleKind::advice)

@@ -46,7 +46,7 @@ impl AlertReceiver {
         })
     }
 
-    /// Where it takes alerts.
+    /// The URL at which it takes alerts.
     #[must_use]
     pub fn url(&self) -> &str {
         &self.url

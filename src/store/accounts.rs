@@ -19,7 +19,7 @@ pub(crate) struct Account {
     pub(crate) portfolio_name: Option<String>,
     /// Its incidents that are not resolved.
     pub(crate) open_incidents: i64,
-    /// Since when a person wants to hear nothing of it.
+    /// The time since which a person wants to hear nothing of it.
     #[serde(with = "time::serde::rfc3339::option")]
     pub(crate) muted_at: Option<OffsetDateTime>,
     /// The latest callback of any kind.
@@ -42,7 +42,7 @@ pub(crate) async fn list(db: &PgPool, limit: i64) -> Result<Vec<Account>, StoreE
     Ok(accounts.fetch_all(db).await?)
 }
 
-/// What a person says about an account. What is `None` stays as it is.
+/// A person's description of an account. A part that is `None` stays as it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Description {
     pub(crate) waba_id: WabaId,

@@ -104,8 +104,9 @@ pub(crate) async fn list_after(db: &PgPool, id: i64) -> Result<Vec<IncidentChang
 }
 
 /// Logs the changes that no process has logged yet, and returns them, each with the kind of its
-/// incident, but for what was over when it was first seen; `None` if there are none. A process that dies
-/// here may leave some to be logged twice; none is lost. Call it from a task that nobody cancels.
+/// incident, but for what was over when it was first seen; `None` if there are none. A process that
+/// dies here may leave some to be logged twice; none is lost. Call it from a task that nobody
+/// cancels.
 ///
 /// # Errors
 /// Some lines may have been written that will be written again.

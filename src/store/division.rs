@@ -1,5 +1,5 @@
-//! The division of an incident that Meta lifted while evidence went on: its earlier part becomes one of
-//! its own. Expects that the caller has locked the account.
+//! The division of an incident that Meta lifted while evidence went on: its earlier part becomes one
+//! of its own. Expects that the caller has locked the account.
 
 use sqlx::PgConnection;
 use time::OffsetDateTime;

@@ -33,7 +33,7 @@ pub struct Trouble {
     pub waba_id: String,
     /// The facts, in a sentence.
     pub detail: String,
-    /// When it was first seen.
+    /// The time at which it was first seen.
     #[serde(with = "time::serde::rfc3339")]
     pub began_at: OffsetDateTime,
     /// When it was over.

@@ -30,7 +30,7 @@ pub enum BadUrl {
     Client(#[from] reqwest::Error),
 }
 
-/// What is posted.
+/// A request to post.
 #[derive(Debug)]
 pub(super) struct Content {
     /// The headers.

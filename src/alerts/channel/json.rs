@@ -62,14 +62,14 @@ pub enum BadTemplate {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(in crate::alerts) struct Preset {
-    /// Where it goes, if the service has one address for all. It may hold placeholders.
+    /// The address, if the service has one for all. It may hold placeholders.
     pub(in crate::alerts) url: Option<String>,
     /// The headers besides the content type.
     #[serde(default)]
     pub(in crate::alerts) headers: BTreeMap<String, String>,
     /// The body.
     pub(in crate::alerts) body: Value,
-    /// Whether the service reads marks in a text: then those of others are taken out.
+    /// `true` if the service reads marks in a text: then those of others are taken out.
     #[serde(default)]
     pub(in crate::alerts) reads_marks: bool,
 }

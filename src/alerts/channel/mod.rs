@@ -123,13 +123,13 @@ impl Channel {
         &self.name
     }
 
-    /// What it is told of.
+    /// The choice of what it is told of.
     #[must_use]
     pub fn filter(&self) -> &Filter {
         &self.filter
     }
 
-    /// What kind of receiver it has, in a word.
+    /// The kind of its receiver, in a word.
     #[must_use]
     pub fn kind(&self) -> &'static str {
         match self.receiver {

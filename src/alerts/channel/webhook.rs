@@ -95,7 +95,7 @@ fn lean(report: &IncidentReport) -> Value {
     })
 }
 
-/// What is told, for programs: one object, or in a digest a list of each kind.
+/// Returns the data for programs: one object, or in a digest a list of each kind.
 fn data(message: &Message) -> Value {
     let mut data = json!({
         "title": message.title,
