@@ -163,12 +163,14 @@ impl Service {
         let public = serve(public, public_router, connection_limit(), stop.clone());
         let admin = serve(admin, admin_router, ADMIN_CONNECTIONS_LIMIT, stop.clone());
         let primary = settings.database.clone().watch_primary(stop.clone());
+        let migrated = CancellationToken::new();
         let alerts = alerts::run(
             db.clone(),
             settings.alerting,
             roster,
             progress,
             metrics.alerts.clone(),
+            migrated.clone(),
             stop.clone(),
         );
         let background = Background {
@@ -182,6 +184,7 @@ impl Service {
             woken,
             retention: settings.retention,
             metrics: metrics.changes.clone(),
+            migrated,
         };
 
         let mut tasks = JoinSet::new();
@@ -280,13 +283,18 @@ struct Background {
     woken: Woken,
     retention: Duration,
     metrics: ChangeMetrics,
+    /// Cancelled when the tables are there.
+    migrated: CancellationToken,
 }
 
 impl Background {
     async fn run(self, stop: CancellationToken) {
         let migrated = stop.run_until_cancelled(migrate_with_retries(&self.database));
         match migrated.await {
-            Some(Ok(())) => info!("the database is ready"),
+            Some(Ok(())) => {
+                info!("the database is ready");
+                self.migrated.cancel();
+            }
             // Retries would not help. The end of this task ends the service.
             Some(Err(error)) => return error!("{error}"),
             None => return,

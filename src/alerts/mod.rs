@@ -126,13 +126,15 @@ impl Patience {
     }
 }
 
-/// Dispatches and delivers until told to stop.
+/// Dispatches and delivers until told to stop. All but the trouble that nothing is recorded waits
+/// until the tables are `migrated`.
 pub async fn run(
     db: Pool,
     alerting: Alerting,
     roster: watched::Sender<Arc<Roster>>,
     progress: Progress,
     metrics: AlertMetrics,
+    migrated: CancellationToken,
     stop: CancellationToken,
 ) {
     let (not_recording, is_not_recording) = watched::channel(None);
@@ -143,12 +145,23 @@ pub async fn run(
         external_url: alerting.external_url.as_deref().map(Arc::from),
         metrics,
     };
+    let with_tables = async {
+        if stop
+            .run_until_cancelled(migrated.cancelled())
+            .await
+            .is_some()
+        {
+            tokio::join!(
+                dispatch::run(shared.clone(), stop.clone()),
+                watch::run(shared.clone(), stop.clone()),
+                deliver(shared.clone(), stop.clone()),
+            );
+        }
+    };
     tokio::join!(
-        dispatch::run(shared.clone(), stop.clone()),
-        watch::run(shared.clone(), stop.clone()),
+        with_tables,
         not_recording::run(shared.clone(), progress, not_recording, stop.clone()),
-        deliver(shared, stop.clone()),
-        reload(alerting, roster, stop),
+        reload(alerting, roster, stop.clone()),
     );
 }
 
