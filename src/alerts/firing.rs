@@ -120,17 +120,11 @@ impl Firing {
         let not_recording = self.shared.not_recording.borrow().clone();
         if let Some(trouble) = not_recording {
             let kind = AlertKind::Began(TroubleKind::NotRecording);
-            let mut states = std::mem::take(&mut self.states);
             if self.is_wanted(kind, &trouble.waba_id, &[]) {
-                self.add(
-                    &mut states,
-                    ("trouble", 0),
-                    kind,
-                    Topic::Trouble(trouble),
-                    now,
-                );
+                let state = self.state(kind, Topic::Trouble(trouble), now);
+                self.states
+                    .extend(state.map(|state| (("trouble", 0), state)));
             }
-            self.states = states;
         }
         let states = &self.states;
         self.over
@@ -166,7 +160,8 @@ impl Firing {
                     }
                 }
                 let topic = Topic::Incident(Box::new(report));
-                self.add(&mut states, ("incident", id), AlertKind::Opened, topic, now);
+                let state = self.state(AlertKind::Opened, topic, now);
+                states.extend(state.map(|state| (("incident", id), state)));
             }
             match page.next {
                 Some(before) => filter.before = Some(before),
@@ -180,7 +175,8 @@ impl Firing {
             };
             if self.is_wanted(kind, &trouble.waba_id, &trouble.labels) {
                 let key = ("trouble", trouble.id);
-                self.add(&mut states, key, kind, Topic::Trouble(trouble), now);
+                let state = self.state(kind, Topic::Trouble(trouble), now);
+                states.extend(state.map(|state| (key, state)));
             }
         }
         Ok(states)
@@ -191,19 +187,9 @@ impl Firing {
         filter.wants_kind(kind) && filter.wants_account(waba_id, labels)
     }
 
-    fn add(
-        &self,
-        states: &mut BTreeMap<Key, State>,
-        key: Key,
-        kind: AlertKind,
-        topic: Topic,
-        now: OffsetDateTime,
-    ) {
+    fn state(&self, kind: AlertKind, topic: Topic, now: OffsetDateTime) -> Option<State> {
         let url = self.shared.external_url();
-        let message = Message::new(String::new(), &kind.name(), topic, url, now);
-        if let Some(state) = State::of(&message) {
-            states.insert(key, state);
-        }
+        State::of(&Message::new(String::new(), &kind.name(), topic, url, now))
     }
 
     async fn tell(&mut self) {

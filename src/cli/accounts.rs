@@ -5,9 +5,8 @@ use std::path::PathBuf;
 
 use anyhow::{Context, anyhow};
 use clap::{Args, Subcommand};
-use serde_json::json;
 
-use super::{Failure, ListingArgs, connect, print_line, render};
+use super::{Failure, ListingArgs, connect, render};
 use crate::config::DataArgs;
 use crate::meta::ids::WabaId;
 use crate::report::text::format_count;
@@ -135,13 +134,8 @@ async fn list(args: ListArgs) -> Result<(), Failure> {
     let accounts = bounded(accounts::list(&db, args.listing.limit))
         .await
         .context("cannot list accounts")?;
-    if args.listing.json {
-        print_line(format_args!("{:#}", json!(accounts)))?;
-    } else if accounts.is_empty() {
-        anstream::eprintln!("No callback has come, and no account has a name.");
-    } else {
-        print_line(render::account_table(&accounts))?;
-    }
+    let none = "No callback has come, and no account has a name.";
+    args.listing.print(&accounts, none, render::account_table)?;
     Ok(())
 }
 

@@ -2,7 +2,6 @@
 
 use anyhow::{Context, anyhow};
 use clap::{Args, Subcommand};
-use serde_json::json;
 use time::OffsetDateTime;
 
 use super::{Failure, ListingArgs, connect, print_line, render};
@@ -61,13 +60,8 @@ async fn list(args: ListArgs) -> Result<(), Failure> {
     let alerts = bounded(alerts::list(&db, args.listing.limit))
         .await
         .context("cannot list alerts")?;
-    if args.listing.json {
-        print_line(format_args!("{:#}", json!(alerts)))?;
-    } else if alerts.is_empty() {
-        anstream::eprintln!("No alert has been written.");
-    } else {
-        print_line(render::alert_table(&alerts))?;
-    }
+    args.listing
+        .print(&alerts, "No alert has been written.", render::alert_table)?;
     Ok(())
 }
 

@@ -7,7 +7,6 @@ use std::path::PathBuf;
 
 use anyhow::{Context, anyhow};
 use clap::{Args, Subcommand};
-use serde_json::json;
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 
@@ -129,15 +128,11 @@ async fn list(args: ListArgs) -> Result<(), Failure> {
     let captures = bounded(captures::list(&db, &filter, args.listing.limit))
         .await
         .context("cannot list captures")?;
-    if args.listing.json {
-        print_line(format_args!("{:#}", json!(captures)))?;
-    } else if captures.is_empty() {
-        anstream::eprintln!("No captures.");
-    } else {
-        print_line(render::capture_table(&captures))?;
-        if i64::try_from(captures.len()).ok() == Some(args.listing.limit) {
-            anstream::eprintln!("The newest {}; --limit shows more.", args.listing.limit);
-        }
+    if args
+        .listing
+        .print(&captures, "No captures.", render::capture_table)?
+    {
+        anstream::eprintln!("The newest {}; --limit shows more.", args.listing.limit);
     }
     Ok(())
 }

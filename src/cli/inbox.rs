@@ -5,7 +5,6 @@ use std::io::{self, BufRead, IsTerminal};
 use anyhow::{Context, anyhow};
 use bytes::Bytes;
 use clap::{Args, Subcommand};
-use serde_json::json;
 
 use super::{Failure, ListingArgs, connect, print_line, render};
 use crate::config::DataArgs;
@@ -67,15 +66,9 @@ async fn list(args: ListArgs) -> Result<(), Failure> {
     let callbacks = bounded(backlog::list(&db, None, args.listing.limit))
         .await
         .context("cannot list the inbox")?;
-    if args.listing.json {
-        print_line(format_args!("{:#}", json!(callbacks)))?;
-    } else if callbacks.is_empty() {
-        anstream::eprintln!("The inbox is empty: every callback is processed.");
-    } else {
-        print_line(render::inbox_table(&callbacks))?;
-        if i64::try_from(callbacks.len()).ok() == Some(args.listing.limit) {
-            anstream::eprintln!("The oldest {}; --limit shows more.", args.listing.limit);
-        }
+    let none = "The inbox is empty: every callback is processed.";
+    if args.listing.print(&callbacks, none, render::inbox_table)? {
+        anstream::eprintln!("The oldest {}; --limit shows more.", args.listing.limit);
     }
     Ok(())
 }

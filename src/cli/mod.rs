@@ -28,6 +28,8 @@ use anyhow::{Context, anyhow};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
+use serde::Serialize;
+use serde_json::json;
 use time::OffsetDateTime;
 use tokio::runtime::Runtime;
 use tokio::time::timeout;
@@ -43,7 +45,7 @@ const ABOUT: &str = "\
 Tells a business within seconds that Meta has locked its WhatsApp Business Account (error 131031), \
 why, and what to do about it. Register it as the webhook URL of a Meta app.";
 
-/// How to print a list.
+/// The form of a list.
 #[derive(Debug, Args)]
 struct ListingArgs {
     /// List at most this many
@@ -52,6 +54,27 @@ struct ListingArgs {
     /// Print JSON
     #[arg(long)]
     json: bool,
+}
+
+impl ListingArgs {
+    /// Prints rows as JSON or as a table, or says that there are none. Returns whether the table may
+    /// have been cut.
+    fn print<T: Serialize>(
+        &self,
+        rows: &[T],
+        none: &str,
+        table: fn(&[T]) -> String,
+    ) -> Result<bool, Failure> {
+        if self.json {
+            print_line(format_args!("{:#}", json!(rows)))?;
+        } else if rows.is_empty() {
+            anstream::eprintln!("{none}");
+        } else {
+            print_line(table(rows))?;
+            return Ok(i64::try_from(rows.len()).ok() == Some(self.limit));
+        }
+        Ok(false)
+    }
 }
 
 #[derive(Debug, Parser)]

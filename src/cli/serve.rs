@@ -21,7 +21,7 @@ use crate::store::Database;
 /// The fewest characters of an admin token that cannot be guessed.
 const ADMIN_TOKEN_MIN_CHARACTERS: usize = 16;
 
-/// Of a lost connection the pool tells in sqlx's words, what used the connection in ours.
+/// The levels of the log. The users of a lost connection log that, not its pool in sqlx's words.
 const DEFAULT_LOG_FILTER: &str = "info,sqlx_core::pool=error";
 
 const SECRETS_HELP: &str = "\

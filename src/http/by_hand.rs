@@ -1,5 +1,5 @@
-//! What a person does to an incident, for the API and the dashboard: resolves it, opens it again,
-//! or acknowledges it.
+//! Changes of an incident by hand, for the API and the dashboard: a person resolves it, opens it
+//! again, or acknowledges it.
 
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;

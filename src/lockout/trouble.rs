@@ -57,7 +57,7 @@ impl TroubleKind {
         Self::LookupsFailing,
     ];
 
-    /// Those that the database can tell.
+    /// The kinds that the database can tell.
     pub const IN_DATABASE: [Self; 6] = [
         Self::CallbacksSilent,
         Self::SubscriptionLost,

@@ -11,7 +11,9 @@ use super::text::{
 };
 use crate::lockout::cause::support_home_url;
 use crate::lockout::codes::Kind;
+use crate::lockout::trouble::TroubleKind;
 use crate::store::events::AccountNotice;
+use crate::store::incidents::Incident;
 use crate::store::troubles::Trouble;
 
 /// The numbers that a message names. Others are counted.
@@ -106,60 +108,32 @@ impl Message {
         now: OffsetDateTime,
     ) -> Self {
         let site = external_url.map(|url| url.trim_end_matches('/'));
-        let (title, lines, severity, is_over, thread) = match &topic {
-            Topic::Incident(report) => {
-                let is_over = report.incident.ended_at.is_some();
-                let severity = match is_over {
-                    true => Severity::Info,
-                    false => Severity::Critical,
-                };
-                (
-                    incident_title(kind, report),
-                    incident_lines(report, now),
-                    severity,
-                    is_over,
-                    incident_thread(kind, report),
-                )
-            }
+        let (title, lines, thread) = match &topic {
+            Topic::Incident(report) => (
+                incident_title(kind, report),
+                incident_lines(report, now),
+                incident_thread(kind, report),
+            ),
             Topic::Notice(notice) => (
                 notice_title(notice),
                 notice_lines(notice),
-                Severity::Warning,
-                false,
                 Thread {
                     id: format!("notice.{}", notice.event.id),
                     subject: notice_title(notice),
                     is_first: true,
                 },
             ),
-            Topic::Trouble(trouble) => {
-                let is_over = trouble.ended_at.is_some();
-                let severity = match (is_over, trouble.kind.as_str()) {
-                    (true, _) => Severity::Info,
-                    (false, "not_recording") => Severity::Critical,
-                    (false, _) => Severity::Warning,
-                };
-                // Processes that record nothing tell so each by itself, of the same.
-                let began = match trouble.id {
-                    0 => 0,
-                    _ => trouble.began_at.unix_timestamp(),
-                };
-                let thread = Thread {
-                    id: format!("{}.{}.{began}", trouble.kind, trouble.waba_id),
-                    subject: trouble.title(),
-                    is_first: !kind.ends_with("_over"),
-                };
-                let title = match is_over {
-                    true => format!("Over: {}", trouble.title()),
-                    false => trouble.title(),
-                };
-                (title, trouble_lines(trouble), severity, is_over, thread)
-            }
+            Topic::Trouble(trouble) => (
+                trouble_title(trouble),
+                trouble_lines(trouble),
+                trouble_thread(kind, trouble),
+            ),
         };
         let path = match &topic {
             Topic::Incident(report) => format!("/incidents/{}", report.incident.id),
             Topic::Notice(_) | Topic::Trouble(_) => "/".to_owned(),
         };
+        let severity = topic_severity(&topic);
         Self {
             id,
             kind: kind.to_owned(),
@@ -167,7 +141,7 @@ impl Message {
             lines: lines.iter().map(|line| printable(line)).collect(),
             url: site.map(|site| format!("{site}{path}")),
             severity,
-            is_over,
+            is_over: severity == Severity::Info,
             thread: Thread {
                 subject: printable(&thread.subject),
                 ..thread
@@ -284,20 +258,23 @@ impl Digest {
     }
 }
 
-/// The account of an incident, for a person.
-fn account_name(report: &IncidentReport) -> String {
-    let incident = &report.incident;
-    match &incident.account_name {
-        Some(name) => format!("{name} ({})", incident.waba_id),
-        None => incident.waba_id.to_string(),
+/// An account, for a person.
+fn account_text(name: Option<&str>, waba_id: &str) -> String {
+    match name {
+        Some(name) => format!("{name} ({waba_id})"),
+        None => waba_id.to_owned(),
     }
+}
+
+fn account_of(incident: &Incident) -> String {
+    account_text(incident.account_name.as_deref(), incident.waba_id.as_str())
 }
 
 /// The title of an incident's message.
 #[must_use]
 pub(crate) fn incident_title(kind: &str, report: &IncidentReport) -> String {
     let incident = &report.incident;
-    let (account, state) = (account_name(report), report.state());
+    let (account, state) = (account_of(incident), report.state());
     // What is stopped names the cause, but for a lock.
     let cause = match incident.kind == Kind::Lock {
         true => report.cause_title(),
@@ -364,7 +341,7 @@ fn incident_thread(kind: &str, report: &IncidentReport) -> Thread {
         id: format!("incident.{}.{opened}", incident.id),
         subject: printable(&format!(
             "Account {} {stopped} (incident {})",
-            account_name(report),
+            account_of(incident),
             incident.id
         )),
         is_first: kind == "incident.opened",
@@ -402,10 +379,7 @@ fn describe_failures(report: &IncidentReport) -> String {
 }
 
 fn notice_title(notice: &AccountNotice) -> String {
-    let account = match &notice.account_name {
-        Some(name) => format!("{name} ({})", notice.waba_id),
-        None => notice.waba_id.clone(),
-    };
+    let account = account_text(notice.account_name.as_deref(), &notice.waba_id);
     let (event, state) = (
         &notice.event,
         notice.event.state.as_deref().unwrap_or_default(),
@@ -441,6 +415,26 @@ fn notice_lines(notice: &AccountNotice) -> Vec<String> {
     ]
 }
 
+fn trouble_title(trouble: &Trouble) -> String {
+    match trouble.ended_at {
+        Some(_) => format!("Over: {}", trouble.title()),
+        None => trouble.title(),
+    }
+}
+
+fn trouble_thread(kind: &str, trouble: &Trouble) -> Thread {
+    // Processes that record nothing tell so each by itself, of the same.
+    let began = match trouble.id {
+        0 => 0,
+        _ => trouble.began_at.unix_timestamp(),
+    };
+    Thread {
+        id: format!("{}.{}.{began}", trouble.kind, trouble.waba_id),
+        subject: trouble.title(),
+        is_first: !kind.ends_with("_over"),
+    }
+}
+
 fn trouble_lines(trouble: &Trouble) -> Vec<String> {
     let began = format_time(trouble.began_at);
     match trouble.ended_at {
@@ -461,7 +455,12 @@ fn topic_severity(topic: &Topic) -> Severity {
     match topic {
         Topic::Incident(report) if report.incident.ended_at.is_none() => Severity::Critical,
         Topic::Notice(_) => Severity::Warning,
-        Topic::Trouble(trouble) if trouble.ended_at.is_none() => Severity::Warning,
+        Topic::Trouble(trouble) if trouble.ended_at.is_none() => {
+            match trouble.kind == TroubleKind::NotRecording.as_str() {
+                true => Severity::Critical,
+                false => Severity::Warning,
+            }
+        }
         Topic::Incident(_) | Topic::Trouble(_) => Severity::Info,
     }
 }
@@ -483,10 +482,7 @@ fn digest_line(topic: &Topic) -> String {
             format!("{} ({failures})", incident_title("", report))
         }
         Topic::Notice(notice) => notice_title(notice),
-        Topic::Trouble(trouble) if trouble.ended_at.is_some() => {
-            format!("Over: {}", trouble.title())
-        }
-        Topic::Trouble(trouble) => trouble.title(),
+        Topic::Trouble(trouble) => trouble_title(trouble),
     }
 }
 

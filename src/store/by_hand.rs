@@ -1,4 +1,4 @@
-//! What a person does to an incident: resolves it, opens it again, or acknowledges it.
+//! Changes of an incident by hand: a person resolves it, opens it again, or acknowledges it.
 //!
 //! Call these functions from a task that nobody cancels. If one fails, nothing is changed.
 

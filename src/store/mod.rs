@@ -45,6 +45,7 @@ use std::time::Duration;
 use sqlx::PgConnection;
 pub use sqlx::PgPool as Pool;
 use sqlx::postgres::types::PgInterval;
+use time::OffsetDateTime;
 
 pub use self::columns::Word;
 pub use self::database::Database;
@@ -67,6 +68,21 @@ async fn lock_account(transaction: &mut PgConnection, waba_id: &WabaId) -> Resul
     .fetch_one(transaction)
     .await?;
     Ok(())
+}
+
+/// Tries a lock that one process holds at a time, until the end of the transaction. Returns the time
+/// of the transaction if it is ours.
+async fn try_lock(
+    transaction: &mut PgConnection,
+    lock: i64,
+) -> Result<Option<OffsetDateTime>, StoreError> {
+    let tried = sqlx::query!(
+        r#"select pg_try_advisory_xact_lock($1) as "is_ours!", now() as "now!""#,
+        lock
+    )
+    .fetch_one(transaction)
+    .await?;
+    Ok(tried.is_ours.then_some(tried.now))
 }
 
 fn interval(duration: Duration) -> PgInterval {

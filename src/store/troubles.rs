@@ -8,8 +8,7 @@ use time::{Duration, OffsetDateTime};
 use utoipa::ToSchema;
 
 use super::alerts::{self, NewAlert, Topic};
-use super::{StoreError, interval};
-use super::{backlog, self_checks};
+use super::{StoreError, backlog, interval, self_checks, try_lock};
 use crate::lockout::alerting::{AlertKind, Subscriber};
 use crate::lockout::schedule::LASTING_FAILURES;
 use crate::lockout::trouble::{
@@ -214,16 +213,9 @@ pub async fn note(
     subscribers: &[Subscriber],
 ) -> Result<(), StoreError> {
     let mut transaction = db.begin().await?;
-    let locked = sqlx::query!(
-        r#"select pg_try_advisory_xact_lock($1) as "is_mine!", now() as "now!""#,
-        WATCH_LOCK
-    )
-    .fetch_one(&mut *transaction)
-    .await?;
-    if !locked.is_mine {
+    let Some(now) = try_lock(&mut transaction, WATCH_LOCK).await? else {
         return Ok(());
-    }
-    let now = locked.now;
+    };
     let mut known = list_known(&mut transaction).await?;
     let is_silent = |one: &Observed| one.kind == TroubleKind::CallbacksSilent;
     let is_all_silent = observed

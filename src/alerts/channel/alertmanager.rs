@@ -87,12 +87,7 @@ impl Alertmanager {
 
     /// Tells of these states. Stops at the first request that is not taken.
     pub(in crate::alerts) async fn send(&self, states: &[State]) -> Delivered {
-        let mut delivered = Delivered {
-            is_accepted: true,
-            may_be_tried_again: false,
-            retry_after: None,
-            answer: String::new(),
-        };
+        let mut delivered = Delivered::accepted("");
         for chunk in states.chunks(CHUNK) {
             delivered = self.0.send(Content::json(&json!(chunk))).await;
             if !delivered.is_accepted {

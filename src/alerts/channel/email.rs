@@ -19,8 +19,6 @@ use crate::report::alert::Message;
 
 /// The timeout of a delivery.
 const DELIVERY_TIMEOUT: Duration = Duration::from_secs(10);
-/// The part of an answer that is kept.
-const ANSWER_LIMIT_CHARACTERS: usize = 300;
 /// Refusals of a login: somebody may correct it within the time that is tried.
 const LOGIN_REFUSALS: [u16; 4] = [530, 534, 535, 538];
 
@@ -78,7 +76,7 @@ impl Email {
     pub(super) async fn send(&self, message: &Message) -> Delivered {
         let mail = match self.compose(message) {
             Ok(mail) => mail.formatted(),
-            Err(error) => return not_sent(error_chain(&error), false),
+            Err(error) => return Delivered::refused(&error_chain(&error), false),
         };
         let (mut taken, mut refused) = (None, Vec::new());
         let mut may_be_tried_again = false;
@@ -105,16 +103,9 @@ impl Email {
         }
         let refused = refused.join("; ");
         match taken {
-            None => not_sent(refused, may_be_tried_again),
-            Some(taken) => Delivered {
-                is_accepted: true,
-                may_be_tried_again: false,
-                retry_after: None,
-                answer: one_line(&match refused.is_empty() {
-                    true => taken,
-                    false => format!("{taken}, but not by {refused}"),
-                }),
-            },
+            None => Delivered::refused(&refused, may_be_tried_again),
+            Some(taken) if refused.is_empty() => Delivered::accepted(&taken),
+            Some(taken) => Delivered::accepted(&format!("{taken}, but not by {refused}")),
         }
     }
 
@@ -156,20 +147,6 @@ fn encrypted_url(text: &str) -> Result<Url, BadEmail> {
         _ => return Err(BadEmail::Url),
     }
     Ok(url)
-}
-
-fn not_sent(answer: String, may_be_tried_again: bool) -> Delivered {
-    Delivered {
-        is_accepted: false,
-        may_be_tried_again,
-        retry_after: None,
-        answer: one_line(&answer),
-    }
-}
-
-fn one_line(answer: &str) -> String {
-    let line = answer.replace(['\0', '\n', '\r'], " ");
-    line.chars().take(ANSWER_LIMIT_CHARACTERS).collect()
 }
 
 /// Returns whether the same mail may be taken later.

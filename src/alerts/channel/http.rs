@@ -108,13 +108,8 @@ impl HttpReceiver {
                     ..delivered
                 }
             }
-            Err(error) => Delivered {
-                is_accepted: false,
-                may_be_tried_again: true,
-                retry_after: None,
-                // The URL may hold a secret.
-                answer: error_chain(&error.without_url()),
-            },
+            // The URL may hold a secret.
+            Err(error) => Delivered::refused(&error_chain(&error.without_url()), true),
         }
     }
 }

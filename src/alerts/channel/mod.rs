@@ -52,6 +52,29 @@ pub struct Delivered {
     pub answer: String,
 }
 
+/// The part of an answer that is kept.
+const ANSWER_LIMIT_CHARACTERS: usize = 300;
+
+impl Delivered {
+    fn accepted(answer: &str) -> Self {
+        let line = answer.replace(['\0', '\n', '\r'], " ");
+        Self {
+            is_accepted: true,
+            may_be_tried_again: false,
+            retry_after: None,
+            answer: line.chars().take(ANSWER_LIMIT_CHARACTERS).collect(),
+        }
+    }
+
+    fn refused(answer: &str, may_be_tried_again: bool) -> Self {
+        Self {
+            is_accepted: false,
+            may_be_tried_again,
+            ..Self::accepted(answer)
+        }
+    }
+}
+
 impl Channel {
     /// A webhook that takes Standard Webhooks.
     ///

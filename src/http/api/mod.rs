@@ -116,7 +116,7 @@ struct Status {
     obstacle: Option<String>,
     /// The incidents that are open.
     open_incidents: i64,
-    /// What keeps Lockwatch from hearing of a lock or from telling its cause, the longest first: up
+    /// The reasons why Lockwatch may not hear of a lock, or not tell its cause, the longest first: up
     /// to 100.
     troubles: Vec<Trouble>,
     /// What waits in the inbox, and what is in quarantine.

@@ -56,8 +56,8 @@ fn channels_section(roster: &Roster, states: &[ChannelState], now: OffsetDateTim
             @if roster.channels.is_empty() {
                 p {
                     "Nobody is told of a lockout: no channel is set. The quickest is "
-                    code { "LOCKWATCH_ALERT_SLACK_URL" } ", an incoming webhook of Slack, Mattermost "
-                    "or Discord. The README has the others."
+                    code { "LOCKWATCH_ALERT_SLACK_URL" } ", an incoming webhook of Slack, "
+                    "Mattermost or Discord. The README has the others."
                 }
             } @else {
                 div .scroll role="region" aria-label="Channels" tabindex="0" {
@@ -107,7 +107,7 @@ fn channel_row(channel: &Channel, state: &ChannelState, now: OffsetDateTime) -> 
             }
             td .right { (format_number(state.waiting)) }
             td .right { (format_number(state.dead)) }
-            td { (untrusted(state.last_answer.as_deref().unwrap_or_default(), ANSWER_LIMIT_CHARACTERS)) }
+            td { (answer(state.last_answer.as_deref())) }
             td {
                 form method="post" action={ "/alerts/" (name) "/test" } {
                     button .quiet { "Test" }
@@ -115,6 +115,10 @@ fn channel_row(channel: &Channel, state: &ChannelState, now: OffsetDateTime) -> 
             }
         }
     }
+}
+
+fn answer(answer: Option<&str>) -> Markup {
+    untrusted(answer.unwrap_or_default(), ANSWER_LIMIT_CHARACTERS)
 }
 
 fn alerts_section(alerts: &[Alert]) -> Markup {
@@ -168,7 +172,7 @@ fn alert_row(alert: &Alert) -> Markup {
                 (untrusted(state, 32))
                 @if alert.state == "waiting" && alert.attempts > 0 { ", tried " (alert.attempts) }
             }
-            td { (untrusted(alert.last_answer.as_deref().unwrap_or_default(), ANSWER_LIMIT_CHARACTERS)) }
+            td { (answer(alert.last_answer.as_deref())) }
         }
     }
 }

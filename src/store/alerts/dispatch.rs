@@ -11,7 +11,7 @@ use crate::lockout::alerting::{
 use crate::lockout::cause::{LockoutCause, Notice};
 use crate::lockout::change::ChangeKind;
 use crate::meta::ids::WabaId;
-use crate::store::{StoreError, Word, interval};
+use crate::store::{StoreError, Word, interval, try_lock};
 
 /// What is looked at in one transaction.
 const DISPATCH_LIMIT: i64 = 500;
@@ -29,7 +29,7 @@ pub async fn dispatch(db: &PgPool, subscribers: &[Subscriber]) -> Result<(), Sto
     let mut round = Round::default();
     while round.is_more_there {
         let mut transaction = db.begin().await?;
-        if !try_lock(&mut transaction, DISPATCH_LOCK).await? {
+        if try_lock(&mut transaction, DISPATCH_LOCK).await?.is_none() {
             return Ok(());
         }
         decide_changes(&mut transaction, subscribers, &mut round).await?;
@@ -39,14 +39,6 @@ pub async fn dispatch(db: &PgPool, subscribers: &[Subscriber]) -> Result<(), Sto
         transaction.commit().await?;
     }
     Ok(())
-}
-
-async fn try_lock(db: &mut PgConnection, lock: i64) -> Result<bool, StoreError> {
-    let is_mine = sqlx::query_scalar!(
-        r#"select pg_try_advisory_xact_lock($1) as "is_mine!""#,
-        lock
-    );
-    Ok(is_mine.fetch_one(db).await?)
 }
 
 /// What is known in a round over all undecided changes.
@@ -223,7 +215,7 @@ async fn decide_notices(
 /// Nothing is changed.
 pub async fn note_reminders(db: &PgPool) -> Result<u64, StoreError> {
     let mut transaction = db.begin().await?;
-    if !try_lock(&mut transaction, REMINDER_LOCK).await? {
+    if try_lock(&mut transaction, REMINDER_LOCK).await?.is_none() {
         return Ok(0);
     }
     let reminders = sqlx::query!(
